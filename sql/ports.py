@@ -1,0 +1,179 @@
+"""What execution needs from below at run time, as Protocols: transactions, leaf stages, the catalogue, the cluster.
+
+    execute ──▶ Transaction ─ get, scan, put, delete ─▶ commit            (rows by key: the point path and DML)
+            └─▶ StageRunner ─ run(leaf stage) ─▶ Arrow record batches      (many rows: the stage path)
+
+Invariants:
+- All reads of a transaction are at one timestamp, and see its own buffered writes.
+- Nothing is written before `commit`; a transaction that is dropped left no trace.
+
+Raises: a Transaction and a StageRunner raise the errors at the end of this file, SqlError's of `dsdb.sql.errors`, or Cancelled.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+import pyarrow as pa
+
+from dsdb.sql.schema import DatabaseDescriptor, SequenceDescriptor, TableDescriptor
+from dsdb.storage.keys import Span
+from dsdb.storage.rowcodec import LayoutColumn, RowLayout
+from dsdb.storage.timestamp import Timestamp
+
+
+class TableScan(msgspec.Struct, frozen=True, kw_only=True):
+    """A read of rows of one primary index.
+
+    spans: disjoint, ascending; layouts: all layouts that its rows may have; columns: the columns wanted, in output order (a column
+    missing from a row's layout gives NULL); limit: stop after this many rows of the concatenation, or None.
+    """
+
+    spans: tuple[Span, ...]
+    layouts: tuple[RowLayout, ...]
+    columns: tuple[LayoutColumn, ...]
+    names: tuple[str, ...]
+    limit: int | None = None
+
+
+class LeafStage(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage that runs where the rows lie: a scan, then one query of the engine's dialect over it, named `input`.
+
+    sql: e.g. `SELECT c1, sum(c2) FROM input WHERE c3 > 5 GROUP BY 1`; None gives the scan's batches as they are.
+    ordered: batches must come in key order (else in any order).
+    """
+
+    scan: TableScan
+    sql: str | None = None
+    ordered: bool = False
+
+
+class Transaction(Protocol):
+    """The reads and writes of one statement (or, for the catalogue, of one change)."""
+
+    async def read_timestamp(self) -> Timestamp:
+        """Give the timestamp of its reads, fetched from the oracle at first use."""
+
+    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Read row values by key, None where there is none."""
+
+    async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        """Read keys and values of a short span, in key order (or from the highest down)."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Buffer a write."""
+
+    def insert(self, key: bytes, value: bytes) -> None:
+        """Buffer a write of a key that must not be there when the transaction commits; else commit raises KeyExistsError."""
+
+    def delete(self, key: bytes) -> None:
+        """Buffer the removal of a key."""
+
+    async def commit(self, *, deadline: Timestamp | None = None) -> Timestamp:
+        """Commit all buffered writes atomically at one timestamp, at most `deadline`; without writes do nothing.
+
+        Raises KeyExistsError, TransactionRetryError, DeadlineExceededError (nothing was written); AmbiguousCommitError;
+        MultiRangeWriteError if the writes lie in several ranges.
+        """
+
+
+class StageRunner(Protocol):
+    """Runs leaf stages on the nodes that hold their ranges and gathers what they give."""
+
+    def run(self, stage: LeafStage, txn: Transaction) -> AsyncIterator[pa.RecordBatch]:
+        """Give the stage's batches, streamed; closing the iterator early stops the stage on every node."""
+
+    async def placement(self, spans: Sequence[Span]) -> list[tuple[int, int]]:
+        """Give, for EXPLAIN, (node id, number of ranges) that would serve these spans, by node."""
+
+
+class CatalogSnapshot(Protocol):
+    """The catalogue at one version, held under this node's descriptor lease."""
+
+    version: int
+    lease_expiration: Timestamp
+    """Commits and reads that rely on this snapshot must be below it."""
+
+    def database(self, name: str) -> DatabaseDescriptor | None:
+        """Give a database by name."""
+
+    def databases(self) -> Sequence[DatabaseDescriptor]:
+        """Give all databases, by name."""
+
+    def table(self, database_id: int, name: str) -> TableDescriptor | None:
+        """Give a table by its exact name."""
+
+    def tables(self, database_id: int) -> Sequence[TableDescriptor]:
+        """Give the tables of a database, by name."""
+
+    def sequence(self, database_id: int, name: str) -> SequenceDescriptor | None:
+        """Give a sequence by its exact name."""
+
+    def sequence_by_id(self, sequence_id: int) -> SequenceDescriptor | None:
+        """Give a sequence by id."""
+
+
+class ClusterView(Protocol):
+    """What statements about the cluster itself (SHOW RANGES, SPLIT AT) ask of the node."""
+
+    async def split(self, key: bytes) -> None:
+        """Make `key` the start of a range of its own; nothing if it is one."""
+
+    async def ranges(self, span: Span) -> list["RangeInfo"]:
+        """Describe the ranges that overlap a span, in key order."""
+
+    async def nodes(self) -> list["NodeInfo"]:
+        """Describe the nodes of the cluster, by id."""
+
+
+class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A range, for people."""
+
+    range_id: int
+    start_key: bytes
+    end_key: bytes
+    leaseholder: int | None
+    replicas: tuple[int, ...]
+    """Node ids of its voters."""
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A node, for people."""
+
+    node_id: int
+    address: str
+    is_live: bool
+    ranges: int
+    leases: int
+
+
+class PortError(Exception):
+    """Base of what a Transaction or StageRunner raises; nothing of the transaction is visible unless said otherwise."""
+
+
+class KeyExistsError(PortError):
+    """A key that was to be inserted is already there.  Final for this attempt."""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__(f"key {key.hex()} exists")
+        self.key = key
+
+
+class TransactionRetryError(PortError):
+    """What the transaction read has changed since: run it again from the start."""
+
+
+class DeadlineExceededError(PortError):
+    """The commit timestamp would pass the deadline (the catalogue lease ran out): refresh the catalogue and run again."""
+
+
+class AmbiguousCommitError(PortError):
+    """Whether the commit took effect is not known."""
+
+
+class MultiRangeWriteError(PortError):
+    """The writes lie in more than one range."""
+
+
+class RangeUnavailableError(PortError):
+    """A range could not be reached, or has no leaseholder, within the time allowed; nothing was written."""
