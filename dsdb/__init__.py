@@ -1,0 +1,1 @@
+"""dsdb: a distributed SQL database in Python."""
