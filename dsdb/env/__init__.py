@@ -6,6 +6,20 @@ same run.
 
 from dsdb.env.clock import Clock, SystemClock
 from dsdb.env.disk import DiskThread, InlineDisk, Offload
-from dsdb.env.network import Address, Network, TcpNetwork, parse_address
+from dsdb.env.network import Address, Network, NodeListener, NodeStream, TcpListener, TcpNetwork, TcpStream, parse_address
 
-__all__ = ["Address", "Clock", "DiskThread", "InlineDisk", "Network", "Offload", "SystemClock", "TcpNetwork", "parse_address"]
+__all__ = [
+    "Address",
+    "Clock",
+    "DiskThread",
+    "InlineDisk",
+    "Network",
+    "NodeListener",
+    "NodeStream",
+    "Offload",
+    "SystemClock",
+    "TcpListener",
+    "TcpNetwork",
+    "TcpStream",
+    "parse_address",
+]
