@@ -60,13 +60,8 @@ class RpcServer:
 
     async def serve(self, stream: NodeStream) -> None:
         """Serve one connection, whose magic has been read already, until it ends."""
-        connection = _Connection(self, self._registry, stream)
         try:
-            await connection.run()
-        except (FrameError, msgspec.DecodeError, msgspec.ValidationError) as error:
-            log.warning("closing a connection between nodes: %s", error)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            await _Connection(self, self._registry, stream).run()
         finally:
             with trio.CancelScope(shield=True):
                 await stream.aclose()
@@ -83,18 +78,26 @@ class _Connection:
         self._sender = NodeId(0)
 
     async def run(self) -> None:
-        frames = FrameReader()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._outbox.run)
-            while data := await self._stream.receive_some():
-                for frame in frames.feed(data):
-                    if frame.kind == FrameKind.CHUNK:
-                        await self._take_chunk(frame)
-                    else:
-                        self._take(frame, nursery)
-                if self._outbox.is_full:
-                    raise FrameError("the peer does not read its replies")
+            try:
+                await self._read(nursery)
+            except (FrameError, msgspec.DecodeError, msgspec.ValidationError) as error:
+                log.warning("closing a connection between nodes: %s", error)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # the peer is gone, and so is whoever waits for our replies
             nursery.cancel_scope.cancel()
+
+    async def _read(self, nursery: trio.Nursery) -> None:
+        frames = FrameReader()
+        while data := await self._stream.receive_some():
+            for frame in frames.feed(data):
+                if frame.kind == FrameKind.CHUNK:
+                    await self._take_chunk(frame)
+                else:
+                    self._take(frame, nursery)
+            if self._outbox.is_full:
+                raise FrameError("the peer does not read its replies")
 
     def _take(self, frame: Frame, nursery: trio.Nursery) -> None:
         if frame.kind == FrameKind.HELLO:
