@@ -31,6 +31,9 @@ class Family(enum.Enum):
     INDEX = "index"
     """Directory of columnar blocks."""
 
+    # Members are single objects, so identity is a sound hash; the one of `Enum` is Python code and was a tenth of every point read.
+    __hash__ = object.__hash__
+
 
 KeysAndValues: TypeAlias = tuple[list[bytes], list[bytes]]
 """A chunk of a scan: keys in scan order, and their values, of equal length."""
@@ -40,7 +43,7 @@ SCAN_CHUNK_ROWS = 4096
 
 
 class WriteBatch(Protocol):
-    """Changes that will be written together.  Used once."""
+    """Changes that will be written together.  Written once."""
 
     def put(self, family: Family, key: bytes, value: bytes) -> None:
         """Set a key."""
@@ -98,7 +101,8 @@ class Engine(Reader, Protocol):
     def write(self, batch: WriteBatch) -> None:
         """Make a batch visible, atomically, without waiting for the disk.
 
-        Raises WriteStallError or DiskFullError when nothing was written, DiskError when the store must stop.
+        Raises WriteStallError or DiskFullError when nothing was written (the same batch may then be written again), DiskError when
+        the store must stop.
         """
 
     def sync(self) -> None:

@@ -1,0 +1,288 @@
+"""MVCC against a dict of versions, on both engines."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from dsdb.storage import mvcc
+from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.engine.port import Engine, Family
+from dsdb.storage.engine.rocksdb import RocksEngine
+from dsdb.storage.keys import KEY_MAX, Span, key_after
+from dsdb.storage.mvcc import Intent, IntentsFoundError, Version
+from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
+
+TS_MAX = 12
+# No key is a prefix of another; some end in 00, some differ in length, some are longer than DELTA's filter prefix.
+KEYS = [b"a\x00", b"a\x01\x00", b"b", b"c\x00\x00", b"c\x00\x01", b"d\xff", b"long key of many bytes \x00", b"long key of many bytes \x01", b"z"]
+EDGES = [b"", *KEYS, *map(key_after, KEYS), b"c", b"c\x00", b"long", KEY_MAX]
+OWN, OTHER = b"own", b"other"
+
+keys = st.sampled_from(KEYS)
+timestamps = st.integers(1, TS_MAX).map(Timestamp)
+values = st.one_of(st.none(), st.binary(max_size=3))
+versions = st.dictionaries(st.tuples(keys, timestamps), values, max_size=40)
+intents = st.dictionaries(keys, st.tuples(st.sampled_from([OWN, OTHER]), timestamps, values), max_size=4)
+spans = st.tuples(st.sampled_from(EDGES), st.sampled_from(EDGES)).map(lambda edges: Span(*edges))
+
+Versions = dict[tuple[bytes, Timestamp], bytes | None]
+Intents = dict[bytes, tuple[bytes, Timestamp, bytes | None]]
+
+
+@pytest.fixture(params=["memory", "rocksdb"], scope="module")
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    made: Engine = MemoryEngine() if request.param == "memory" else RocksEngine.open(Path(tmp_path_factory.mktemp("mvcc")) / "s", create=True)
+    yield made
+    made.close()
+
+
+def intent_of(attempt_id: bytes, ts: Timestamp, value: bytes | None) -> Intent:
+    return Intent(attempt_id, b"anchor", Timestamp(1), ts, 7, value)
+
+
+def fill(engine: Engine, versions: Versions, intents: Intents) -> None:
+    batch = engine.new_batch()
+    batch.delete_range(Family.DELTA, b"", KEY_MAX * 8)
+    for (key, ts), value in versions.items():
+        mvcc.put(batch, key, ts, value)
+    for key, (attempt_id, ts, value) in intents.items():
+        mvcc.put_intent(batch, key, intent_of(attempt_id, ts, value))
+    engine.write(batch)
+
+
+def model_get(versions: Versions, key: bytes, ts: Timestamp) -> Version | None:
+    at = max((at for of, at in versions if of == key and at <= ts), default=None)
+    return None if at is None else Version(at, versions[key, at])
+
+
+def model_read(versions: Versions, intents: Intents, key: bytes, ts: Timestamp, own: bytes | None) -> Version | None:
+    """As model_get, but through intents; raises KeyError at one in the way."""
+    if key in intents:
+        attempt_id, at, value = intents[key]
+        if attempt_id == own:
+            return Version(at, value)
+        if at <= ts:
+            raise KeyError(key)
+    return model_get(versions, key, ts)
+
+
+model_test = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@model_test
+@given(versions=versions, intents=intents, ts=timestamps, own=st.sampled_from([None, OWN]), asked=st.lists(keys, max_size=4))
+def test_point_reads(engine: Engine, versions: Versions, intents: Intents, ts: Timestamp, own: bytes | None, asked: list[bytes]) -> None:
+    fill(engine, versions, intents)
+    in_the_way = []
+    for key in [*KEYS, b"absent"]:
+        assert mvcc.newest(engine, key) == model_get(versions, key, MAX_TIMESTAMP)
+        assert mvcc.get_intent(engine, key) == (intent_of(*intents[key]) if key in intents else None)
+        try:
+            expected = model_read(versions, intents, key, ts, own)
+        except KeyError:
+            in_the_way.append(key)
+            with pytest.raises(IntentsFoundError) as caught:
+                mvcc.get(engine, key, ts, own=own)
+            assert caught.value.intents == [(key, intent_of(*intents[key]))]
+        else:
+            assert mvcc.get(engine, key, ts, own=own) == expected
+    if met := [key for key in asked if key in in_the_way]:
+        with pytest.raises(IntentsFoundError) as caught:
+            mvcc.get_many(engine, asked, ts, own=own)
+        assert [key for key, _ in caught.value.intents] == met
+    else:
+        found = [model_read(versions, intents, key, ts, own) for key in asked]
+        assert mvcc.get_many(engine, asked, ts, own=own) == [None if version is None else version.value for version in found]
+
+
+@model_test
+@given(
+    versions=versions,
+    intents=intents,
+    span=spans,
+    ts=timestamps,
+    own=st.sampled_from([None, OWN]),
+    reverse=st.booleans(),
+    chunk_rows=st.integers(1, 9),
+)
+def test_scan(
+    engine: Engine,
+    versions: Versions,
+    intents: Intents,
+    span: Span,
+    ts: Timestamp,
+    own: bytes | None,
+    reverse: bool,
+    chunk_rows: int,
+) -> None:
+    fill(engine, versions, intents)
+    rows: list[tuple[bytes, bytes]] = []
+    expected: list[tuple[bytes, bytes]] = []
+    in_the_way = [key for key in intents if span.contains(key) and intents[key][0] != own and intents[key][1] <= ts]
+    try:
+        for found_keys, found_values in mvcc.scan(engine, span, ts, own=own, reverse=reverse, chunk_rows=chunk_rows):
+            assert 0 < len(found_keys) <= chunk_rows + 1
+            rows += list(zip(found_keys, found_values, strict=True))
+    except IntentsFoundError as error:
+        met = [key for key, _ in error.intents]
+        assert met
+        # The intents met are the first ones of the scan's order.
+        assert met == sorted(in_the_way, reverse=reverse)[: len(met)]
+        in_the_way = []
+        span = Span(met[0] + b"\x00", span.end) if reverse else Span(span.start, met[0])
+        rows = [row for row in rows if span.contains(row[0])]
+        expected_is_prefix = True
+    else:
+        expected_is_prefix = False
+    assert not in_the_way
+    for key in sorted(KEYS, reverse=reverse):
+        if span.contains(key):
+            version = model_read(versions, intents, key, ts, own)
+            if version is not None and version.value is not None:
+                expected.append((key, version.value))
+    assert rows == (expected[: len(rows)] if expected_is_prefix else expected)
+
+
+@model_test
+@given(versions=versions, intents=intents, span=spans, low=timestamps, high=timestamps, limit=st.integers(0, 3))
+def test_changed_and_intents(
+    engine: Engine, versions: Versions, intents: Intents, span: Span, low: Timestamp, high: Timestamp, limit: int
+) -> None:
+    fill(engine, versions, intents)
+    changes = sorted((key, -at) for key, at in versions if span.contains(key) and low < at <= high)
+    assert mvcc.changed(engine, span, low, high) == ((changes[0][0], -changes[0][1]) if changes else None)
+    standing = [(key, intent_of(*intents[key])) for key in sorted(intents) if span.contains(key) and intents[key][1] <= high]
+    assert mvcc.intents(engine, span, at_or_below=high, limit=limit) == standing[:limit]
+
+
+@model_test
+@given(versions=versions, intents=intents, key=keys, commit_ts=st.one_of(st.none(), timestamps))
+def test_resolve_intent(engine: Engine, versions: Versions, intents: Intents, key: bytes, commit_ts: Timestamp | None) -> None:
+    # A commit lies above all versions of its key.
+    versions = {at: value for at, value in versions.items() if commit_ts is None or at[1] < commit_ts}
+    fill(engine, versions, intents)
+    batch = engine.new_batch()
+    is_own = key in intents and intents[key][0] == OWN
+    assert mvcc.resolve_intent(engine, batch, key, OWN, commit_ts) is is_own
+    engine.write(batch)
+    if is_own:
+        _, at, value = intents[key]
+        assert mvcc.get_intent(engine, key) is None
+        is_committed = commit_ts is not None and at <= commit_ts
+        assert mvcc.newest(engine, key) == (Version(commit_ts, value) if is_committed else model_get(versions, key, MAX_TIMESTAMP))
+    else:
+        assert len(batch) == 0
+
+
+@model_test
+@given(
+    versions=versions, intents=intents, span=spans, threshold=timestamps, versions_max=st.integers(1, 5), seed=st.integers(0, 9)
+)
+def test_garbage(
+    engine: Engine, versions: Versions, intents: Intents, span: Span, threshold: Timestamp, versions_max: int, seed: int
+) -> None:
+    fill(engine, versions, intents)
+    resume: bytes | None = span.start
+    removed = 0
+    while resume is not None:
+        batch = engine.new_batch()
+        count, resume = mvcc.collect_garbage(engine, batch, Span(resume, span.end), threshold, versions_max=versions_max)
+        assert count == len(batch) <= versions_max
+        engine.write(batch)
+        removed += count
+        # After every step, not only the last: reads at or above the threshold are what they were.
+        for key in KEYS:
+            for ts in range(threshold, TS_MAX + 1):
+                expected, found = model_get(versions, key, Timestamp(ts)), mvcc_get_under(engine, key, Timestamp(ts))
+                assert (expected and expected.value) == (found and found.value)
+    kept = 0
+    for key in KEYS:
+        ages = sorted((at for of, at in versions if of == key), reverse=True)
+        old = [at for at in ages if at <= threshold]
+        if span.contains(key):
+            kept += len(ages) - len(old) + (1 if old and versions[key, old[0]] is not None else 0)
+        else:
+            kept += len(ages)
+        assert (mvcc.get_intent(engine, key) is not None) == (key in intents)
+    assert removed == len(versions) - kept
+
+
+def mvcc_get_under(engine: Engine, key: bytes, ts: Timestamp) -> Version | None:
+    """Read the versions of a key under whatever intent it has."""
+    own = mvcc.get_intent(engine, key)
+    if own is None:
+        return mvcc.get(engine, key, ts)
+    batch = engine.new_batch()
+    mvcc.remove_intent(batch, key)
+    engine.write(batch)
+    version = mvcc.get(engine, key, ts)
+    batch = engine.new_batch()
+    mvcc.put_intent(batch, key, own)
+    engine.write(batch)
+    return version
+
+
+@model_test
+@given(versions=versions, intents=intents, span=spans)
+def test_split_key(engine: Engine, versions: Versions, intents: Intents, span: Span) -> None:
+    fill(engine, versions, intents)
+    stored = sorted(key for key in {*(of for of, _ in versions), *intents} if span.contains(key))
+    split = mvcc.sample_split_key(engine, span)
+    if len(stored) < 2:
+        assert split is None
+    else:
+        assert split in stored[1:]
+
+
+def test_split_key_halves_a_large_span(engine: Engine) -> None:
+    fill(engine, {(number.to_bytes(4, "big"), Timestamp(5)): b"x" for number in range(20_000)}, {})
+    split = mvcc.sample_split_key(engine, Span(b"", KEY_MAX))
+    assert split is not None
+    assert 9_000 < int.from_bytes(split, "big") < 11_000
+
+
+@model_test
+@given(versions=versions, intents=intents, edges=st.tuples(st.sampled_from(KEYS), st.sampled_from(KEYS)))
+def test_clear(engine: Engine, versions: Versions, intents: Intents, edges: tuple[bytes, bytes]) -> None:
+    fill(engine, versions, intents)
+    span = Span(*edges)
+    batch = engine.new_batch()
+    mvcc.clear(batch, span)
+    engine.write(batch)
+    for key in KEYS:
+        kept = not span.contains(key)
+        assert mvcc.newest(engine, key) == (model_get(versions, key, MAX_TIMESTAMP) if kept else None)
+        assert (mvcc.get_intent(engine, key) is not None) == (kept and key in intents)
+
+
+def test_a_large_scan_is_the_model(engine: Engine) -> None:
+    """Chunks of all kinds: whole ones, some with old versions, tombstones, later versions, own intents."""
+    chance = random.Random(4)
+    versions: Versions = {}
+    intents: Intents = {}
+    for number in range(9_000):
+        key = number.to_bytes(4, "big")
+        versions[key, Timestamp(5)] = key
+        if 3_000 < number < 5_000 and chance.random() < 0.3:
+            versions[key, Timestamp(chance.randint(1, 9))] = chance.choice([None, b"another"])
+            if chance.random() < 0.1:
+                intents[key] = (OWN, Timestamp(3), chance.choice([None, b"own"]))
+    fill(engine, versions, intents)
+    by_key = sorted({key for key, _ in versions})
+    for reverse in (False, True):
+        expected = [
+            (key, version.value)
+            for key in (reversed(by_key) if reverse else by_key)
+            for version in [model_read(versions, intents, key, Timestamp(6), OWN)]
+            if version is not None and version.value is not None
+        ]
+        rows = [
+            row
+            for chunk_keys, chunk_values in mvcc.scan(engine, Span(b"", KEY_MAX), Timestamp(6), own=OWN, reverse=reverse, chunk_rows=512)
+            for row in zip(chunk_keys, chunk_values)
+        ]
+        assert rows == expected
