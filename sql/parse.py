@@ -1,0 +1,522 @@
+"""Text to statements: Postgres's dialect through sqlglot, behind limits, plus the statements that only dsdb has.
+
+    text ─▶ limits ─▶ tokens ─▶ limits ─▶ own statements (SHOW, TRUNCATE, EXPLAIN, SPLIT AT, …)
+                                       └▶ sqlglot's parser ─▶ folded names, numbered parameters
+
+Two rewrites of the token list keep the tree plain.  Function calls lose sqlglot's knowledge of other databases' functions: each call
+is an `exp.Anonymous` with the name as written, in lower case (special syntax aside: CAST, EXTRACT, POSITION, SUBSTRING, TRIM, OVERLAY,
+CURRENT_DATE and its like).  And `?` becomes `$1`, `$2`, … in the order of the text.
+
+Invariants:
+- Names are in lower case unless they were quoted.
+- Every parameter is `exp.Parameter(this=Literal)`, numbered from 1.
+- Identifiers and calls carry their token's place in `meta["start"]`, 0-based; `position_of` gives it from 1.
+
+Not here: whether a clause is supported (the binders refuse what they do not know).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import msgspec
+from sqlglot import exp
+from sqlglot.dialects.dialect import Dialect
+from sqlglot.errors import ParseError, TokenError
+from sqlglot.tokenizer_core import Token, TokenType
+
+from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError, SqlError, SqlSyntaxError
+from dsdb.sql.parse_limits import check_parsed_text, check_text, check_tokens
+from dsdb.sql.parse_values import read_values
+from dsdb.storage.datum import Datum
+
+TableName: TypeAlias = tuple[str, ...]
+"""The parts of a dotted name, folded: (table,), (schema, table) or (database, schema, table)."""
+
+
+class ShowStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """SHOW.  subject: "tables", "columns", "create table", "databases", "ranges", "nodes", "schemas", or a setting's name ("all" too)."""
+
+    subject: str
+    table: TableName | None = None
+
+
+class TruncateStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """TRUNCATE [TABLE] t [, …] [RESTART IDENTITY | CONTINUE IDENTITY]."""
+
+    tables: tuple[TableName, ...]
+    restart_identity: bool = False
+
+
+class CreateDatabaseStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """CREATE DATABASE [IF NOT EXISTS] name."""
+
+    name: str
+    if_not_exists: bool = False
+
+
+class DropDatabaseStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """DROP DATABASE [IF EXISTS] name."""
+
+    name: str
+    if_exists: bool = False
+
+
+class SplitAtStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """ALTER TABLE t SPLIT AT VALUES (…), (…).  rows: unbound expressions, a prefix of the primary key each."""
+
+    table: TableName
+    rows: tuple[tuple[exp.Expr, ...], ...]
+
+
+class SetStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """SET name = value, or RESET name.  value: the words or the literal's text; None means the default."""
+
+    name: str
+    value: str | None
+
+
+class TransactionStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """BEGIN, START TRANSACTION, COMMIT, END, ROLLBACK, ABORT, SAVEPOINT, RELEASE; verb is the first word in lower case."""
+
+    verb: str
+
+
+class ExplainStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """EXPLAIN [ANALYZE] statement."""
+
+    statement: "ParsedStatement"
+    analyze: bool = False
+
+
+OwnStatement: TypeAlias = (
+    ShowStatement
+    | TruncateStatement
+    | CreateDatabaseStatement
+    | DropDatabaseStatement
+    | SplitAtStatement
+    | SetStatement
+    | TransactionStatement
+    | ExplainStatement
+)
+
+
+class ParsedStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """One statement.
+
+    text: its part of the text that was sent; parameters: the highest parameter number in it; rows: of a bulk INSERT whose rows the
+    tree lacks (the tree has one row, a NULL, in their place), where an int, Decimal or bool is a constant of that kind, None is NULL
+    and a str is a quoted literal of type unknown.
+    """
+
+    text: str
+    tree: exp.Expr | OwnStatement
+    parameters: int = 0
+    rows: list[tuple[Datum, ...]] | None = None
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_DIALECT = Dialect.get_or_raise("postgres")
+_PARSER = _DIALECT.parser_class
+_SPECIAL_SYNTAX = _words(
+    "CAST EXTRACT POSITION SUBSTRING TRIM OVERLAY FILTER OVER WITHIN VALUES IN EXISTS ANY ALL SOME UNNEST ARRAY ROW IF NOT AND OR AS ON "
+    "USING CHAR VARCHAR CHARACTER NCHAR BPCHAR DECIMAL NUMERIC FLOAT BIT DATE TIME TIMESTAMP TIMESTAMPTZ INTERVAL KEY CHECK UNIQUE "
+    "REFERENCES DEFAULT PARTITION"
+)
+_CALL_MARK = "call$"
+"""Prefixed to names before a parenthesis so that the parser does not know them; it is gone from the tree."""
+_KNOWN_CALLS = (frozenset(_PARSER.FUNCTIONS) | frozenset(_PARSER.FUNCTION_PARSERS)) - _SPECIAL_SYNTAX
+_PARSED_VERBS = _words("SELECT WITH VALUES INSERT UPDATE DELETE CREATE DROP ALTER TABLE (")
+_REFUSED_VERBS = _words(
+    "GRANT REVOKE COPY VACUUM ANALYZE LISTEN NOTIFY UNLISTEN LOCK CLUSTER REINDEX COMMENT PREPARE EXECUTE DEALLOCATE DECLARE FETCH MOVE "
+    "CLOSE CHECKPOINT DISCARD CALL DO MERGE IMPORT SECURITY REFRESH REASSIGN LOAD USE PRAGMA ATTACH DETACH"
+)
+_TRANSACTION_VERBS = _words("BEGIN START COMMIT END ROLLBACK ABORT SAVEPOINT RELEASE")
+
+
+def position_of(node: exp.Expr | None) -> int | None:
+    """Give the 1-based character position of a node's first positioned token, or None."""
+    if node is None:
+        return None
+    starts = [int(child.meta["start"]) for child in node.walk() if child._meta and "start" in child.meta]
+    return min(starts) + 1 if starts else None
+
+
+def parse_statements(sql: str) -> list[ParsedStatement]:
+    """Read a text of statements separated by semicolons; empty ones are left out.
+
+    Raises: SqlSyntaxError, ProgramLimitError, StatementTooComplexError, FeatureNotSupportedError (statements that Postgres has).
+    """
+    check_text(sql)
+    if len(sql) > _BULK_CHARS_MIN:
+        bulk = read_values(sql)
+        if bulk is not None:
+            statements = _parse_general(f"{bulk.prefix}(NULL){bulk.suffix}", shift_after=len(bulk.prefix), shift=len(sql))
+            text = sql if len(statements) == 1 else statements[0].text
+            return [msgspec.structs.replace(statements[0], rows=bulk.rows, text=text), *statements[1:]]
+    return _parse_general(sql)
+
+
+_BULK_CHARS_MIN = 1_000
+"""Below this the general parser is as quick."""
+
+
+def parse_expression(sql: str) -> exp.Expr:
+    """Read one scalar expression, as stored for a DEFAULT or a CHECK.
+
+    Raises: SqlSyntaxError, ProgramLimitError, StatementTooComplexError.
+    """
+    statement = parse_statements(f"SELECT {sql}")[0]
+    assert isinstance(statement.tree, exp.Select), f"not an expression: {sql}"
+    expression: exp.Expr = statement.tree.expressions[0]
+    return expression.pop()
+
+
+def _parse_general(sql: str, *, shift_after: int | None = None, shift: int = 0) -> list[ParsedStatement]:
+    check_parsed_text(sql)
+    tokens = _tokenize(sql)
+    check_tokens(tokens)
+    statements = []
+    try:
+        for group in _split(tokens):
+            statements.append(_parse_tokens(group, sql))
+    except SqlError as error:
+        # A position behind the rows that were cut out counts from the end of the whole text.
+        if shift_after is not None and error.position is not None and error.position > shift_after:
+            error.position += shift - len(sql)
+        raise
+    return statements
+
+
+def _tokenize(sql: str) -> list[Token]:
+    """Cut a text into tokens.
+
+    The tokenizer takes all that follows SHOW, EXPLAIN and a few others as one string: that part is read again, as a text of its own.
+    """
+    tokens: list[Token] = []
+    offset = 0
+    for _ in range(_COMMANDS_MAX):
+        part = _tokenize_part(sql, offset)
+        swallowed = _swallowed_index(part)
+        if swallowed is None:
+            return tokens + part
+        tokens += part[:swallowed]
+        offset = part[swallowed - 1].end + 1
+    raise ProgramLimitError(f"more than {_COMMANDS_MAX} commands in one text", hint="send them one by one")
+
+
+_COMMANDS_MAX = 100
+
+
+def _swallowed_index(tokens: list[Token]) -> int | None:
+    for index in range(1, len(tokens)):
+        starts = index == 1 or tokens[index - 2].token_type in (TokenType.SEMICOLON, TokenType.BEGIN)
+        if starts and tokens[index - 1].token_type in _SWALLOWING and tokens[index].token_type is TokenType.STRING:
+            return index
+    return None
+
+
+_SWALLOWING = frozenset({TokenType.COMMAND, TokenType.EXECUTE, TokenType.FETCH, TokenType.SHOW, TokenType.RENAME})
+
+
+def _tokenize_part(sql: str, offset: int) -> list[Token]:
+    try:
+        tokens = list(_DIALECT.tokenize(sql[offset:] if offset else sql))
+        if not offset:
+            return tokens
+        return [Token(token.token_type, token.text, token.line, token.col, token.start + offset, token.end + offset) for token in tokens]
+    except TokenError as error:
+        for quote, what in (("'", "string"), ('"', "identifier"), ("$$", "string")):
+            if sql.count(quote) % 2:
+                raise SqlSyntaxError(f"unterminated quoted {what}", position=sql.rfind(quote) + 1) from error
+        raise SqlSyntaxError("the text cannot be read: an unterminated string, name or comment") from error
+
+
+def _split(tokens: Sequence[Token]) -> Iterable[list[Token]]:
+    group: list[Token] = []
+    for token in tokens:
+        if token.token_type is TokenType.SEMICOLON:
+            if group:
+                yield group
+            group = []
+        else:
+            group.append(token)
+    if group:
+        yield group
+
+
+def _parse_tokens(tokens: list[Token], sql: str) -> ParsedStatement:
+    text = sql[tokens[0].start : tokens[-1].end + 1]
+    verb = tokens[0].text.upper()
+    own = _parse_own(tokens, sql, verb)
+    if own is not None:
+        return ParsedStatement(text=text, tree=own, parameters=own.statement.parameters if isinstance(own, ExplainStatement) else 0)
+    if verb in _REFUSED_VERBS:
+        raise FeatureNotSupportedError(f"{verb} is not supported", position=tokens[0].start + 1)
+    if verb not in _PARSED_VERBS:
+        raise _syntax_error(tokens[0])
+    tokens, parameters = _number_parameters(tokens)
+    tree = _parse_tree(_mark_calls(tokens), sql)
+    if isinstance(tree, exp.Command):
+        words = " ".join(token.text for token in tokens[:3])
+        raise FeatureNotSupportedError(f'this form of "{words} …" is not supported', position=tokens[0].start + 1)
+    _fold(tree)
+    return ParsedStatement(text=text, tree=tree, parameters=parameters)
+
+
+def _parse_tree(tokens: list[Token], sql: str) -> exp.Expr:
+    try:
+        trees = _PARSER(dialect=_DIALECT).parse(tokens, sql)
+    except ParseError as error:
+        place = error.errors[0] if error.errors else {}
+        for token in tokens:
+            if token.line == place.get("line") and token.col == place.get("col"):
+                raise _syntax_error(token, detail=_detail(place.get("description"))) from error
+        raise SqlSyntaxError("syntax error", detail=str(place.get("description") or error)) from error
+    except TokenError as error:
+        raise SqlSyntaxError(f"syntax error: {error}") from error
+    if len(trees) != 1 or trees[0] is None:
+        raise _syntax_error(tokens[0])
+    tree: exp.Expr = trees[0]
+    return tree
+
+
+def _detail(description: object) -> str | None:
+    text = str(description or "").rstrip(".")
+    return text if text and "<Token" not in text and _CALL_MARK not in text else None
+
+
+def _syntax_error(token: Token, detail: str | None = None) -> SqlSyntaxError:
+    text = token.text.removeprefix(_CALL_MARK)
+    return SqlSyntaxError(f'syntax error at or near "{text}"', detail=detail, position=token.start + 1)
+
+
+def _number_parameters(tokens: list[Token]) -> tuple[list[Token], int]:
+    """Turn `?` into `$n`, and give the highest number."""
+    highest = 0
+    marks = [token for token in tokens if token.token_type is TokenType.PLACEHOLDER]
+    numbered: list[Token] = []
+    for index, token in enumerate(tokens):
+        kind = token.token_type
+        if kind is TokenType.PLACEHOLDER:
+            highest += 1
+            numbered.append(Token(TokenType.PARAMETER, "$", token.line, token.col, token.start, token.end))
+            numbered.append(Token(TokenType.NUMBER, str(highest), token.line, token.col, token.start, token.end))
+            continue
+        if kind is TokenType.PARAMETER:
+            following = tokens[index + 1] if index + 1 < len(tokens) else token
+            if token.text != "$" or following.token_type is not TokenType.NUMBER or not following.text.isdigit():
+                raise _syntax_error(token)
+            if marks:
+                raise SqlSyntaxError("parameters are written either ? or $1, not both in one statement", position=token.start + 1)
+            if not 1 <= int(following.text) <= _PARAMETERS_MAX:
+                raise SqlSyntaxError(f"there is no parameter ${following.text}", position=token.start + 1)
+            highest = max(highest, int(following.text))
+        numbered.append(token)
+    return numbered, highest
+
+
+_PARAMETERS_MAX = 65_535
+
+
+def _mark_calls(tokens: list[Token]) -> list[Token]:
+    marked = list(tokens)
+    for index in range(len(marked) - 1):
+        token = marked[index]
+        if marked[index + 1].token_type is TokenType.L_PAREN and token.token_type not in (TokenType.STRING, TokenType.IDENTIFIER):
+            name = token.text.upper()
+            if name in _KNOWN_CALLS:
+                marked[index] = Token(TokenType.VAR, _CALL_MARK + token.text.lower(), token.line, token.col, token.start, token.end)
+    return marked
+
+
+def _fold(tree: exp.Expr) -> None:
+    """Give names their final spelling, in place."""
+    for node in tree.walk():
+        if isinstance(node, exp.Identifier):
+            if not node.args.get("quoted"):
+                node.set("this", node.this.removeprefix(_CALL_MARK).lower())
+        elif isinstance(node, exp.Anonymous) and isinstance(node.this, str):
+            node.set("this", node.this.removeprefix(_CALL_MARK).lower())
+
+
+def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
+    words = _Words(tokens)
+    if verb in _TRANSACTION_VERBS:
+        return TransactionStatement(verb=verb.lower())
+    if verb == "SHOW":
+        return _parse_show(words)
+    if verb == "TRUNCATE":
+        return _parse_truncate(words)
+    if verb in ("EXPLAIN", "DESCRIBE"):
+        return _parse_explain(words, sql)
+    if verb in ("SET", "RESET"):
+        return _parse_set(words, verb)
+    if verb in ("CREATE", "DROP") and len(tokens) > 1 and tokens[1].text.upper() == "DATABASE":
+        return _parse_database(words, verb)
+    if verb == "ALTER" and any(token.text.upper() == "SPLIT" for token in tokens[2:9]):
+        return _parse_split(words, sql)
+    return None
+
+
+class _Words:
+    """A cursor over the tokens of one of our own statements."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.index = 1
+
+    def peek(self) -> str:
+        return self.tokens[self.index].text.upper() if self.index < len(self.tokens) else ""
+
+    def take(self, *words: str) -> bool:
+        """Step over these words if they come next."""
+        following = [token.text.upper() for token in self.tokens[self.index : self.index + len(words)]]
+        if following != list(words):
+            return False
+        self.index += len(words)
+        return True
+
+    def expect(self, *words: str) -> None:
+        if not self.take(*words):
+            raise self.error()
+
+    def error(self) -> SqlSyntaxError:
+        if self.index < len(self.tokens):
+            return _syntax_error(self.tokens[self.index])
+        return SqlSyntaxError("syntax error at end of input", position=self.tokens[-1].end + 2)
+
+    def end(self) -> None:
+        if self.index < len(self.tokens):
+            raise self.error()
+
+    def word(self) -> str:
+        """Take one name, folded."""
+        if self.index >= len(self.tokens) or not self.peek()[:1].replace("_", "a").isalpha():
+            raise self.error()
+        token = self.tokens[self.index]
+        if token.token_type in (TokenType.STRING, TokenType.NUMBER):
+            raise self.error()
+        self.index += 1
+        return token.text if token.token_type is TokenType.IDENTIFIER else token.text.lower()
+
+    def name(self) -> TableName:
+        parts = [self.word()]
+        while self.take("."):
+            parts.append(self.word())
+        if len(parts) > 3:
+            raise self.error()
+        return tuple(parts)
+
+
+def _parse_show(words: _Words) -> ShowStatement:
+    subject = words.word()
+    table = None
+    if subject == "create":
+        words.expect("TABLE")
+        subject, table = "create table", words.name()
+    elif subject in ("columns", "ranges"):
+        if words.take("FROM"):
+            words.take("TABLE")
+            table = words.name()
+        elif subject == "columns":
+            raise words.error()
+    elif subject == "transaction":
+        words.take("ISOLATION", "LEVEL")
+        subject = "transaction_isolation"
+    elif subject == "time":
+        words.expect("ZONE")
+        subject = "timezone"
+    words.end()
+    return ShowStatement(subject=subject, table=table)
+
+
+def _parse_truncate(words: _Words) -> TruncateStatement:
+    words.take("TABLE")
+    words.take("ONLY")
+    tables = [words.name()]
+    while words.take(","):
+        tables.append(words.name())
+    restart = words.take("RESTART", "IDENTITY")
+    if not restart:
+        words.take("CONTINUE", "IDENTITY")
+    if words.take("CASCADE"):
+        raise FeatureNotSupportedError("TRUNCATE … CASCADE is not supported")
+    words.take("RESTRICT")
+    words.end()
+    return TruncateStatement(tables=tuple(tables), restart_identity=restart)
+
+
+def _parse_explain(words: _Words, sql: str) -> ExplainStatement:
+    analyze = False
+    if words.take("("):
+        while not words.take(")"):
+            if words.take("ANALYZE") or words.take("ANALYSE"):
+                analyze = not (words.take("FALSE") or words.take("OFF"))
+                words.take("TRUE")
+            elif not (words.take("FORMAT", "TEXT") or words.take("COSTS", "OFF") or words.take(",")):
+                raise FeatureNotSupportedError(f"the EXPLAIN option {words.peek()} is not supported")
+    elif words.take("ANALYZE") or words.take("ANALYSE"):
+        analyze = True
+    rest = words.tokens[words.index :]
+    if not rest:
+        raise words.error()
+    return ExplainStatement(statement=_parse_tokens(rest, sql), analyze=analyze)
+
+
+def _parse_set(words: _Words, verb: str) -> SetStatement:
+    if words.take("LOCAL"):
+        raise FeatureNotSupportedError("SET LOCAL is not supported", hint="SET changes the setting for the session")
+    words.take("SESSION")
+    if words.take("TIME", "ZONE"):
+        name = "timezone"
+    else:
+        name = ".".join(words.name())
+        if verb == "SET":
+            if name == "transaction" or name == "characteristics":
+                return SetStatement(name=name, value=" ".join(token.text for token in words.tokens[words.index :]).lower())
+            if not (words.take("=") or words.take("TO")):
+                raise words.error()
+    if verb == "RESET":
+        words.end()
+        return SetStatement(name=name, value=None)
+    rest = words.tokens[words.index :]
+    if not rest:
+        raise words.error()
+    if len(rest) == 1 and rest[0].text.upper() == "DEFAULT" and rest[0].token_type is not TokenType.STRING:
+        return SetStatement(name=name, value=None)
+    return SetStatement(name=name, value="".join(f"{token.text}" if token.text != "," else ", " for token in rest))
+
+
+def _parse_database(words: _Words, verb: str) -> CreateDatabaseStatement | DropDatabaseStatement:
+    words.expect("DATABASE")
+    if verb == "CREATE":
+        if_not_exists = words.take("IF", "NOT", "EXISTS")
+        create = CreateDatabaseStatement(name=words.word(), if_not_exists=if_not_exists)
+        words.end()
+        return create
+    if_exists = words.take("IF", "EXISTS")
+    drop = DropDatabaseStatement(name=words.word(), if_exists=if_exists)
+    words.take("RESTRICT")
+    if words.peek() in ("CASCADE", "WITH", "("):
+        raise FeatureNotSupportedError(f"DROP DATABASE … {words.peek()} is not supported", hint="drop its tables first")
+    words.end()
+    return drop
+
+
+def _parse_split(words: _Words, sql: str) -> SplitAtStatement:
+    words.expect("TABLE")
+    table = words.name()
+    words.expect("SPLIT")
+    words.expect("AT")
+    rest = words.tokens[words.index :]
+    if words.peek() != "VALUES":
+        raise words.error()
+    tree = _parse_tree(_mark_calls(rest), sql)
+    _fold(tree)
+    if not isinstance(tree, exp.Values):
+        raise SqlSyntaxError("SPLIT AT takes VALUES (…), (…)", position=rest[0].start + 1)
+    rows = tuple(tuple(row.expressions) if isinstance(row, exp.Tuple) else (row.unnest(),) for row in tree.expressions)
+    return SplitAtStatement(table=table, rows=rows)

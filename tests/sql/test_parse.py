@@ -1,0 +1,207 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlglot import exp
+
+from dsdb.sql.errors import (
+    FeatureNotSupportedError,
+    ProgramLimitError,
+    SqlError,
+    SqlSyntaxError,
+    StatementTooComplexError,
+)
+from dsdb.sql.parse import (
+    CreateDatabaseStatement,
+    ExplainStatement,
+    SetStatement,
+    ShowStatement,
+    SplitAtStatement,
+    TransactionStatement,
+    TruncateStatement,
+    parse_expression,
+    parse_statements,
+    position_of,
+)
+from dsdb.sql.parse_values import read_values
+
+
+def one(sql: str) -> object:
+    (statement,) = parse_statements(sql)
+    return statement.tree
+
+
+def test_names_fold_unless_quoted() -> None:
+    tree = one('SELECT Foo, "Bar", LOWER(Baz) FROM Schema_1.T AS Alias')
+    assert isinstance(tree, exp.Select)
+    assert {node.name for node in tree.find_all(exp.Identifier)} == {"foo", "Bar", "baz", "schema_1", "t", "alias"}
+    assert [node.this for node in tree.find_all(exp.Anonymous)] == ["lower"]
+
+
+def test_tables_may_be_called_like_functions() -> None:
+    tree = one("INSERT INTO Count (lower) VALUES (upper(length))")
+    assert isinstance(tree, exp.Insert)
+    assert {node.name for node in tree.find_all(exp.Identifier)} == {"count", "lower", "length"}
+
+
+@pytest.mark.parametrize(
+    ("sql", "numbers"),
+    [("SELECT ? FROM t WHERE a = ? LIMIT ?", [1, 2, 3]), ("SELECT $2, $1, $2", [1, 2, 2])],
+)
+def test_parameters_are_numbered(sql: str, numbers: list[int]) -> None:
+    (statement,) = parse_statements(sql)
+    assert isinstance(statement.tree, exp.Expr)
+    assert sorted(int(node.this.this) for node in statement.tree.find_all(exp.Parameter)) == numbers
+    assert statement.parameters == max(numbers)
+
+
+def test_parameters_of_both_styles_are_refused() -> None:
+    with pytest.raises(SqlSyntaxError, match="not both"):
+        parse_statements("SELECT ?, $1")
+
+
+def test_statements_keep_their_own_text() -> None:
+    statements = parse_statements("SELECT 1; ;SHOW TABLES;\nSELECT ';' -- ;\n")
+    assert [statement.text for statement in statements] == ["SELECT 1", "SHOW TABLES", "SELECT ';'"]
+    assert parse_statements(" ; ") == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SHOW COLUMNS FROM a.T", ShowStatement(subject="columns", table=("a", "t"))),
+        ("SHOW CREATE TABLE t", ShowStatement(subject="create table", table=("t",))),
+        ("SHOW RANGES FROM TABLE t", ShowStatement(subject="ranges", table=("t",))),
+        ("SHOW statement_timeout", ShowStatement(subject="statement_timeout")),
+        ("TRUNCATE a, b RESTART IDENTITY", TruncateStatement(tables=(("a",), ("b",)), restart_identity=True)),
+        ("CREATE DATABASE IF NOT EXISTS X", CreateDatabaseStatement(name="x", if_not_exists=True)),
+        ("SET statement_timeout TO 100", SetStatement(name="statement_timeout", value="100")),
+        ("SET a = 'B c'", SetStatement(name="a", value="B c")),
+        ("RESET a", SetStatement(name="a", value=None)),
+        ("BEGIN", TransactionStatement(verb="begin")),
+    ],
+)
+def test_own_statements(sql: str, expected: object) -> None:
+    assert one(sql) == expected
+
+
+def test_split_at_rows() -> None:
+    tree = one("ALTER TABLE t SPLIT AT VALUES (1, 'a'), (2, 'b')")
+    assert isinstance(tree, SplitAtStatement)
+    assert [[node.this for node in row] for row in tree.rows] == [["1", "a"], ["2", "b"]]
+
+
+def test_explain_holds_its_statement() -> None:
+    (statement,) = parse_statements("EXPLAIN (ANALYZE) SELECT $1")
+    assert isinstance(statement.tree, ExplainStatement)
+    assert statement.tree.analyze
+    assert isinstance(statement.tree.statement.tree, exp.Select)
+    assert statement.parameters == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "error", "position"),
+    [
+        ("SELEC 1", SqlSyntaxError, 1),
+        ("SELECT 1 FROM t WHERE * 2", SqlSyntaxError, 26),
+        ("SELECT 'abc", SqlSyntaxError, 8),
+        ("SELECT 1; SELECT (1", SqlSyntaxError, 19),
+        ("SHOW COLUMNS t", SqlSyntaxError, 14),
+        ("TRUNCATE", SqlSyntaxError, 9),
+        ("GRANT ALL ON t TO x", FeatureNotSupportedError, 1),
+    ],
+)
+def test_errors_have_positions(sql: str, error: type[SqlError], position: int) -> None:
+    with pytest.raises(error) as caught:
+        parse_statements(sql)
+    assert caught.value.position == position
+
+
+@pytest.mark.parametrize(
+    ("sql", "error"),
+    [
+        ("SELECT " + "(" * 10_000 + "SELECT 1" + ")" * 10_000, StatementTooComplexError),
+        ("SELECT " + "+".join(["1"] * 50_000), StatementTooComplexError),
+        ("SELECT 1 WHERE " + " AND ".join(["a"] * 50_000), StatementTooComplexError),
+        ("SELECT " + "NOT " * 5_000 + "TRUE", StatementTooComplexError),
+        ("SELECT 1" + " UNION SELECT 1" * 5_000, StatementTooComplexError),
+        ("SELECT " + "CASE WHEN a THEN " * 5_000, StatementTooComplexError),
+        ("SELECT '" + "x" * (100 << 20) + "'", ProgramLimitError),
+        ("SELECT '" + "x" * (5 << 20) + "'", ProgramLimitError),
+        ("EXPLAIN " * 5_000 + "SELECT 1", ProgramLimitError),
+    ],
+    ids=["nested", "chain", "and", "not", "union", "case", "100MB", "5MB", "explain"],
+)
+def test_hostile_texts_are_refused_quickly(sql: str, error: type[SqlError]) -> None:
+    before = time.process_time()
+    with pytest.raises(error):
+        parse_statements(sql)
+    assert time.process_time() - before < 3
+
+
+def test_texts_below_the_limits_pass() -> None:
+    for sql in (
+        "SELECT " + "(" * 98 + "1" + ")" * 98,
+        "SELECT " + "+".join(["1"] * 200),
+        "SELECT 1 WHERE " + " OR ".join(["a = 1"] * 1_500),
+        "SELECT 1" + " UNION SELECT 1" * 99,
+    ):
+        assert len(parse_statements(sql)) == 1
+
+
+def test_bulk_values_are_read_by_the_fast_reader() -> None:
+    rows = ", ".join(f"({i}, 'it''s', NULL, -1.50, TRUE)" for i in range(1_000))
+    (statement,) = parse_statements(f'INSERT INTO "T" (a, b, c, d, e) VALUES {rows} ON CONFLICT DO NOTHING RETURNING a;')
+    assert statement.rows is not None
+    assert len(statement.rows) == 1_000
+    assert [repr(value) for value in statement.rows[7]] == ["7", '"it\'s"', "None", "Decimal('-1.50')", "True"]
+    assert isinstance(statement.tree, exp.Insert)
+    assert statement.tree.args["returning"] is not None
+
+
+def test_an_error_behind_bulk_rows_has_its_place() -> None:
+    sql = "INSERT INTO t VALUES " + ", ".join(["(1, 'x')"] * 500) + " ON CONFLICT DO NOTHIN"
+    with pytest.raises(SqlSyntaxError) as caught:
+        parse_statements(sql)
+    assert caught.value.position is not None
+    assert sql[caught.value.position - 1 :].startswith("NOTHIN")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO t VALUES (1 + 1)",
+        "INSERT INTO t VALUES (E'\\n')",
+        "INSERT INTO t VALUES ('a' 'b')",
+        "INSERT INTO t VALUES ('a'::text)",
+        "INSERT INTO t VALUES ($1)",
+        "INSERT INTO t VALUES (DEFAULT)",
+        "INSERT INTO t VALUES (1) , (2",
+        "INSERT INTO t SELECT 1",
+    ],
+)
+def test_the_fast_reader_leaves_expressions_alone(sql: str) -> None:
+    assert read_values(sql) is None
+
+
+_LITERALS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.text(st.characters(blacklist_characters="\x00", codec="utf-8"), max_size=5)
+)
+
+
+@given(st.lists(st.lists(_LITERALS, min_size=1, max_size=4), min_size=1, max_size=5))
+def test_the_fast_reader_gives_back_what_was_written(rows: list[list[object]]) -> None:
+    def spell(value: object) -> str:
+        return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else "NULL" if value is None else str(value)
+
+    text = "INSERT INTO t VALUES" + ",\n".join("(" + " ,".join(map(spell, row)) + ")" for row in rows)
+    read = read_values(text)
+    assert read is not None
+    assert [list(row) for row in read.rows] == rows
+
+
+def test_expressions_of_descriptors() -> None:
+    expression = parse_expression("a + now()")
+    assert isinstance(expression, exp.Add)
+    assert position_of(expression) == 8
