@@ -20,7 +20,7 @@ import pyarrow as pa
 from dsdb.storage import keypart
 from dsdb.storage.datum import Kind
 from dsdb.storage.errors import ValueRangeError
-from dsdb.storage.rowarrow import array_to_datums
+from dsdb.storage.rowarrow import array_to_datums, check_type
 
 Matrix = npt.NDArray[np.uint8]
 
@@ -42,6 +42,7 @@ def encode_batch(shapes: Sequence[ColumnShape], columns: Sequence[pa.Array], pre
     parts: list[list[bytes]] = []
     fixed: list[Matrix] = [_repeated(prefix, rows)]
     for position, (shape, column) in enumerate(zip(shapes, columns)):
+        check_type(shape.kind, column)
         matrix = _fixed_bytes(shape, column, position)
         if matrix is not None and column.null_count == 0:
             fixed += [_repeated(shape.present, rows), matrix]

@@ -177,12 +177,31 @@ def _to_decimal(column: LayoutColumn, value: Any) -> Any:
     return value
 
 
+def check_type(kind: Kind, array: pa.Array) -> None:
+    """Raise ValueRangeError unless columns of the kind have the array's Arrow type."""
+    found = array.type
+    match kind:
+        case Kind.INT:
+            fits = found in _INTS.values()
+        case Kind.FLOAT:
+            fits = found in _FLOATS.values()
+        case Kind.DECIMAL:
+            fits = found == pa.string() or pa.types.is_decimal128(found)
+        case Kind.TIMESTAMP:
+            fits = found in (pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
+        case _:
+            fits = found == _PLAIN_TYPES[kind]
+    if not fits:
+        raise ValueRangeError(f"an array of {found} for a column of kind {kind.name}")
+
+
 def array_to_datums(kind: Kind, array: pa.Array) -> list[Datum]:
     """Give the values of an array of any Arrow type that columns of the kind have.  Raises ValueRangeError on what is no datum."""
+    check_type(kind, array)
     match kind:
-        case Kind.DATE if pa.types.is_date32(array.type):
+        case Kind.DATE:
             array = array.view(pa.int32())
-        case Kind.TIME | Kind.TIMESTAMP if not pa.types.is_integer(array.type):
+        case Kind.TIME | Kind.TIMESTAMP:
             array = array.view(pa.int64())
         case Kind.INTERVAL:
             return [None if value is None else _from_month_day_nano(value) for value in array.to_pylist()]

@@ -49,7 +49,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     columns: tuple[LayoutColumn, ...]
 
 
-_REFUSALS = (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, struct.error)
+_REFUSALS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, struct.error)
 """What an encoder's expressions raise on a value that is not of the column."""
 
 
