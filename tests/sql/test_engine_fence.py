@@ -90,8 +90,8 @@ def test_nothing_outside_its_inputs_is_in_reach(engine: QueryEngine, sql: str) -
 def test_every_connection_is_locked(engine: QueryEngine) -> None:
     locked = "SELECT current_setting('lock_configuration'), current_setting('enable_external_access'), current_setting('integer_division')"
 
-    async def main() -> list[object]:
-        found: list[object] = []
+    async def main() -> list[tuple[object, ...]]:
+        found: list[dict[str, object]] = []
 
         async def one() -> None:
             found.extend((await engine.run(locked, {})).to_pylist())
