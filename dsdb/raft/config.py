@@ -20,7 +20,8 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_ticks < self.election_ticks:
-            raise ValueError(f"heartbeat_ticks must lie within 1 and election_ticks - 1 = {self.election_ticks - 1}, not {self.heartbeat_ticks}")
+            highest = self.election_ticks - 1
+            raise ValueError(f"heartbeat_ticks must be between 1 and {highest} (election_ticks - 1), not {self.heartbeat_ticks}")
         for name in self.__struct_fields__:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -127,7 +127,7 @@ class VoteReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3, gc=False):
-    """Appends entries after (prev_index, prev_term), and tells the leader's commit index. Empty `entries` probe, or only tell the commit."""
+    """Appends entries after (prev_index, prev_term), and tells the leader's commit index. Empty `entries` probe, or tell only that."""
 
     to: ReplicaId
     sender: ReplicaId
@@ -139,7 +139,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3, 
 
 
 class AppendReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4, gc=False):
-    """Accepts everything up to `index`, durably; or rejects the Append whose prev_index was `index`, with a hint where the logs may agree."""
+    """Accepts everything up to `index`, durably; or rejects the Append after `index`, with a hint where the logs may agree."""
 
     to: ReplicaId
     sender: ReplicaId
@@ -148,6 +148,7 @@ class AppendReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True, ta
     rejected: bool = False
     hint_index: int = 0  # the logs can agree at most up to here …
     hint_term: int = 0  # … where the follower's log has this term
+    commit: int = 0  # what the follower knows to be committed
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=5, gc=False):
@@ -167,13 +168,15 @@ class HeartbeatReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     sender: ReplicaId
     term: int
     round: int = 0
+    commit: int = 0  # what the follower knows to be committed
 
 
 class InstallSnapshot(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=7, gc=False):
     """Tells a follower that is behind the leader's log to take a snapshot.
 
-    The leader's store, seeing this message among those to send, takes an engine snapshot at or above `snapshot.index`, streams it, and delivers the
-    message to the follower's core with the metadata of what it really sent, only when all data has arrived.
+    The leader's store, seeing this message among those to send, takes an engine snapshot at or above `snapshot.index`, streams it, and
+    delivers the message to the follower's core with the metadata of what it really sent, only when all data has arrived. The follower's
+    core answers by `Ready.snapshot`, or, when it has caught up meanwhile, by leaving that None: then the data is dropped.
     """
 
     to: ReplicaId

@@ -6,9 +6,10 @@
        └──▶ send messages (at once)
 
 Invariants:
-- Every effect is handed out exactly once. `ready()` may be called again while the fsync of earlier Readys is still in flight; Readys are written
-  in the order in which they were handed out, and `messages_after_sync` of one are sent only when it and all earlier ones are durable.
-- Log, hard state and applied state must be written so that a crash loses a suffix of the writes, never one from the middle (one write-ahead log).
+- Every effect is handed out exactly once. `ready()` may be called again while the fsync of earlier Readys is in flight; Readys are
+  written in the order in which they were handed out, and `messages_after_sync` of one leave only when it and all earlier ones are durable.
+- Log, hard state and applied state are written so that a crash loses a suffix of the writes, never one from the middle (one write-ahead
+  log).
 """
 
 import enum
@@ -29,11 +30,12 @@ class Role(enum.Enum):
 
 
 class RoleChange(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The role, term and known leader after a change of any of them."""
+    """The role, term and leaders after a change of any of them."""
 
     role: Role
     term: int
     leader: ReplicaId  # NO_REPLICA while unknown
+    followed: ReplicaId  # see `RaftNode.followed`: on a change the store calls `set_leader_supported`
 
 
 class ReadState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -44,7 +46,8 @@ class ReadState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 StableMark: TypeAlias = tuple[int, int]
-"""(last index handed out for writing, the node's term then): what `RaftNode.stabled` takes."""
+"""(last index handed out for writing, generation of the log and hard state): opaque to the store, which gives it back to
+`RaftNode.stabled`."""
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -55,30 +58,31 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     writes with what it applies, bounds it from below."""
 
     snapshot: SnapshotMetadata | None = None
-    """Install the snapshot data that the store holds for this place, before everything else of this Ready: it replaces the whole log and state
-    (entries handed out before are void), durably; then call `applied(snapshot.index)` and `compacted(snapshot.index)`."""
+    """Install the snapshot data that the store holds for this place, before everything else of this Ready, durably: it replaces the
+    whole log and state (entries handed out before are void). Then call `applied(snapshot.index)`."""
 
     entries: tuple[Entry, ...] = ()
     """Write these to the log. When entries[0].index is not past the last one written, they replace everything from there on."""
 
     stable: StableMark | None = None
     """Set when this Ready must be fsynced (entries, a snapshot, a new term or vote). As soon as it and all earlier ones are durable, call
-    `stabled(*ready.stable)`. A later Ready's mark covers those of earlier ones."""
+    `stabled(*ready.stable)`. A later Ready's mark covers those of earlier ones, so marks may be skipped, never reordered."""
 
     messages: tuple[Message, ...] = ()
     """Send at once, even before `entries` are durable: a leader's Appends leave while its own fsync runs."""
 
     messages_after_sync: tuple[Message, ...] = ()
-    """Send only when this Ready and all earlier ones are durable: acknowledgements and votes, which claim that they are. If `stable` is None and no
-    earlier Ready is in flight they may go at once."""
+    """Send only when this Ready and all earlier ones are durable: acknowledgements and votes, which claim that they are. If `stable` is
+    None and no earlier Ready is in flight they may go at once."""
 
     committed: tuple[Entry, ...] = ()
-    """Apply in order, after `entries` of this and earlier Readys are written (not necessarily synced), then call `applied`. Entries with empty data
-    are skipped; a CONFIG entry is given to `apply_membership`. The next Ready carries more as soon as these were handed out: applying may lag."""
+    """Apply in order, after `entries` of this and earlier Readys are written (not necessarily synced), then call `applied`. Entries with
+    empty data are skipped; the change of a CONFIG entry is given to `apply_membership`. A later Ready may carry more before these are
+    applied."""
 
     read_states: tuple[ReadState, ...] = ()
     """Answers to `read_index`, to be served when applied."""
 
     role_change: RoleChange | None = None
-    """Set when role, term or known leader changed. On ceasing to be the leader, stop serving and fail or re-route what was proposed before sending
-    any message of this Ready."""
+    """Set when role, term, leader or followed leader changed. On ceasing to be the leader, stop serving and fail or re-route what was
+    proposed before sending any message of this Ready."""
