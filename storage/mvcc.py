@@ -36,12 +36,11 @@ _NO_USER_KEY = b"\xff" * 16
 """Above `keys.KEY_MAX`, so never a stored key; stands for "none so far" where a comparison must stay cheap."""
 
 _VALUE, _TOMBSTONE, _INTENT = b"\x00", b"\x01", b"\x02"
-_VALUE_FLAG, _TOMBSTONE_FLAG, _INTENT_FLAG = 0, 1, 2
+_VALUE_FLAG, _TOMBSTONE_FLAG, _INTENT_FLAG, _EMPTY_FLAG = 0, 1, 2, -1
 
 _user_key_of = itemgetter(slice(None, -_SUFFIX_BYTES))
 _suffix_of = itemgetter(slice(-_SUFFIX_BYTES, None))
 _payload_of = itemgetter(slice(1, None))
-_flag_of = itemgetter(0)
 
 
 class Version(msgspec.Struct, frozen=True, array_like=True):
@@ -102,7 +101,11 @@ def _decode_version(engine_key: bytes, stored: bytes) -> Version:
         return Version(_suffix_ts(engine_key[-_SUFFIX_BYTES:]), stored[1:])
     if flag == _TOMBSTONE:
         return Version(_suffix_ts(engine_key[-_SUFFIX_BYTES:]), None)
-    raise CorruptionError(f"no version under key {engine_key.hex()}: it begins with {flag.hex() or 'nothing'}")
+    raise _not_a_version(engine_key, stored)
+
+
+def _not_a_version(engine_key: bytes, stored: bytes) -> CorruptionError:
+    return CorruptionError(f"no version under key {engine_key.hex()}: it begins with {stored[:1].hex() or 'nothing'}")
 
 
 # ---- Point reads ----
@@ -294,7 +297,7 @@ class _VisibleRows:
             # In this order: the first is the most often false, and each is one pass in C.
             len(set(keys)) == len(keys)
             and min(map(_suffix_of, engine_keys)) >= self._oldest_visible
-            and not any(map(_flag_of, stored))
+            and max(stored) < _TOMBSTONE
             and keys[0] != self._key
         ):
             values = list(map(_payload_of, stored))
@@ -330,7 +333,7 @@ class _VisibleRows:
         for key, engine_key, entry in zip(keys, engine_keys, stored):
             if key == settled:
                 continue
-            flag = entry[0]
+            flag = entry[0] if entry else _EMPTY_FLAG
             if flag == _INTENT_FLAG:
                 intent = self._passable(key, entry, in_the_way)
                 if intent is not None:
@@ -343,6 +346,8 @@ class _VisibleRows:
                 if flag == _VALUE_FLAG:
                     rows.append(key)
                     values.append(entry[1:])
+                elif flag != _TOMBSTONE_FLAG:
+                    raise _not_a_version(engine_key, entry)
         self._key = settled
         if in_the_way:
             raise IntentsFoundError(in_the_way)
@@ -359,12 +364,12 @@ class _VisibleRows:
                     rows.append(candidate_key)
                     values.append(candidate)
                 candidate_key, candidate = key, None
-            if entry[0] == _INTENT_FLAG:
+            if entry[:1] == _INTENT:
                 intent = self._passable(key, entry, in_the_way)
                 if intent is not None:
                     candidate = intent.value
             elif engine_key[-_SUFFIX_BYTES:] >= oldest_visible:
-                candidate = entry[1:] if entry[0] == _VALUE_FLAG else None
+                candidate = _decode_version(engine_key, entry).value
         self._key, self._candidate = candidate_key, candidate
         if in_the_way:
             raise IntentsFoundError(in_the_way)
@@ -465,8 +470,8 @@ def collect_garbage(reader: Reader, batch: WriteBatch, span: Span, threshold: Ti
                 if removed == versions_max:
                     return removed, key
                 key, doomed, has_old = engine_key[:-_SUFFIX_BYTES], [], False
-            if entry[0] != _INTENT_FLAG and engine_key[-_SUFFIX_BYTES:] >= highest_old:
-                if has_old or entry[0] == _TOMBSTONE_FLAG:
+            if entry[:1] != _INTENT and engine_key[-_SUFFIX_BYTES:] >= highest_old:
+                if has_old or entry[:1] == _TOMBSTONE:
                     doomed.append(engine_key)
                 has_old = True
     removed += _delete_oldest(batch, doomed, versions_max - removed)

@@ -21,6 +21,7 @@ import weakref
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -37,6 +38,8 @@ WRITE_BUFFER_BYTES_DEFAULT = 32 << 20
 
 _DELTA = Family.DELTA
 _FAMILIES: Final = tuple(Family)
+
+_row_key, _row_value = itemgetter(0), itemgetter(1)
 
 _STATISTICS = {
     "sst_bytes": "rocksdb.total-sst-files-size",
@@ -97,18 +100,49 @@ _SAME_PREFIX: Final = ReadOptions()
 """For a seek whose every possible answer has the seek key's first DELTA_PREFIX_BYTES: bloom filters may skip files."""
 
 
-def _first(source: _Source, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
-    is_point = family is _DELTA and len(start) >= DELTA_PREFIX_BYTES and start[:DELTA_PREFIX_BYTES] == end[:DELTA_PREFIX_BYTES]
-    try:
-        iterator = source.iter(_SAME_PREFIX if is_point else _TOTAL_ORDER)
-        iterator.seek(start)
-        if not iterator.valid():
-            iterator.status()
-            return None
-        key: bytes = iterator.key()
-        return (key, iterator.value()) if key < end else None
-    except Exception as error:  # rocksdict raises bare Exception
-        raise classify(error) from None
+def _seek(iterator: rocksdict.RdictIter, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
+    """Give the first row of [start, end).  Raises what rocksdict raises."""
+    iterator.seek(start)
+    if not iterator.valid():
+        iterator.status()
+        return None
+    key: bytes = iterator.key()
+    return (key, iterator.value()) if key < end else None
+
+
+class _Seeker:
+    """Reads first keys of spans, keeping the iterator of the last point read in DELTA for the next one.
+
+    To make an iterator costs more than to seek with it, so this halves a point read; it is of use as long as nobody has written.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[int, rocksdict.RdictIter]] = []
+        """Iterators that nobody uses, with the number of the write that they saw last.  Few: one a thread that reads."""
+
+    def first(self, source: _Source, family: Family, start: bytes, end: bytes, writes: int) -> tuple[bytes, bytes] | None:
+        """Read the first row of [start, end) in the state after `writes` writes, or a later one."""
+        is_point = family is _DELTA and len(start) >= DELTA_PREFIX_BYTES and start[:DELTA_PREFIX_BYTES] == end[:DELTA_PREFIX_BYTES]
+        writes_seen, iterator = -1, None
+        if is_point:
+            try:
+                # Taken away while in use, in one step under the GIL: another thread makes its own.
+                writes_seen, iterator = self._idle.pop()
+            except IndexError:
+                pass
+        try:
+            if iterator is None or writes_seen != writes:
+                iterator = source.iter(_SAME_PREFIX if is_point else _TOTAL_ORDER)
+            found = _seek(iterator, start, end)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise classify(error) from None
+        if is_point:
+            self._idle.append((writes, iterator))
+        return found
+
+    def drop(self) -> None:
+        """Let go of the iterators: they keep old files on disk, and the database open."""
+        self._idle.clear()
 
 
 def _last(source: _Source, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
@@ -164,9 +198,10 @@ def _scan(source: _Source, start: bytes, end: bytes, reverse: bool, chunk_rows: 
             elif is_over:
                 _require_complete(source, options, last_key, seek_key, reverse, start)
             if chunk:
-                keys, values = zip(*chunk)
+                keys, values = list(map(_row_key, chunk)), list(map(_row_value, chunk))
+                # Not to be held while the caller works: the tuples are as large as a small chunk itself.
                 del chunk
-                yield list(keys), list(values)
+                yield keys, values
     except StorageError:
         raise
     except Exception as error:  # rocksdict raises bare Exception
@@ -195,6 +230,7 @@ class RocksSnapshot:
         self._snapshots = snapshots
         """One a family, all of one sequence number; empty once released."""
         self._scans = _OpenScans()
+        self._seeker = _Seeker()
 
     def _source(self, family: Family) -> rocksdict.Snapshot:
         source = self._snapshots.get(family)
@@ -204,7 +240,7 @@ class RocksSnapshot:
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Read a key; None if it is not there."""
-        found = _first(self._source(family), family, key, key + b"\x00")
+        found = self.first(family, key, key + b"\x00")
         return None if found is None else found[1]
 
     def multi_get(self, family: Family, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -220,7 +256,7 @@ class RocksSnapshot:
 
     def first(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the first key of [start, end)."""
-        return _first(self._source(family), family, start, end)
+        return self._seeker.first(self._source(family), family, start, end, 0)
 
     def last(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the last key of [start, end)."""
@@ -229,6 +265,7 @@ class RocksSnapshot:
     def release(self) -> None:
         """Give it back, and end its scans."""
         self._scans.close()
+        self._seeker.drop()
         self._snapshots = {}
 
 
@@ -246,7 +283,11 @@ class RocksEngine:
         """Held by writes, and by `snapshot` so that no write falls between two families."""
         self._snapshots: weakref.WeakSet[RocksSnapshot] = weakref.WeakSet()
         self._scans = _OpenScans()
+        self._seeker = _Seeker()
+        self._writes = 0
+        """Batches given to RocksDB, whatever it said: a reader that saw fewer sees an old state."""
         self._stalls = 0
+        """Batches refused because RocksDB would have waited."""
 
     @classmethod
     def open(
@@ -327,7 +368,7 @@ class RocksEngine:
 
     def first(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the first key of [start, end)."""
-        return _first(self._source(family), family, start, end)
+        return self._seeker.first(self._source(family), family, start, end, self._writes)
 
     def last(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the last key of [start, end)."""
@@ -359,6 +400,8 @@ class RocksEngine:
             if isinstance(failure, WriteStallError):
                 self._stalls += 1
             raise failure from None
+        finally:
+            self._writes += 1
         batch.is_written = True
 
     def sync(self) -> None:
@@ -374,6 +417,7 @@ class RocksEngine:
     def flush(self) -> None:
         """Write all memtables to table files and wait for it, without the GIL."""
         self._open_database()
+        self._seeker.drop()
         try:
             for source in self._families.values():
                 source.flush(True)
@@ -406,6 +450,7 @@ class RocksEngine:
         for snapshot in list(self._snapshots):
             snapshot.release()
         self._scans.close()
+        self._seeker.drop()
         self._families = {}
         self._handles = {}
         database, self._database = self._database, None

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -18,7 +17,8 @@ from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
 
 TS_MAX = 12
 # No key is a prefix of another; some end in 00, some differ in length, some are longer than DELTA's filter prefix.
-KEYS = [b"a\x00", b"a\x01\x00", b"b", b"c\x00\x00", b"c\x00\x01", b"d\xff", b"long key of many bytes \x00", b"long key of many bytes \x01", b"z"]
+LONG = b"long key of many bytes "
+KEYS = [b"a\x00", b"a\x01\x00", b"b", b"c\x00\x00", b"c\x00\x01", b"d\xff", LONG + b"\x00", LONG + b"\x01", b"z"]
 EDGES = [b"", *KEYS, *map(key_after, KEYS), b"c", b"c\x00", b"long", KEY_MAX]
 OWN, OTHER = b"own", b"other"
 
@@ -35,7 +35,9 @@ Intents = dict[bytes, tuple[bytes, Timestamp, bytes | None]]
 
 @pytest.fixture(params=["memory", "rocksdb"], scope="module")
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    made: Engine = MemoryEngine() if request.param == "memory" else RocksEngine.open(Path(tmp_path_factory.mktemp("mvcc")) / "s", create=True)
+    made: Engine = MemoryEngine()
+    if request.param == "rocksdb":
+        made = RocksEngine.open(tmp_path_factory.mktemp("mvcc") / "store", create=True)
     yield made
     made.close()
 
@@ -172,8 +174,9 @@ def test_resolve_intent(engine: Engine, versions: Versions, intents: Intents, ke
     if is_own:
         _, at, value = intents[key]
         assert mvcc.get_intent(engine, key) is None
-        is_committed = commit_ts is not None and at <= commit_ts
-        assert mvcc.newest(engine, key) == (Version(commit_ts, value) if is_committed else model_get(versions, key, MAX_TIMESTAMP))
+        if commit_ts is not None and at <= commit_ts:
+            versions[key, commit_ts] = value
+        assert mvcc.newest(engine, key) == model_get(versions, key, MAX_TIMESTAMP)
     else:
         assert len(batch) == 0
 
