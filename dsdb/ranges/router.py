@@ -1,0 +1,254 @@
+"""The router: gets an answer to a request from the range that holds its keys, wherever that is now.
+
+    send(key, make) ─▶ cache ─ miss ─▶ meta scan in the system range
+         │                └─▶ the store that probably leads: this one, or over rpc
+         ◀── reply        ◀── NotLeaseholder, RangeKeyMismatch, RangeNotFound: learn, ask again
+                          ◀── no connection: the next replica
+                          ◀── a reply that was lost: ask again, if the request allows it
+
+Invariants:
+- A request whose effect would be different the second time is sent again only under the same attempt id (`kv.requests`).
+- It ends within `deadline_s`: with an answer, with a KvError of the range, or with Unavailable (known to have had no effect) or
+  AmbiguousResult (not known). Never a hang (B22).
+
+Not here: transactions (`dsdb.txn`), and what a leaseholder checks (`dsdb.store`).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import trio
+
+from dsdb.env import Clock
+from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
+from dsdb.kv.errors import (
+    AmbiguousResult,
+    Gone,
+    KvError,
+    NotLeaseholder,
+    RangeKeyMismatch,
+    RangeNotFound,
+    Unavailable,
+)
+from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
+from dsdb.kv.requests import CommitRequest, RefuseRequest, Reply, Request, ScanReply, ScanRequest
+from dsdb.ranges.cache import CachedRange, RangeCache
+from dsdb.ranges.methods import KV_CALL
+from dsdb.rpc import CallFailed, NotSent, Peers, ReplyLost
+from dsdb.storage.keys import META_PREFIX, SYSTEM_END, Span, key_after, meta_key, prefix_end
+
+log = logging.getLogger("dsdb.ranges")
+
+DEADLINE_S = 10.0
+"""A request that found no leaseholder for this long is given up."""
+CALL_TIMEOUT_S = 4.0
+"""One try of one request; a store answers its own errors much sooner."""
+PAUSE_MIN_S, PAUSE_MAX_S = 0.005, 0.2
+"""Pauses between tries while a range has no leaseholder, doubling."""
+META_PREFETCH_ROWS = 16
+"""Descriptors read by one look-up: neighbours are often wanted next."""
+
+_DECODE_DESCRIPTOR = msgspec.msgpack.Decoder(RangeDescriptor).decode
+
+
+class LocalStore(Protocol):
+    """This node's own store, asked without a connection."""
+
+    def try_serve(self, request: Request) -> Reply | None:
+        """Answer at once, or None if it takes waiting.  Raises KvError."""
+
+    async def serve(self, request: Request) -> Reply:
+        """Answer.  Raises KvError."""
+
+
+class Router:
+    """Requests to ranges, from this node."""
+
+    def __init__(self, *, node_id: NodeId, local: LocalStore, peers: Peers, clock: Clock) -> None:
+        self.node_id = node_id
+        self.cache = RangeCache()
+        self._local = local
+        self._peers = peers
+        self._clock = clock
+
+    def try_send(self, key: bytes, make: Callable[[RangeDescriptor], Request]) -> Reply | None:
+        """Answer from this node's own store at once, or give None: then `send`.  Raises no error of addressing; other KvErrors it does."""
+        entry = self.cache.lookup(key)
+        if entry is None or entry.leaseholder is None:
+            return None
+        replica = entry.desc.replica_on(entry.leaseholder)
+        if replica is None or replica.node_id != self.node_id:
+            return None
+        try:
+            return self._local.try_serve(make(entry.desc))
+        except KvError as error:
+            if isinstance(error.detail, NotLeaseholder | RangeKeyMismatch | RangeNotFound):
+                self._learn(entry, error.detail)
+                return None
+            raise
+
+    async def send(self, key: bytes, make: Callable[[RangeDescriptor], Request], *, deadline_s: float = DEADLINE_S) -> Reply:
+        """Get an answer from the range that holds `key`; `make` builds the request for its descriptor, again for each try.
+
+        Raises KvError: the range's own answer, RangeKeyMismatch if what `make` builds does not fit the range even after learning
+        the newest descriptor (the caller must cut it up again), Unavailable or AmbiguousResult.
+        """
+        search = _Search(self._clock.now() + deadline_s)
+        while True:
+            entry = await self._entry(key, search)
+            request = make(entry.desc)
+            target = search.next_replica(entry)
+            try:
+                return await self._ask(target, request)
+            except KvError as error:
+                await self._after_error(error, entry, request, search)
+            except NotSent as error:
+                search.note(f"range {entry.desc.range_id}: {error}")
+                entry.leaseholder = None
+                await self._pause(search, request)
+            except (ReplyLost, CallFailed) as error:
+                search.note(f"range {entry.desc.range_id}: {error}", maybe_sent=isinstance(error, ReplyLost))
+                entry.leaseholder = None
+                await self._pause(search, request)
+
+    async def lookup(self, key: bytes) -> CachedRange:
+        """Give the range that holds a key.  Raises KvError Unavailable."""
+        return await self._entry(key, _Search(self._clock.now() + DEADLINE_S))
+
+    async def ranges(self, span: Span) -> list[CachedRange]:
+        """Give all ranges that overlap a span, in key order, as the cache or meta has them.  Raises KvError Unavailable."""
+        found: list[CachedRange] = []
+        key = span.start
+        while key < span.end:
+            entry = await self.lookup(key)
+            found.append(entry)
+            key = entry.end_key
+        return found
+
+    async def cut(self, spans: Sequence[Span]) -> list[tuple[CachedRange, Span]]:
+        """Cut spans at range boundaries."""
+        pieces = []
+        for span in spans:
+            for entry in await self.ranges(span):
+                pieces.append((entry, span.clipped(Span(entry.start_key, entry.end_key))))
+        return pieces
+
+    async def _ask(self, replica: ReplicaDescriptor, request: Request) -> Reply:
+        if replica.node_id == self.node_id:
+            reply = self._local.try_serve(request)
+            return await self._local.serve(request) if reply is None else reply
+        return await self._peers.call(replica.node_id, KV_CALL, request, timeout_s=CALL_TIMEOUT_S)
+
+    async def _after_error(self, error: KvError, entry: CachedRange, request: Request, search: "_Search") -> None:
+        """Learn from an error and return to try again, or raise it."""
+        match error.detail:
+            case NotLeaseholder() | RangeNotFound():
+                self._learn(entry, error.detail)
+                search.note(str(error))
+                if not search.has_fresh_hint(entry):
+                    await self._pause(search, request)
+            case RangeKeyMismatch():
+                self._learn(entry, error.detail)
+                search.mismatches += 1
+                if search.mismatches > 3:
+                    raise error
+            case Unavailable():
+                search.note(error.detail.reason)
+                await self._pause(search, request)
+            case AmbiguousResult() if isinstance(request, CommitRequest | RefuseRequest):
+                # The same attempt may be sent again: it is applied once and its outcome is recorded.
+                search.note(error.detail.reason, maybe_sent=True)
+                await self._pause(search, request)
+            case Gone() if search.maybe_sent:
+                raise KvError(AmbiguousResult("the outcome of this attempt is no longer recorded")) from error
+            case _:
+                raise error
+
+    def _learn(self, entry: CachedRange, detail: object) -> None:
+        match detail:
+            case NotLeaseholder(_, leaseholder, desc):
+                if desc is not None:
+                    entry = self.cache.update(desc)
+                entry.leaseholder = leaseholder
+            case RangeKeyMismatch(descriptors):
+                if all(desc.range_id != entry.desc.range_id or desc.generation <= entry.desc.generation for desc in descriptors):
+                    self.cache.evict(entry)
+                for desc in descriptors:
+                    self.cache.update(desc)
+            case RangeNotFound():
+                entry.leaseholder = None
+
+    async def _pause(self, search: "_Search", request: Request) -> None:
+        if self._clock.now() >= search.deadline:
+            reason = f"no answer within the time allowed; last: {search.reason}"
+            if search.maybe_sent and isinstance(request, CommitRequest | RefuseRequest):
+                raise KvError(AmbiguousResult(reason))
+            raise KvError(Unavailable(reason))
+        await trio.sleep(search.pause())
+
+    async def _entry(self, key: bytes, search: "_Search") -> CachedRange:
+        entry = self.cache.lookup(key)
+        if entry is not None and search.tries_without_news < 2 * len(entry.desc.replicas) + 1:
+            return entry
+        if key < SYSTEM_END:
+            # The system range is where look-ups start; nobody but a replica, or the gossip that fills this cache, can say where it is.
+            if entry is not None:
+                return entry
+            raise KvError(Unavailable("this node does not know where the system range is"))
+        await self._read_meta(key)
+        search.tries_without_news = 0
+        found = self.cache.lookup(key)
+        if found is None:
+            raise KvError(Unavailable(f"no range is known to hold key {key.hex()}"))
+        return found
+
+    async def _read_meta(self, key: bytes) -> None:
+        span = Span(meta_key(key_after(key)), prefix_end(META_PREFIX))
+        reply = await self.send(span.start, lambda _: ScanRequest(SYSTEM_RANGE, span, None, rows_max=META_PREFETCH_ROWS, bytes_max=1 << 20))
+        assert isinstance(reply, ScanReply)
+        for value in reply.values:
+            self.cache.update(_DECODE_DESCRIPTOR(value))
+
+
+class _Search:
+    """What one `send` has learned so far."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.reason = "nobody was asked"
+        self.maybe_sent = False
+        self.mismatches = 0
+        self.tries_without_news = 0
+        self._pause_s = PAUSE_MIN_S
+        self._asked: StoreId | None = None
+        self._turn = 0
+
+    def next_replica(self, entry: CachedRange) -> ReplicaDescriptor:
+        """Choose whom to ask: the leaseholder if it is known, else the voters in turn."""
+        self.tries_without_news += 1
+        replica = entry.desc.replica_on(entry.leaseholder) if entry.leaseholder is not None else None
+        if replica is None:
+            voters = entry.desc.voters
+            replica = voters[self._turn % len(voters)]
+            self._turn += 1
+        self._asked = replica.store_id
+        return replica
+
+    def has_fresh_hint(self, entry: CachedRange) -> bool:
+        """Say whether somebody else than the one just asked is believed to lead now: then no pause is needed."""
+        if entry.leaseholder is not None and entry.leaseholder != self._asked:
+            self._turn += 1
+            return self._turn < 8  # two replicas that name each other get pauses too
+        return False
+
+    def note(self, reason: str, *, maybe_sent: bool = False) -> None:
+        """Remember why a try failed, and whether it may have had its effect all the same."""
+        self.reason = reason
+        self.maybe_sent = self.maybe_sent or maybe_sent
+
+    def pause(self) -> float:
+        """Give the next pause, in seconds."""
+        pause, self._pause_s = self._pause_s, min(self._pause_s * 2, PAUSE_MAX_S)
+        return pause
