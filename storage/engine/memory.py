@@ -183,7 +183,7 @@ class MemoryEngine(_MemoryReader):
     def __init__(self) -> None:
         super().__init__({family: _MemoryFamily() for family in Family})
         self._snapshots: weakref.WeakValueDictionary[int, MemorySnapshot] = weakref.WeakValueDictionary()
-        """Snapshots that are held, by number, so that their order is that of their making."""
+        """Snapshots that may be held, by number, so that their order is that of their making."""
         self._snapshots_made = 0
         self._unsynced: list[list[tuple[Family, bytes, bytes | None]]] = []
         """For each batch since the last sync, oldest first: what its changes overwrote, in their order."""
@@ -208,10 +208,9 @@ class MemoryEngine(_MemoryReader):
                 data.delete(key)
             else:
                 overwritten += [(family, doomed, before) for doomed, before in data.delete_between(key, value)]
-        for snapshot in list(self._snapshots.values()):
-            if not snapshot.is_released:
-                for family, key, before in overwritten:
-                    snapshot.note(family, key, before)
+        for snapshot in self._held_snapshots():
+            for family, key, before in overwritten:
+                snapshot.note(family, key, before)
         self._unsynced.append(overwritten)
         batch.is_written = True
 
@@ -227,6 +226,15 @@ class MemoryEngine(_MemoryReader):
         self._snapshots_made += 1
         self._snapshots[self._snapshots_made] = snapshot
         return snapshot
+
+    def _held_snapshots(self) -> list[MemorySnapshot]:
+        """List the snapshots that are held, and forget the released ones."""
+        if not self._snapshots:
+            return []
+        for number, snapshot in list(self._snapshots.items()):
+            if snapshot.is_released:
+                del self._snapshots[number]
+        return list(self._snapshots.values())
 
     def scan(
         self, family: Family, start: bytes, end: bytes, *, reverse: bool = False, chunk_rows: int = SCAN_CHUNK_ROWS
@@ -248,6 +256,7 @@ class MemoryEngine(_MemoryReader):
         return {
             "keys": float(sum(len(data.values) for data in self._families.values())),
             "unsynced_batches": float(len(self._unsynced)),
+            "snapshots": float(len(self._held_snapshots())),
         }
 
     def close(self) -> None:

@@ -444,7 +444,10 @@ class RocksEngine:
         return figures
 
     def close(self) -> None:
-        """Close it, after ending the scans and snapshots that are left: they would keep the directory locked.  Does not sync."""
+        """Close it, after ending the scans and snapshots that are left: they would keep the directory locked.
+
+        RocksDB flushes its memtables, which may fail as a write may: it is closed all the same, and what was synced is safe in the log.
+        """
         if self._database is None:
             return
         for snapshot in list(self._snapshots):
@@ -454,4 +457,7 @@ class RocksEngine:
         self._families = {}
         self._handles = {}
         database, self._database = self._database, None
-        database.close()
+        try:
+            database.close()
+        except Exception as error:  # rocksdict raises bare Exception
+            raise classify(error) from None
