@@ -74,7 +74,7 @@ class TableRows:
         """Give the key of the values of the primary key's columns, in key order."""
         if self._char_positions:
             # CHAR compares without the blanks that pad it.
-            values = [value.rstrip(" ") if i in self._char_positions and isinstance(value, str) else value for i, value in enumerate(values)]
+            values = [v.rstrip(" ") if i in self._char_positions and isinstance(v, str) else v for i, v in enumerate(values)]
         try:
             key = self.key_codec.encode(values, self.prefix)
         except ValueRangeError as error:

@@ -1,0 +1,175 @@
+"""A whole database below SQL in one process: transactions over the in-memory engine, leaf stages in place, a cluster of one node.
+
+Timestamps come from a counter.  A commit checks what the transaction read, so that lost updates and phantoms show as retries.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import duckdb
+import pyarrow as pa
+
+from dsdb.sql.ports import DeadlineExceededError, KeyExistsError, LeafStage, NodeInfo, RangeInfo, TransactionRetryError
+from dsdb.storage import mvcc
+from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.keys import EVERYTHING, Span, point_span
+from dsdb.storage.rowcodec import decode_batches
+from dsdb.storage.timestamp import Timestamp, from_milliseconds
+
+BATCH_ROWS = 16_384
+
+
+class LocalStore:
+    """The data, and the oracle: a counter."""
+
+    def __init__(self) -> None:
+        self.engine = MemoryEngine()
+        self.clock = from_milliseconds(1_700_000_000_000)
+        self.split_keys: list[bytes] = []
+        self.before_commit: Callable[[LocalTransaction], None] | None = None
+        """A test's hook: may raise a PortError in the place of a commit."""
+
+    def timestamp(self) -> Timestamp:
+        self.clock = Timestamp(self.clock + 1)
+        return self.clock
+
+    async def fresh_timestamp(self) -> Timestamp:
+        return self.timestamp()
+
+    def begin(self) -> LocalTransaction:
+        return LocalTransaction(self)
+
+
+class LocalTransaction:
+    """ports.Transaction over the store."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self.store = store
+        self._read_ts: Timestamp | None = None
+        self.writes: dict[bytes, bytes | None] = {}
+        self._inserted: set[bytes] = set()
+        self._read_spans: list[Span] = []
+
+    async def read_timestamp(self) -> Timestamp:
+        if self._read_ts is None:
+            self._read_ts = self.store.timestamp()
+        return self._read_ts
+
+    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        ts = await self.read_timestamp()
+        self._read_spans += map(point_span, keys)
+        stored = mvcc.get_many(self.store.engine, keys, ts)
+        return [self.writes.get(key, value) for key, value in zip(keys, stored)]
+
+    async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        rows = self.read_span(await self.read_timestamp(), span)
+        if reverse:
+            rows.reverse()
+        return rows[:limit]
+
+    def read_span(self, ts: Timestamp, span: Span) -> list[tuple[bytes, bytes]]:
+        self._read_spans.append(span)
+        found: dict[bytes, bytes | None] = {}
+        if not span.is_empty:
+            for keys, values in mvcc.scan(self.store.engine, span, ts):
+                found.update(zip(keys, values))
+        found.update((key, value) for key, value in self.writes.items() if span.contains(key))
+        return [(key, value) for key, value in sorted(found.items()) if value is not None]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.writes[key] = value
+
+    def insert(self, key: bytes, value: bytes) -> None:
+        self.writes[key] = value
+        self._inserted.add(key)
+
+    def delete(self, key: bytes) -> None:
+        self.writes[key] = None
+
+    async def commit(self, *, deadline: Timestamp | None = None) -> Timestamp:
+        if not self.writes:
+            return await self.read_timestamp()
+        if self.store.before_commit is not None:
+            self.store.before_commit(self)
+        commit_ts = self.store.timestamp()
+        engine = self.store.engine
+        if self._read_ts is not None:
+            for span in self._read_spans:
+                if not span.is_empty and mvcc.changed(engine, span, self._read_ts, commit_ts) is not None:
+                    raise TransactionRetryError("a row that was read has changed")
+        for key in sorted(self._inserted):
+            [stored] = mvcc.get_many(engine, [key], commit_ts)
+            if stored is not None:
+                raise KeyExistsError(key)
+        if deadline is not None and commit_ts > deadline:
+            raise DeadlineExceededError(f"{commit_ts} is above {deadline}")
+        batch = engine.new_batch()
+        for key, value in self.writes.items():
+            mvcc.put(batch, key, commit_ts, value)
+        engine.write(batch)
+        return commit_ts
+
+
+class LocalRunner:
+    """ports.StageRunner: scans in place, and an engine of its own for the stage's SQL."""
+
+    def __init__(self) -> None:
+        self.stages: list[LeafStage] = []
+        self.connection = duckdb.connect(config={"threads": 1})
+        for setting in (
+            "SET integer_division=true",
+            "SET default_null_order='nulls_last_on_asc_first_on_desc'",
+            "SET ieee_floating_point_ops=false",
+            "SET TimeZone='UTC'",
+        ):
+            self.connection.execute(setting)
+
+    async def run(self, stage: LeafStage, txn: LocalTransaction) -> AsyncIterator[pa.RecordBatch]:
+        self.stages.append(stage)
+        scan = stage.scan
+        ts = await txn.read_timestamp()
+        values = [value for span in scan.spans for _, value in txn.read_span(ts, span)][: scan.limit]
+        layouts = {layout.layout_id: layout for layout in scan.layouts}
+        batches = []
+        for start in range(0, len(values), BATCH_ROWS) or (0,):
+            decoded = decode_batches(values[start : start + BATCH_ROWS], layouts, scan.columns)
+            batches.append(decoded.rename_columns(list(scan.names)) if scan.names else decoded)
+        if stage.sql is None:
+            for batch in batches:
+                yield batch
+            return
+        cursor = self.connection.cursor()
+        cursor.register("input", pa.Table.from_batches(batches))
+        table: pa.Table = cursor.execute(stage.sql).to_arrow_table()
+        for batch in table.to_batches():
+            yield batch
+
+    async def placement(self, spans: Sequence[Span]) -> list[tuple[int, int]]:
+        return [(1, len(spans))]
+
+
+class LocalCluster:
+    """ports.ClusterView of one node."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+
+    async def split(self, key: bytes) -> None:
+        if key not in self._store.split_keys:
+            self._store.split_keys.append(key)
+            self._store.split_keys.sort()
+
+    async def ranges(self, span: Span) -> list[RangeInfo]:
+        bounds = [EVERYTHING.start, *self._store.split_keys, EVERYTHING.end]
+        found = [
+            RangeInfo(range_id=number, start_key=start, end_key=end, leaseholder=1, replicas=(1,))
+            for number, (start, end) in enumerate(itertools.pairwise(bounds), start=1)
+        ]
+        return [info for info in found if span.overlaps(Span(info.start_key, info.end_key))]
+
+    async def nodes(self) -> list[NodeInfo]:
+        ranges = len(self._store.split_keys) + 1
+        return [NodeInfo(node_id=1, address="127.0.0.1:7432", is_live=True, ranges=ranges, leases=ranges)]
+
