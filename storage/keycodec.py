@@ -52,6 +52,8 @@ class KeyCodec:
     def __init__(self, columns: Sequence[KeyColumn]) -> None:
         self.columns = tuple(columns)
         self._nulls = [NULL_FIRST if column.nulls_first else NULL_LAST for column in self.columns]
+        self._decoders = [keypart.DECODERS[column.kind] for column in self.columns]
+        self._directions = [column.descending for column in self.columns]
         self.encode: Callable[..., bytes] = _compile_encoder(self.columns, self._encode_all)
         """encode(values, prefix=b"") gives `prefix` and the bytes of all columns.
 
@@ -96,18 +98,18 @@ class KeyCodec:
     def decode_from(self, key: bytes, offset: int = 0) -> tuple[tuple[Datum, ...], int]:
         """Give the values of the columns that begin at `offset`, and the offset behind them.  Raises KeyFormatError."""
         values: list[Datum] = []
-        for column, null in zip(self.columns, self._nulls):
+        for null, descending, decode in zip(self._nulls, self._directions, self._decoders):
             tag = key[offset : offset + 1]
             value: Datum = None
             if tag == null:
                 offset += 1
             elif tag != PRESENT:
                 raise KeyFormatError(f"no column {len(values) + 1} at byte {offset} of key {key.hex()}")
-            elif column.descending:
-                value, length = keypart.DECODERS[column.kind](key[offset + 1 :].translate(keypart.COMPLEMENT), 0)
+            elif descending:
+                value, length = decode(key[offset + 1 :].translate(keypart.COMPLEMENT), 0)
                 offset += 1 + length
             else:
-                value, offset = keypart.DECODERS[column.kind](key, offset + 1)
+                value, offset = decode(key, offset + 1)
             values.append(value)
         return tuple(values), offset
 

@@ -245,13 +245,14 @@ def _integer_encoder(kind: Kind) -> Callable[[Any], bytes]:
 
 def _integer_decoder(kind: Kind) -> Callable[[bytes, int], Decoded]:
     width, low, high = INTEGER_BOUNDS[kind]
+    name, is_bool = kind.name, kind is Kind.BOOL
 
     def decode(key: bytes, offset: int) -> Decoded:
-        raw, end = _take(key, offset, width)
-        value = int.from_bytes(raw, "big") + low
-        if value > high:
-            raise KeyFormatError(f"{value} at byte {offset} of key {key.hex()} is no {kind.name}")
-        return (bool(value) if kind is Kind.BOOL else value), end
+        end = offset + width
+        value = int.from_bytes(key[offset:end], "big") + low
+        if value > high or end > len(key):
+            raise KeyFormatError(f"no {name} at byte {offset} of key {key.hex()}")
+        return (value == 1 if is_bool else value), end
 
     return decode
 

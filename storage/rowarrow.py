@@ -8,7 +8,7 @@
     TEXT        string
     BYTES       binary
     DATE        date32
-    TIME        time64[us]
+    TIME        time64[us]; 24:00 is stored like any other, though Arrow's own full validation refuses it
     TIMESTAMP   timestamp[us], or timestamp[us, UTC]
     INTERVAL    month_day_nano_interval
     UUID        fixed_size_binary[16]
@@ -34,6 +34,10 @@ from dsdb.storage.errors import ValueRangeError
 
 DECIMAL_PRECISION_MAX = 38
 """Digits of the widest decimal of fixed scale; above it a column is unbounded."""
+DECIMAL_UNITS = [decimal.Decimal(f"1E-{scale}") for scale in range(DECIMAL_PRECISION_MAX + 1)]
+"""1, 0.1, 0.01 …: the unit of each scale."""
+EXACT = decimal.Context(prec=80, Emax=200, Emin=-200, traps=[decimal.InvalidOperation, decimal.Inexact])
+"""Scales decimals of up to 38 digits, and refuses to round; its bounds keep a 1E+999999999 from becoming an integer."""
 PLAIN_DIGITS_MAX = 131_072
 PLAIN_SCALE_MAX = 16_383
 """Digits before and behind the point of an unbounded decimal: PostgreSQL's limits."""
@@ -131,7 +135,7 @@ def datums_to_arrow(column: LayoutColumn, values: Sequence[Datum]) -> pa.Array:
                 return _to_singles(values)
             case _:
                 return pa.array(values, to_type, from_pandas=False)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ValueRangeError(f"a column of {to_type} cannot hold one of its values: {error}") from error
 
 
@@ -174,7 +178,8 @@ def _to_decimal(column: LayoutColumn, value: Any) -> Any:
         return plain_spelling(value)
     if not value.is_finite():
         raise ValueError(f"{value} in a DECIMAL of fixed scale")
-    return value
+    # Brought to the scale here: Arrow crashes on an exponent far outside of its own.
+    return EXACT.quantize(value, DECIMAL_UNITS[column.scale])
 
 
 def check_type(kind: Kind, array: pa.Array) -> None:
@@ -259,14 +264,19 @@ def cast_array(array: pa.Array, source: LayoutColumn, target: LayoutColumn) -> p
     to_type = arrow_type(target)
     if array.type == to_type and source.kind is target.kind:
         return array
-    if source.kind is not target.kind:
-        raise ValueRangeError(f"column {target.column_id} is {source.kind.name} in this row, not {target.kind.name}")
+    check_kinds(source, target)
     if source.kind in (Kind.INT, Kind.FLOAT):
         try:
             return array.cast(to_type)
         except pa.ArrowInvalid as error:
             raise ValueRangeError(f"column {target.column_id} does not fit {to_type}: {error}") from error
     return datums_to_arrow(target, array_to_datums(source.kind, array))
+
+
+def check_kinds(source: LayoutColumn, target: LayoutColumn) -> None:
+    """Raise ValueRangeError if a stored column and the one asked for are not of one kind."""
+    if source.kind is not target.kind:
+        raise ValueRangeError(f"column {target.column_id} is {source.kind.name} in this row, not {target.kind.name}")
 
 
 def repeated(column: LayoutColumn, value: Datum, rows: int) -> pa.Array:
