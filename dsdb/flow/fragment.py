@@ -1,0 +1,190 @@
+"""A fragment: one leaf stage on one node, over the pieces of ranges that this node serves.
+
+    for each piece: engine snapshot under the read latch ─▶ chunks of rows ─▶ Arrow ─▶ the stage's SQL ─▶ batches, streamed
+
+Invariants:
+- Each batch says up to which key of which piece its rows go, so that a fragment that breaks off is taken up elsewhere at the same
+  timestamp after the last key, without a row lost or given twice.
+- A query that is not row-wise sees all rows of all pieces at once, and gives nothing before it has.
+- Between two chunks the event loop runs: nothing here holds it for longer than a chunk takes (some milliseconds).
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+import msgspec
+import pyarrow as pa
+import trio
+
+from dsdb.kv.errors import KvError, KvErrorDetail
+from dsdb.kv.ids import AttemptId, RangeId
+from dsdb.rpc import Method, MethodKind
+from dsdb.sql.execute.engine import QueryEngine
+from dsdb.sql.ports import LeafStage
+from dsdb.storage.keys import Span, key_after
+from dsdb.storage.rowcodec import decode_batches
+from dsdb.storage.timestamp import Timestamp
+
+BATCH_ROWS = 32_768
+"""Rows gathered before a row-wise query runs or a batch leaves: an engine call costs a millisecond or two."""
+ENGINE_INPUT = "input"
+"""What a stage's query calls its scan."""
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """The part of a stage's spans that lies in one range."""
+
+    range_id: RangeId
+    span: Span
+
+
+class FragmentRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Run a stage over these pieces, in their order, at a timestamp."""
+
+    stage: LeafStage
+    pieces: tuple[Piece, ...]
+    ts: Timestamp
+    attempt: AttemptId
+
+
+class FragmentHeader(msgspec.Struct, frozen=True, array_like=True):
+    """In front of each chunk on the wire: how far it goes.  resume: the key after its last row, None when the piece is done."""
+
+    piece: int
+    resume: bytes | None
+    has_batch: bool
+
+
+FRAGMENT: Method[FragmentRequest, None] = Method(
+    30, "fragment", MethodKind.DOWNLOAD, FragmentRequest, None, error_type=KvErrorDetail, error_exception=KvError
+)
+
+_ENCODE_HEADER = msgspec.msgpack.Encoder().encode
+_DECODE_HEADER = msgspec.msgpack.Decoder(FragmentHeader).decode
+
+
+class FragmentOutput(NamedTuple):
+    """A step of a fragment: rows (or None), and how far in which piece."""
+
+    batch: pa.RecordBatch | None
+    piece: int
+    resume: bytes | None
+
+
+class PieceSnapshot(Protocol):
+    """The rows of a span at a timestamp, pinned."""
+
+    def chunks(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Give keys and values, in key order."""
+
+
+class ScanSource(Protocol):
+    """What a fragment asks of this node's store."""
+
+    async def scan_snapshot(
+        self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None
+    ) -> AbstractContextManager[PieceSnapshot]:
+        """Pin a span of a range that this store leads, after the latches that matter.  Raises KvError."""
+
+
+class FragmentRunner:
+    """Runs fragments on this node."""
+
+    def __init__(self, source: ScanSource, engine: QueryEngine) -> None:
+        self._source = source
+        self._engine = engine
+
+    async def run(self, request: FragmentRequest) -> AsyncIterator[FragmentOutput]:
+        """Give the fragment's steps.  Raises KvError, SqlError."""
+        if request.stage.sql is not None and not request.stage.is_rowwise:
+            async for output in self._run_whole(request, request.stage.sql):
+                yield output
+            return
+        given = 0
+        for number, piece in enumerate(request.pieces):
+            async for batch, resume in self._scan(request, piece):
+                if request.stage.sql is not None:
+                    result = await self._query(request.stage.sql, [batch])
+                    for part in result:
+                        yield FragmentOutput(part, number, None)
+                    yield FragmentOutput(None, number, resume)
+                    continue
+                yield FragmentOutput(batch, number, resume)
+                given += batch.num_rows
+                if request.stage.scan.limit is not None and given >= request.stage.scan.limit:
+                    return
+            yield FragmentOutput(None, number, None)
+
+    async def serve(self, request: FragmentRequest) -> AsyncIterator[bytes | pa.Buffer]:
+        """Give the fragment's steps as chunks for the wire; the first batch's schema comes before it."""
+        has_schema = False
+        async for batch, piece, resume in self.run(request):
+            header = _ENCODE_HEADER(FragmentHeader(piece, resume, batch is not None))
+            parts = [len(header).to_bytes(4, "little"), header]
+            if batch is not None:
+                if not has_schema:
+                    schema = batch.schema.serialize().to_pybytes()
+                    parts += [len(schema).to_bytes(4, "little"), schema]
+                    has_schema = True
+                else:
+                    parts.append(bytes(4))
+                parts.append(batch.serialize().to_pybytes())
+            yield b"".join(parts)
+
+    async def _run_whole(self, request: FragmentRequest, sql: str) -> AsyncIterator[FragmentOutput]:
+        batches = []
+        for piece in request.pieces:
+            async for batch, _ in self._scan(request, piece):
+                batches.append(batch)
+        for part in await self._query(sql, batches):
+            yield FragmentOutput(part, 0, request.pieces[0].span.start)
+        for number in range(len(request.pieces)):
+            yield FragmentOutput(None, number, None)
+
+    async def _scan(self, request: FragmentRequest, piece: Piece) -> AsyncIterator[tuple[pa.RecordBatch, bytes]]:
+        """Give a piece's rows as batches, each with the key after its last row; at least one batch, that may be empty."""
+        scan = request.stage.scan
+        layouts = {layout.layout_id: layout for layout in scan.layouts}
+        pinned = await self._source.scan_snapshot(piece.range_id, piece.span, request.ts, request.attempt)
+        with pinned as snapshot:
+            waiting: list[pa.RecordBatch] = []
+            rows = 0
+            resume = piece.span.start
+            for keys, values in snapshot.chunks():
+                if keys:
+                    waiting.append(decode_batches(values, layouts, scan.columns))
+                    rows += len(keys)
+                    resume = key_after(keys[-1])
+                await trio.lowlevel.checkpoint()
+                if rows >= BATCH_ROWS or (scan.limit is not None and rows >= scan.limit):
+                    yield _joined(waiting, scan.names), resume
+                    waiting, rows = [], 0
+            if not waiting:
+                waiting.append(decode_batches([], layouts, scan.columns))
+            yield _joined(waiting, scan.names), piece.span.end
+
+    async def _query(self, sql: str, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        table = await self._engine.run(sql, {ENGINE_INPUT: pa.Table.from_batches(batches)})
+        found: list[pa.RecordBatch] = table.to_batches()
+        return found or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+
+
+def decode_chunk(chunk: bytes, schema: pa.Schema | None) -> tuple[FragmentOutput, pa.Schema | None]:
+    """Read a chunk of `FragmentRunner.serve`, given the schema seen so far; give its step and the schema."""
+    buffer = pa.py_buffer(chunk)
+    header_end = 4 + int.from_bytes(chunk[:4], "little")
+    header = _DECODE_HEADER(chunk[4:header_end])
+    if not header.has_batch:
+        return FragmentOutput(None, header.piece, header.resume), schema
+    schema_end = header_end + 4 + int.from_bytes(chunk[header_end : header_end + 4], "little")
+    if schema_end > header_end + 4:
+        schema = pa.ipc.read_schema(buffer.slice(header_end + 4, schema_end - header_end - 4))
+    assert schema is not None, "the first batch of a fragment comes with its schema"
+    batch = pa.ipc.read_record_batch(buffer.slice(schema_end), schema)
+    return FragmentOutput(batch, header.piece, header.resume), schema
+
+
+def _joined(batches: list[pa.RecordBatch], names: tuple[str, ...]) -> pa.RecordBatch:
+    joined = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    return joined.rename_columns(list(names))
