@@ -1,0 +1,121 @@
+"""Sequences: values handed out in blocks, so that most of them cost no transaction.
+
+    next value (a row of the system range) ── one transaction takes a block of `cache` values ──▶ this node's block ──▶ nextval
+
+Invariants:
+- A value is given once in the cluster (until setval), also by statements that fail: gaps are normal.
+- Blocks of several nodes interleave: values order as they were taken, not as they were used.
+- A block is dropped when the node stops, and at setval here; other nodes go on with theirs.
+
+Not here: descriptors (`catalog`), currval and lastval, which are the session's (`session`).
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from dsdb.sql.catalog import sequence_value_key
+from dsdb.sql.errors import CannotConnectNowError, NumericOutOfRangeError, SerializationError, UnknownOutcomeError
+from dsdb.sql.ports import AmbiguousCommitError, RangeUnavailableError, Transaction, TransactionRetryError
+from dsdb.sql.schema import SequenceDescriptor
+
+OWNED_CACHE = 256
+"""Values in a block of a SERIAL, IDENTITY or row id column."""
+ATTEMPTS_MAX = 50
+_RETRY_PAUSE_S = 0.002
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(int).decode
+
+
+class SequenceCache:
+    """This node's blocks of all sequences."""
+
+    def __init__(self, begin: Callable[[], Transaction]) -> None:
+        self._begin = begin
+        self._blocks: dict[int, tuple[int, int]] = {}
+        """By sequence id: the next value and how many are left."""
+
+    def take_nowait(self, sequence: SequenceDescriptor) -> int | None:
+        """Give the next value of this node's block, or None if it is used up."""
+        block = self._blocks.get(sequence.sequence_id)
+        if block is None:
+            return None
+        value, left = block
+        if left > 1:
+            self._blocks[sequence.sequence_id] = (value + sequence.increment, left - 1)
+        else:
+            del self._blocks[sequence.sequence_id]
+        return value
+
+    async def take(self, sequence: SequenceDescriptor, count: int) -> list[int]:
+        """Give the next `count` values.  Raises NumericOutOfRangeError at the sequence's end."""
+        values: list[int] = []
+        while len(values) < count:
+            value = self.take_nowait(sequence)
+            if value is None:
+                await self._fill(sequence, count - len(values))
+            else:
+                values.append(value)
+        return values
+
+    async def _fill(self, sequence: SequenceDescriptor, wanted: int) -> None:
+        wanted = max(wanted, sequence.cache)
+        for number in range(1, ATTEMPTS_MAX + 1):
+            try:
+                first, count = await self._allocate(sequence, wanted)
+            except TransactionRetryError:
+                await trio.sleep(_RETRY_PAUSE_S * number)
+                continue
+            except AmbiguousCommitError:
+                # Perhaps taken, perhaps not: a gap at worst.
+                continue
+            except RangeUnavailableError as error:
+                raise CannotConnectNowError(f'sequence "{sequence.name}" cannot be reached: {error}') from error
+            # Another statement may have filled it meanwhile: its block is dropped, which is a gap.
+            self._blocks[sequence.sequence_id] = (first, count)
+            return
+        raise SerializationError(f'sequence "{sequence.name}" is used by too many others at the same time', hint="Run the statement again.")
+
+    async def _allocate(self, sequence: SequenceDescriptor, wanted: int) -> tuple[int, int]:
+        """Take a block by one transaction: its first value, and how many."""
+        txn = self._begin()
+        key = sequence_value_key(sequence.sequence_id)
+        [stored] = await txn.get([key])
+        first = sequence.start if stored is None else _decode(stored)
+        if not sequence.minimum <= first <= sequence.maximum:
+            side, bound = ("maximum", sequence.maximum) if sequence.increment > 0 else ("minimum", sequence.minimum)
+            raise SequenceLimitError(f'nextval: reached {side} value of sequence "{sequence.name}" ({bound})')
+        room = sequence.maximum - first if sequence.increment > 0 else first - sequence.minimum
+        count = min(wanted, room // abs(sequence.increment) + 1)
+        txn.put(key, _encode(first + count * sequence.increment))
+        await txn.commit()
+        return first, count
+
+    async def set(self, sequence: SequenceDescriptor, value: int, *, is_called: bool = True) -> None:
+        """Make `value` the last one given (is_called), or the next one.  Raises NumericOutOfRangeError, SerializationError."""
+        if not sequence.minimum <= value <= sequence.maximum:
+            bounds = f"({sequence.minimum}..{sequence.maximum})"
+            raise NumericOutOfRangeError(f'setval: value {value} is out of bounds for sequence "{sequence.name}" {bounds}')
+        for number in range(1, ATTEMPTS_MAX + 1):
+            txn = self._begin()
+            txn.put(sequence_value_key(sequence.sequence_id), _encode(value + sequence.increment if is_called else value))
+            try:
+                await txn.commit()
+            except TransactionRetryError:
+                await trio.sleep(_RETRY_PAUSE_S * number)
+                continue
+            except AmbiguousCommitError as error:
+                raise UnknownOutcomeError(f'whether sequence "{sequence.name}" was set is not known') from error
+            except RangeUnavailableError as error:
+                raise CannotConnectNowError(f'sequence "{sequence.name}" cannot be reached: {error}') from error
+            self._blocks.pop(sequence.sequence_id, None)
+            return
+        raise SerializationError(f'sequence "{sequence.name}" is used by too many others at the same time', hint="Run the statement again.")
+
+
+class SequenceLimitError(NumericOutOfRangeError):
+    """A sequence has no further value."""
+
+    sqlstate = "2200H"

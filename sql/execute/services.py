@@ -1,0 +1,130 @@
+"""What statements are run with: the node's services, and the things of one attempt at one statement.
+
+Invariants:
+- An Execution is one attempt: a fresh transaction, the catalogue its plan was made for, one clock reading.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from dsdb.sql.catalog import Catalog, CatalogEditor
+from dsdb.sql.errors import FeatureNotSupportedError, InvalidCatalogNameError, UndefinedTableError
+from dsdb.sql.execute.engine import QueryEngine
+from dsdb.sql.execute.result import Result
+from dsdb.sql.execute.sequence import SequenceCache
+from dsdb.sql.execute.session import SessionState
+from dsdb.sql.ports import ClusterView, StageRunner, Transaction
+from dsdb.sql.schema import DatabaseDescriptor, TableDescriptor
+from dsdb.storage.datum import Datum
+
+PUBLIC_SCHEMA = "public"
+"""The one schema of every database."""
+
+T = TypeVar("T")
+
+
+class CatalogSource(Protocol):
+    """Where the catalogue comes from and is changed (`catalog_lease.CatalogLeases`)."""
+
+    def acquire_nowait(self) -> Catalog | None:
+        """Give the catalogue in use, held until `release`; None before the first lease."""
+
+    async def acquire(self) -> Catalog:
+        """Give the catalogue in use, held until `release`."""
+
+    def release(self, catalog: Catalog) -> None:
+        """End a statement's use of it."""
+
+    async def renew(self) -> None:
+        """Take the newest catalogue under a new lease."""
+
+    async def change(self, edit: Callable[[CatalogEditor], Awaitable[T]]) -> T:
+        """Change the catalogue by one transaction; `edit` may run several times."""
+
+
+class Services:
+    """What the statements of a node share.
+
+    begin: starts a transaction; now: the wall clock in microseconds since the epoch, for now() alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalogs: CatalogSource,
+        begin: Callable[[], Transaction],
+        runner: StageRunner,
+        engine: QueryEngine,
+        cluster: ClusterView,
+        now: Callable[[], int],
+    ) -> None:
+        self.catalogs = catalogs
+        self.begin = begin
+        self.runner = runner
+        self.engine = engine
+        self.cluster = cluster
+        self.now = now
+        self.sequences = SequenceCache(begin)
+
+
+class Execution:
+    """One attempt at a statement."""
+
+    __slots__ = ("catalog", "now", "parameters", "services", "session", "txn")
+
+    def __init__(
+        self, services: Services, session: SessionState, catalog: Catalog, txn: Transaction, parameters: Sequence[Datum], now: int
+    ) -> None:
+        self.services = services
+        self.session = session
+        self.catalog = catalog
+        self.txn = txn
+        self.parameters = parameters
+        self.now = now
+
+
+class Plan(Protocol):
+    """A statement, bound to one version of the catalogue; run any number of times.
+
+    is_writing: it buffers writes, to be committed below the catalogue's lease.  is_ddl: it changes the catalogue by itself.
+    """
+
+    is_writing: bool
+
+    async def run(self, execution: Execution) -> Result:
+        """Run it in the attempt's transaction."""
+
+
+def current_database(catalog: Catalog, session: SessionState) -> DatabaseDescriptor:
+    """Give the session's database.  Raises InvalidCatalogNameError if it is gone."""
+    database = catalog.database(session.database)
+    if database is None:
+        raise InvalidCatalogNameError(f'database "{session.database}" does not exist')
+    return database
+
+
+def split_name(parts: Sequence[str], catalog: Catalog, session: SessionState) -> tuple[DatabaseDescriptor, str]:
+    """Give the database and the name of a dotted name: [[database.]public.]name.
+
+    Raises InvalidCatalogNameError, UndefinedTableError, FeatureNotSupportedError (another database than the session's).
+    """
+    database = current_database(catalog, session)
+    if len(parts) == 3 and parts[0] != database.name:
+        raise FeatureNotSupportedError(f'cross-database references are not supported: "{".".join(parts)}"')
+    if len(parts) > 1 and parts[-2] != PUBLIC_SCHEMA:
+        raise UndefinedTableError(f'relation "{".".join(parts)}" does not exist', hint=f'The only schema is "{PUBLIC_SCHEMA}".')
+    return database, parts[-1]
+
+
+def find_table(parts: Sequence[str], catalog: Catalog, session: SessionState, *, position: int | None = None) -> TableDescriptor:
+    """Give the table of a dotted name.  Raises UndefinedTableError."""
+    database, name = split_name(parts, catalog, session)
+    table = catalog.table(database.database_id, name)
+    if table is None:
+        raise UndefinedTableError(f'relation "{".".join(parts)}" does not exist', position=position)
+    return table
+
+
+def table_parts(node: Any) -> tuple[str, ...]:
+    """Give the dotted name of a parsed table node."""
+    return tuple(part.name for part in node.parts)
