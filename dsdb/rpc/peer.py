@@ -272,6 +272,7 @@ class _Connection:
         self._calls: dict[int, _Call] = {}
         self._next_call_id = 1
         self._is_closed = False
+        self._refusal: str | None = None  # why the other side will not talk to us, if it said so
 
     async def call(self, method: Method[RequestT, ReplyT], request: RequestT, deadline: float) -> ReplyT:
         if self._is_closed:
@@ -321,12 +322,15 @@ class _Connection:
         self._is_closed = True
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            error = ReplyLost(f"the connection to node {self._node_id} broke before {call.method.name} was answered")
+            error: RpcError = ReplyLost(f"the connection to node {self._node_id} broke before {call.method.name} was answered")
+            if self._refusal is not None:
+                error = CallFailed(self._refusal)
             trio.lowlevel.reschedule(call.task, outcome.Error(error))
 
     def _take(self, frame: Frame) -> None:
         if frame.call_id == 0 and frame.kind == FrameKind.ERROR:
-            log.error("node %d refuses this node: %s", self._node_id, _DECODE_ERROR(bytes(frame.payload)).message)
+            self._refusal = _DECODE_ERROR(bytes(frame.payload)).message
+            log.error("node %d refuses this node: %s", self._node_id, self._refusal)
             return
         call = self._calls.pop(frame.call_id, None)
         if call is None:
