@@ -78,6 +78,8 @@ def bench_keys() -> None:
     batch = rows_to_batch(LINEITEM.columns, [field_name(number) for number in range(1, 9)], [lineitem(number) for number in range(rows)])
     integers = KeyCodec([KeyColumn(kind=Kind.INT), KeyColumn(kind=Kind.INT)])
     print_rate("keys in bulk, two ints", lambda: integers.encode_batch([batch.column(0), batch.column(1)], prefix), rows)
+    keys = integers.encode_batch([batch.column(0), batch.column(1)], prefix)
+    print_rate("keys from bulk, two ints", lambda: integers.decode_batch(keys, len(prefix), LINEITEM.columns[:2]), rows)
     texts = KeyCodec([KeyColumn(kind=Kind.INT), KeyColumn(kind=Kind.TEXT)])
     print_rate("keys in bulk, int and text", lambda: texts.encode_batch([batch.column(0), batch.column(7)], prefix), rows)
 

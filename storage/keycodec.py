@@ -26,6 +26,7 @@ from dsdb.storage import keybatch, keypart
 from dsdb.storage.datum import Datum, Kind
 from dsdb.storage.errors import KeyFormatError, ValueRangeError
 from dsdb.storage.keys import Span, prefix_end
+from dsdb.storage.rowarrow import LayoutColumn, datums_to_arrow
 
 NULL_FIRST, PRESENT, NULL_LAST = b"\x01", b"\x02", b"\x03"
 
@@ -53,6 +54,8 @@ class KeyCodec:
         self.columns = tuple(columns)
         self._nulls = [NULL_FIRST if column.nulls_first else NULL_LAST for column in self.columns]
         self._decoders = [keypart.DECODERS[column.kind] for column in self.columns]
+        self._shapes = [keybatch.ColumnShape(column.kind, column.descending, PRESENT, null) for column, null in zip(columns, self._nulls)]
+        self._is_decoded_at_once = keybatch.DECODED_AT_ONCE.issuperset(column.kind for column in self.columns)
         self._directions = [column.descending for column in self.columns]
         self.encode: Callable[..., bytes] = _compile_encoder(self.columns, self._encode_all)
         """encode(values, prefix=b"") gives `prefix` and the bytes of all columns.
@@ -120,8 +123,22 @@ class KeyCodec:
         """
         if len(columns) != len(self.columns):
             raise ValueRangeError(f"{len(columns)} arrays for a key of {len(self.columns)} columns")
-        shapes = [keybatch.ColumnShape(column.kind, column.descending, PRESENT, null) for column, null in zip(self.columns, self._nulls)]
-        return keybatch.encode_batch(shapes, columns, prefix)
+        return keybatch.encode_batch(self._shapes, columns, prefix)
+
+    def decode_batch(self, keys: Sequence[bytes], offset: int, columns: Sequence[LayoutColumn]) -> list[pa.Array]:
+        """Decode many keys at once: give one Arrow array a column, of the types of `columns`, whose kinds are those of the key.
+
+        Equal to `decode` of each key.  Raises KeyFormatError, also for a value that does not fit the type asked for.
+        """
+        if [column.kind for column in columns] != [column.kind for column in self.columns]:
+            raise ValueRangeError(f"columns {list(columns)} for a key of {self.columns}")
+        if self._is_decoded_at_once:
+            return keybatch.decode_batch(self._shapes, keys, offset, columns)
+        rows = [self.decode(key, offset) for key in keys]
+        try:
+            return [datums_to_arrow(column, [row[position] for row in rows]) for position, column in enumerate(columns)]
+        except ValueRangeError as error:
+            raise KeyFormatError(f"a key's value is none of its column: {error}") from error
 
     def span_of_prefix(self, values: Sequence[Datum], prefix: bytes = b"") -> Span:
         """Give the span of all keys whose first columns equal `values`."""

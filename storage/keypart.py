@@ -127,9 +127,9 @@ def decimal_bytes(value: decimal.Decimal) -> bytes:
     negative, digits, exponent = value.as_tuple()
     if isinstance(exponent, str):
         return _NAN if exponent != "F" else _MINUS_INFINITY if negative else _INFINITY
-    stripped = bytes(digits).lstrip(b"\x00")
-    adjusted = exponent + len(stripped)
-    stripped = stripped.rstrip(b"\x00")
+    # Python keeps no leading zeros; a zero is the one digit 0.
+    adjusted = exponent + len(digits)
+    stripped = bytes(digits).rstrip(b"\x00")
     if not stripped:
         return _ZERO
     nibbles = stripped.translate(_DIGIT_TO_NIBBLE)

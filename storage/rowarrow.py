@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -271,6 +272,13 @@ def cast_array(array: pa.Array, source: LayoutColumn, target: LayoutColumn) -> p
         except pa.ArrowInvalid as error:
             raise ValueRangeError(f"column {target.column_id} does not fit {to_type}: {error}") from error
     return datums_to_arrow(target, array_to_datums(source.kind, array))
+
+
+def parts_of(stored: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Give the bounds of all values of a large_binary array (one more than there are values), and the bytes they cut."""
+    _, offsets, data = stored.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[stored.offset : stored.offset + len(stored) + 1]
+    return bounds, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
 
 
 def check_kinds(source: LayoutColumn, target: LayoutColumn) -> None:

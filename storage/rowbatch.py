@@ -22,7 +22,17 @@ import pyarrow.compute as pc
 
 from dsdb.storage.datum import DAY_MICROSECONDS, Datum, Kind
 from dsdb.storage.errors import CorruptionError, ValueRangeError
-from dsdb.storage.rowarrow import LayoutColumn, array_to_datums, arrow_type, batch_of, cast_array, datums_to_arrow, field_name, repeated
+from dsdb.storage.rowarrow import (
+    LayoutColumn,
+    array_to_datums,
+    arrow_type,
+    batch_of,
+    cast_array,
+    datums_to_arrow,
+    field_name,
+    parts_of,
+    repeated,
+)
 
 Matrix = npt.NDArray[np.uint8]
 LAYOUT_ID_BYTES = 4
@@ -107,15 +117,8 @@ def decode_batches(
     return pa.concat_batches(parts).take(pa.array(np.argsort(np.concatenate(groups))))
 
 
-def _parts_of(stored: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Give the bounds of all values (one more than there are), and the bytes they cut."""
-    _, offsets, data = stored.buffers()
-    bounds = np.frombuffer(offsets, np.int64)[stored.offset : stored.offset + len(stored) + 1]
-    return bounds, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-
-
 def _layout_ids(stored: pa.Array) -> npt.NDArray[np.uint32]:
-    bounds, data = _parts_of(stored)
+    bounds, data = parts_of(stored)
     starts = bounds[:-1]
     if len(starts) and int(np.diff(bounds).min()) < LAYOUT_ID_BYTES:
         raise CorruptionError("a row value of less than 4 bytes")
@@ -153,14 +156,14 @@ def _decode_rows(stored: pa.Array, shape: HeadShape, target: Sequence[LayoutColu
 
 def _heads(stored: pa.Array, shape: HeadShape) -> Matrix:
     """Give the heads of all values as a matrix.  Raises CorruptionError on a value of a wrong length."""
-    bounds, data = _parts_of(stored)
+    bounds, data = parts_of(stored)
     lengths = np.diff(bounds)
     if int(lengths.min()) < shape.head_bytes or (not shape.variable and int(lengths.max()) != shape.head_bytes):
         raise CorruptionError(f"a row value of layout {shape.layout_id} has not its {shape.head_bytes} bytes")
     if not shape.variable:
         return data[bounds[0] : bounds[-1]].reshape(len(stored), shape.head_bytes)
     sliced = pc.binary_slice(stored, 0, shape.head_bytes)
-    bounds, data = _parts_of(sliced)
+    bounds, data = parts_of(sliced)
     return data[bounds[0] : bounds[-1]].reshape(len(stored), shape.head_bytes)
 
 
@@ -201,7 +204,7 @@ class _Tails:
 
     def __init__(self, stored: pa.Array, heads: Matrix, shape: HeadShape) -> None:
         self._shape = shape
-        bounds, self._data = _parts_of(stored)
+        bounds, self._data = parts_of(stored)
         cuts = np.empty((len(heads), len(shape.variable) + 1), np.int64)
         cuts[:, 0] = shape.head_bytes
         for index in range(len(shape.variable)):
@@ -251,7 +254,7 @@ def encode_batch(shape: HeadShape, batch: pa.RecordBatch) -> list[bytes]:
             heads[:, shape.offsets[position] : shape.offsets[position] + data.shape[1]] = data
         else:
             tail = array.cast(pa.large_binary()).fill_null(b"")
-            ends = ends + np.diff(_parts_of(tail)[0])
+            ends = ends + np.diff(parts_of(tail)[0])
             end_offset = shape.ends_offset + _END_BYTES * len(tails)
             heads[:, end_offset : end_offset + _END_BYTES] = ends.astype("<u4").view(np.uint8).reshape(rows, _END_BYTES)
             tails.append(tail)
@@ -266,7 +269,7 @@ def _joined(heads: Matrix, tails: list[pa.Array]) -> list[bytes]:
     bounds = np.arange(len(heads) + 1, dtype=np.int64) * heads.shape[1]
     head_array = pa.Array.from_buffers(pa.large_binary(), len(heads), [None, pa.py_buffer(bounds), pa.py_buffer(heads.reshape(-1))])
     whole = pc.binary_join_element_wise(head_array, *tails, pa.scalar(b"", pa.large_binary()))
-    bounds, data = _parts_of(whole)
+    bounds, data = parts_of(whole)
     raw, cuts = data.tobytes(), bounds.tolist()
     return [raw[start:end] for start, end in itertools.pairwise(cuts)]
 

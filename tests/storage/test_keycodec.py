@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dsdb.storage.datum import Datum, Kind
 from dsdb.storage.errors import KeyFormatError, ValueRangeError
 from dsdb.storage.keycodec import Bound, KeyCodec, KeyColumn, key_codec
-from dsdb.storage.rowarrow import LayoutColumn, arrow_type, datums_to_arrow
+from dsdb.storage.rowarrow import LayoutColumn, arrow_to_datums, arrow_type, datums_to_arrow
 
 D = decimal.Decimal
 COLUMNS = st.builds(KeyColumn, kind=st.sampled_from(list(Kind)), descending=st.booleans(), nulls_first=st.booleans())
@@ -271,6 +271,47 @@ def test_a_batch_of_keys_is_that_of_its_rows(given_: Any, prefix: bytes) -> None
     arrays = [datums_to_arrow(column, [row[position] for row in rows]) for position, column in enumerate(stored)]
     assert codec.encode_batch(arrays, prefix) == [codec.encode(row, prefix) for row in rows]
     assert codec.encode_batch([array.slice(1) for array in arrays], prefix) == [codec.encode(row, prefix) for row in rows[1:]]
+
+
+@unhurried
+@given(key_batches(), st.binary(max_size=3))
+def test_a_batch_of_keys_decodes_to_their_rows(given_: Any, prefix: bytes) -> None:
+    columns, stored, rows = given_
+    codec = KeyCodec(columns)
+    keys = [codec.encode(row, prefix) for row in rows]
+    arrays = codec.decode_batch(keys, len(prefix), stored)
+    for array in arrays:
+        array.validate(full=not pa.types.is_time(array.type))
+    decoded = [arrow_to_datums(column, array) for column, array in zip(stored, arrays)]
+    expected = [codec.decode(key, len(prefix)) for key in keys]
+    assert all(len(values) == len(rows) for values in decoded)
+    for row, other in zip(zip(*decoded), expected):
+        assert compare(columns, row, other) == 0
+
+
+@unhurried
+@given(st.lists(COLUMNS, min_size=1, max_size=3), st.data())
+def test_malformed_keys_are_refused_in_bulk_as_one_by_one(columns: list[KeyColumn], data: st.DataObject) -> None:
+    codec = KeyCodec(columns)
+    stored = [LayoutColumn(column_id=1, kind=column.kind) for column in columns]
+    rows = st.tuples(*(column_datums(column) for column in stored))
+    good, key = codec.encode(data.draw(rows)), codec.encode(data.draw(rows))
+    position = data.draw(st.integers(0, len(key) - 1))
+    changed = key[:position] + bytes((data.draw(st.integers(0, 255)),)) + key[position + 1 :]
+    for mangled in (key[:position], changed, key + b"\x00", key + key, b""):
+        try:
+            codec.decode(mangled)
+        except KeyFormatError:
+            with pytest.raises(KeyFormatError):
+                codec.decode_batch([good, mangled, good], 0, stored)
+
+
+def test_a_key_that_does_not_fit_the_type_asked_for_is_refused() -> None:
+    codec = KeyCodec([KeyColumn(kind=Kind.INT)])
+    with pytest.raises(ValueRangeError):
+        codec.decode_batch([codec.encode((1,))], 0, [LayoutColumn(column_id=1, kind=Kind.DATE)])
+    with pytest.raises(KeyFormatError):
+        codec.decode_batch([codec.encode((40_000,))], 0, [LayoutColumn(column_id=1, kind=Kind.INT, width=2)])
 
 
 def test_a_batch_refuses_what_its_rows_would_be_refused_for() -> None:

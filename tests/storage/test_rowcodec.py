@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dsdb.storage import rowbatch
 from dsdb.storage.datum import Datum, Kind
 from dsdb.storage.errors import CorruptionError, ValueRangeError
+from dsdb.storage.keycodec import KeyCodec, KeyColumn
 from dsdb.storage.rowarrow import LayoutColumn, arrow_to_datums, arrow_type, datums_to_arrow, field_name, rows_to_batch
 from dsdb.storage.rowcodec import RowLayout, codec_for, decode_batches
 
@@ -297,6 +298,37 @@ def test_spellings_of_decimals() -> None:
     decoded = codec.decode(codec.encode((D("1.5"), D("1.50"))))
     assert [str(value) for value in decoded] == ["1.500", "1.50"]
     assert [str(value) for value in codec.decode(codec.encode((D("-0"), D("2E+3"))))] == ["0.000", "2000"]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        column(Kind.BOOL),
+        column(Kind.INT),
+        column(Kind.DECIMAL, precision=9, scale=2),
+        column(Kind.DECIMAL, precision=30, scale=2),
+        column(Kind.TIME),
+        column(Kind.INTERVAL),
+        column(Kind.UUID),
+        column(Kind.TEXT),
+        column(Kind.BYTES),
+    ],
+)
+def test_what_lies_under_a_null_does_not_reach_the_bytes(stored: LayoutColumn) -> None:
+    garbage: dict[Kind, Datum] = {
+        Kind.BOOL: True,
+        Kind.DECIMAL: D("-1.25"),
+        Kind.INTERVAL: (1, 2, 3),
+        Kind.UUID: b"u" * 16,
+        Kind.TEXT: "x",
+        Kind.BYTES: b"x",
+    }
+    full = datums_to_arrow(stored, [garbage.get(stored.kind, 7)] * 3)
+    array = pa.Array.from_buffers(full.type, 3, [pa.py_buffer(b"\x05"), *full.buffers()[1:]])
+    codec = codec_for(RowLayout(layout_id=1, columns=(stored,)))
+    assert codec.encode_batch(pa.record_batch([array], names=["a"])) == [codec.encode((value,)) for value in arrow_to_datums(stored, array)]
+    keys = KeyCodec([KeyColumn(kind=stored.kind)])
+    assert keys.encode_batch([array]) == [keys.encode((value,)) for value in arrow_to_datums(stored, array)]
 
 
 def test_rows_without_columns_are_counted() -> None:
