@@ -104,7 +104,7 @@ def test_explain_holds_its_statement() -> None:
     ("sql", "error", "position"),
     [
         ("SELEC 1", SqlSyntaxError, 1),
-        ("SELECT 1 FROM t WHERE * 2", SqlSyntaxError, 26),
+        ("SELECT 1 FROM t WHERE * 2", SqlSyntaxError, 25),
         ("SELECT 'abc", SqlSyntaxError, 8),
         ("SELECT 1; SELECT (1", SqlSyntaxError, 19),
         ("SHOW COLUMNS t", SqlSyntaxError, 14),

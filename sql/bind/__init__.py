@@ -1,0 +1,1 @@
+"""Bound trees: names resolved, types decided, functions chosen."""
