@@ -39,6 +39,9 @@ WRITE_BUFFER_BYTES_DEFAULT = 32 << 20
 _DELTA = Family.DELTA
 _FAMILIES: Final = tuple(Family)
 
+SINGLE_ROWS = 16
+"""Rows of a scan that are read one by one: above that, the fast iterator and the check at its end are cheaper."""
+
 _row_key, _row_value = itemgetter(0), itemgetter(1)
 
 _STATISTICS = {
@@ -178,34 +181,73 @@ def _require_complete(source: _Source, options: ReadOptions, last_key: bytes | N
         raise CorruptionError(f"a scan ended early, before key {iterator.key().hex()}")
 
 
+def _read_singly(iterator: rocksdict.RdictIter, start: bytes, reverse: bool, rows_max: int) -> tuple[list[bytes], list[bytes], bool]:
+    """Read up to `rows_max` rows from where an iterator stands; give them, and whether the span ended there."""
+    move = iterator.prev if reverse else iterator.next
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    while iterator.valid():
+        key: bytes = iterator.key()
+        if reverse and key < start:
+            return keys, values, True
+        if len(keys) == rows_max:
+            return keys, values, False
+        keys.append(key)
+        values.append(iterator.value())
+        move()
+    iterator.status()
+    return keys, values, True
+
+
 def _scan(source: _Source, start: bytes, end: bytes, reverse: bool, chunk_rows: int) -> Iterator[KeysAndValues]:
+    """Read a span: its first rows by an iterator that has a status, the rest by the fast one that must be checked at its end."""
     options = _total_order()
     options.set_iterate_upper_bound(end)
-    seek_key = end if reverse else start
-    last_key: bytes | None = None
     try:
-        rows = source.items(backwards=reverse, from_key=seek_key, read_opt=options)
-        is_over = False
-        while not is_over:
-            chunk = list(islice(rows, chunk_rows))
-            is_over = len(chunk) < chunk_rows
-            if chunk:
-                last_key = chunk[-1][0]
-            if reverse and chunk and chunk[-1][0] < start:
-                # A row below the span proves that the span was read whole.
-                del chunk[bisect_left(chunk, True, key=lambda row: row[0] < start) :]
-                is_over = True
-            elif is_over:
-                _require_complete(source, options, last_key, seek_key, reverse, start)
-            if chunk:
-                keys, values = list(map(_row_key, chunk)), list(map(_row_value, chunk))
-                # Not to be held while the caller works: the tuples are as large as a small chunk itself.
-                del chunk
+        iterator = source.iter(options)
+        (iterator.seek_for_prev if reverse else iterator.seek)(end if reverse else start)
+        keys, values, is_over = _read_singly(iterator, start, reverse, min(chunk_rows, SINGLE_ROWS))
+        next_key = None if is_over else iterator.key()
+        del iterator
+        if is_over or len(keys) == chunk_rows:
+            if keys:
                 yield keys, values
+            keys, values = [], []
+        if next_key is not None:
+            yield from _scan_fast(source, options, next_key, start, reverse, chunk_rows, (keys, values))
     except StorageError:
         raise
     except Exception as error:  # rocksdict raises bare Exception
         raise classify(error) from None
+
+
+def _scan_fast(
+    source: _Source, options: ReadOptions, next_key: bytes, start: bytes, reverse: bool, chunk_rows: int, first_rows: KeysAndValues
+) -> Iterator[KeysAndValues]:
+    """Read on from `next_key`; `first_rows` are those already read of the first chunk."""
+    rows = source.items(backwards=reverse, from_key=next_key, read_opt=options)
+    keys, values = first_rows
+    last_key: bytes | None = None
+    is_over = False
+    while not is_over:
+        wanted = chunk_rows - len(keys)
+        chunk = list(islice(rows, wanted))
+        is_over = len(chunk) < wanted
+        if chunk:
+            last_key = chunk[-1][0]
+        if reverse and chunk and chunk[-1][0] < start:
+            # A row below the span proves that the span was read whole.
+            del chunk[bisect_left(chunk, True, key=lambda row: row[0] < start) :]
+            is_over = True
+        elif is_over:
+            _require_complete(source, options, last_key, next_key, reverse, start)
+        keys += map(_row_key, chunk)
+        values += map(_row_value, chunk)
+        # Not to be held while the caller works: the tuples are as large as a small chunk itself.
+        del chunk
+        if keys:
+            yield keys, values
+        keys, values = [], []
 
 
 class _OpenScans:
