@@ -16,7 +16,7 @@ Not here: what a leader does (`leading`).
 
 from dsdb.raft.leading import Leading
 from dsdb.raft.messages import NO_REPLICA, EntryKind, ReplicaId, TimeoutNow, Vote, VoteReply
-from dsdb.raft.quorum import Outcome, vote_outcome
+from dsdb.raft.quorum import Outcome, is_quorum, vote_outcome
 from dsdb.raft.ready import Role
 
 
@@ -60,6 +60,7 @@ class Election(Leading):
         term = self.term + 1 if pre else self.term
         sink = self._messages if pre else self._after_sync
         membership = self.membership
+        commit, commit_term = self.log.commit, self.log.term(self.log.commit)
         for voter in sorted({*membership.voters, *membership.voters_outgoing}):
             if voter != self.replica:
                 sink.append(
@@ -71,6 +72,8 @@ class Election(Leading):
                         last_term=self.log.last_term,
                         pre=pre,
                         transfer=self._is_campaign_transfer,
+                        commit=commit,
+                        commit_term=commit_term,
                     )
                 )
 
@@ -125,6 +128,7 @@ class Election(Leading):
             self._unfollow()
         if self._must_ignore(message):
             return
+        self._learn_commit(message)
         if message.term > self.term and not message.pre:
             self._become_follower(message.term, NO_REPLICA)
         can_vote = self.vote == message.sender or (self.vote == NO_REPLICA and self.leader == NO_REPLICA) or message.term > self.term
@@ -155,7 +159,23 @@ class Election(Leading):
         return self.leader not in (NO_REPLICA, message.sender) and self._elapsed < self.config.election_ticks
 
     def _refuse(self, message: Vote) -> None:
-        self._after_sync.append(VoteReply(to=message.sender, sender=self.replica, term=self.term, pre=message.pre, granted=False))
+        log = self.log
+        self._after_sync.append(
+            VoteReply(
+                to=message.sender,
+                sender=self.replica,
+                term=self.term,
+                pre=message.pre,
+                granted=False,
+                commit=log.commit,
+                commit_term=log.term(log.commit),
+            )
+        )
+
+    def _learn_commit(self, message: Vote | VoteReply) -> None:
+        """Take the news that an entry is committed, from whoever knows it, if this log has that very entry."""
+        if message.commit > self.log.commit and self.log.matches(message.commit, message.commit_term):
+            self.log.commit_to(message.commit)
 
     def _on_vote_reply(self, message: VoteReply) -> None:
         """Count an answer to the present campaign; those to an earlier one differ in kind or term."""
@@ -165,12 +185,20 @@ class Election(Leading):
             is_mine = self.role is Role.CANDIDATE and not message.pre and message.term == self.term
         if is_mine and message.sender not in self._votes:
             self._votes[message.sender] = message.granted
-            self._count_votes()
+            self._learn_commit(message)
+            if self._has_unapplied_membership():
+                # Those who were asked may have left: ask again when the change is applied.
+                self._become_follower(self.term, NO_REPLICA)
+            else:
+                self._count_votes()
 
     # --- transfer -----------------------------------------------------------------------------------------------------------------------
 
-    def _finish_transfer_when_due(self) -> None:
-        """Tell the target to campaign as soon as it has the whole log, after stepping down."""
+    def _hand_over_when_due(self) -> None:
+        """Step down and tell the transfer's target to campaign as soon as it has the whole log."""
+        if self._is_departing:
+            self._depart_when_due()
+            return
         target = self._progress.get(self._transfer_to)
         if target is not None and target.match == self.log.last_index:
             self._hand_over(target.replica)
@@ -182,16 +210,15 @@ class Election(Leading):
         self._messages.append(TimeoutNow(to=target, sender=self.replica, term=self.term))
         self._become_follower(self.term, NO_REPLICA)
 
-    def _step_down_removed(self) -> None:
-        """Leave a group, or the voters, whose change this leader has just applied: name the most complete voter as the next."""
-        if self._appends_due:
-            self._send_appends()
-        candidates = [progress for replica in self.membership.voters if (progress := self._progress.get(replica)) is not None]
-        if candidates:
-            best = max(candidates, key=lambda progress: (progress.match, -progress.replica))
+    def _depart_when_due(self) -> None:
+        """Step down as a leader that is no voter any more, when a quorum of the voters knows it; name the most complete of them as the next.
+
+        Until then it leads without counting itself: voters who do not know of the change could not elect anyone without it.
+        """
+        progress = self._progress
+        if is_quorum(self.membership, lambda voter: progress[voter].known_commit >= self._pending_membership):
+            best = max(self._incoming, key=lambda voter: (voter.match, -voter.replica))
             self._hand_over(best.replica)
-        else:
-            self._become_follower(self.term, NO_REPLICA)
 
     def _on_timeout_now(self, message: TimeoutNow) -> None:
         if message.sender == self.followed:

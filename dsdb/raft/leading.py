@@ -244,7 +244,7 @@ class Leading(Following):
         """Whether a quorum of voters has been heard of since the last check."""
         return is_quorum(self.membership, lambda voter: voter == self.replica or self._progress[voter].is_recently_active)
 
-    def _is_leaving(self) -> bool:
+    def _is_changing(self) -> bool:
         """Whether a membership change is committed that this leader has not applied: others may already decide without it."""
         return self.log.applied < self._pending_membership <= self.log.commit
 
@@ -252,9 +252,9 @@ class Leading(Following):
         """Whether this replica leads and a quorum of voters (of both, if joint) is active and has acknowledged it in this term.
 
         With `active(r)` = "the store of r presently supports mine" this is the lease. `active` is asked about this replica too.
-        False during a transfer, and while a committed membership change is not applied here.
+        False during a transfer, while a committed membership change is not applied here, and when this replica is no voter.
         """
-        if self.role is not Role.LEADER or self._transfer_to != NO_REPLICA or self._is_leaving():
+        if self.role is not Role.LEADER or self._transfer_to != NO_REPLICA or self._is_departing or self._is_changing():
             return False
         own = self.replica
         progress = self._progress
@@ -268,6 +268,7 @@ class Leading(Following):
             or self._reads
             or self._reads_waiting
             or self._transfer_to != NO_REPLICA
+            or self._is_departing
             or self.membership.is_joint
             or not self._has_active_quorum()
         ):
@@ -291,7 +292,8 @@ class Leading(Following):
         self.membership = apply_change(self.membership, change)
         if self.followed != self.replica and not self.membership.is_voter(self.followed):
             self._unfollow()
-        if self.role is Role.LEADER and self.membership.is_voter(self.replica):
+        if self.role is Role.LEADER:
+            self._is_departing = not self.membership.is_voter(self.replica)
             self._track_members()
             self._appends_due = True
             self._advance_commit()

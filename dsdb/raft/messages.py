@@ -114,16 +114,23 @@ class Vote(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1, gc
     last_term: int
     pre: bool = False
     transfer: bool = False  # the leader of term − 1 has given up its lead for good: its support need not be respected
+    commit: int = 0  # what the sender knows to be committed …
+    commit_term: int = 0  # … and the term of that entry
 
 
 class VoteReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2, gc=False):
-    """Answers a `Vote`. A granted `pre` echoes the asked term; a refusal carries the voter's own."""
+    """Answers a `Vote`. A granted `pre` echoes the asked term; a refusal carries the voter's own.
+
+    Both sides tell what is committed: a candidate may lack only the news that a membership change is, and then ask voters who have left.
+    """
 
     to: ReplicaId
     sender: ReplicaId
     term: int
     pre: bool
     granted: bool
+    commit: int = 0  # what the voter knows to be committed …
+    commit_term: int = 0  # … and the term of that entry
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3, gc=False):

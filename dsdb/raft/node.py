@@ -79,8 +79,8 @@ class RaftNode(Election):
                 if kind is not TimeoutNow:
                     return
         self._handlers[kind](message)
-        if self._transfer_to != NO_REPLICA and kind is AppendReply:
-            self._finish_transfer_when_due()
+        if self.role is Role.LEADER and (self._transfer_to != NO_REPLICA or self._is_departing):
+            self._hand_over_when_due()
 
     def tick(self) -> None:
         """Let one interval pass: election timeout, heartbeats, check-quorum, giving up on a transfer."""
@@ -126,7 +126,7 @@ class RaftNode(Election):
         """
         if not data:
             raise ValueError("a proposal needs data: empty entries are the leader's own")
-        if self.role is not Role.LEADER or self._transfer_to != NO_REPLICA:
+        if self.role is not Role.LEADER or self._transfer_to != NO_REPLICA or self._is_departing:
             return None
         if self._uncommitted_bytes and self._uncommitted_bytes + len(data) > self.config.uncommitted_bytes_max:
             return None
@@ -139,7 +139,7 @@ class RaftNode(Election):
         a time. A joint membership is left by the leader itself with one more CONFIG entry, of empty context.
         Raises ValueError on a change that makes no sense for the present membership.
         """
-        if self.role is not Role.LEADER or self._transfer_to != NO_REPLICA:
+        if self.role is not Role.LEADER or self._transfer_to != NO_REPLICA or self._is_departing:
             return None
         if self.log.applied < self._pending_membership or (self.membership.is_joint and not change.leave_joint):
             return None
@@ -153,11 +153,10 @@ class RaftNode(Election):
 
         Called for every CONFIG entry in the order of `Ready.committed`, before `applied` reaches it, with the change it carries, or with an
         empty `MembershipChange()` when the store's own command in its context was refused at apply (deterministically, on every replica).
-        A leader that is no voter any more steps down and tells the most complete voter to campaign.
+        A leader that is no voter any more takes no proposals, and steps down as soon as a quorum of the voters knows of the change: keep it
+        running until then.
         """
         self._adopt_membership(change)
-        if self.role is Role.LEADER and not self.membership.is_voter(self.replica):
-            self._step_down_removed()
         return self.membership
 
     def campaign(self) -> None:
@@ -180,7 +179,7 @@ class RaftNode(Election):
             return False
         self._transfer_to = to
         self._elapsed = 0
-        self._finish_transfer_when_due()
+        self._hand_over_when_due()
         return True
 
     def read_index(self, context: bytes) -> bool:

@@ -59,6 +59,7 @@ class RaftState:
         self._pending_membership = 0  # no change is proposed before this index is applied
         self._uncommitted_bytes = 0  # of own proposals
         self._transfer_to = NO_REPLICA
+        self._is_departing = False  # no voter any more, but not all who are know it
         self._heartbeat_elapsed = 0  # ticks
         self._round = 0  # of heartbeats in this term
         self._reads: list[tuple[int, int, bytes]] = []  # (round that confirms it, index, context), in order
@@ -136,6 +137,7 @@ class RaftState:
         self._incoming = []
         self._outgoing = []
         self._transfer_to = NO_REPLICA
+        self._is_departing = False
         self._appends_due = False
         self._heartbeats_due = False
         self._unfollow()

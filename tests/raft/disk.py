@@ -8,12 +8,12 @@ from dsdb.raft.messages import Entry, HardState, Membership, SnapshotMetadata
 class Image:
     """The content of a disk."""
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, born_at: int = 0) -> None:
         self.hard = HardState()
         self.membership = membership
-        self.applied = 0
+        self.applied = born_at
         self.machine: list[tuple[int, int, bytes]] = []  # (index, term, data) of all that was applied, in order
-        self.base = (0, 0)  # (index, term) before the first entry
+        self.base = (born_at, 0)  # (index, term) before the first entry
         self.log: list[Entry] = []
 
     def copy(self) -> "Image":
@@ -57,9 +57,9 @@ class Image:
 class Disk:
     """A `LogStorage` with a durable image and the writes since; every write is one atomic step of one write-ahead log."""
 
-    def __init__(self, membership: Membership) -> None:
-        self.written = Image(membership)
-        self._durable = Image(membership)
+    def __init__(self, membership: Membership, born_at: int = 0) -> None:
+        self.written = Image(membership, born_at)
+        self.durable = Image(membership, born_at)
         self._pending: list[Callable[[Image], None]] = []
         self.lost_writes = 0
 
@@ -76,7 +76,7 @@ class Disk:
         """Make the first `count` writes durable, or all."""
         count = len(self._pending) if count is None else min(count, len(self._pending))
         for step in self._pending[:count]:
-            step(self._durable)
+            step(self.durable)
         del self._pending[:count]
 
     def crash(self, survive: int) -> None:
@@ -84,7 +84,7 @@ class Disk:
         self.lost_writes += max(0, len(self._pending) - survive)
         self.sync(survive)
         self._pending.clear()
-        self.written = self._durable.copy()
+        self.written = self.durable.copy()
 
     # --- LogStorage ---
 
