@@ -142,7 +142,7 @@ class Membership:
 
     async def serve_meet(self, request: MeetRequest) -> MeetReply:
         """Exchange what is known."""
-        self._take(request.nodes, request.system_range)
+        self.take(request.nodes, request.system_range)
         return MeetReply(self._directory.entries(), self._system_range())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -151,19 +151,22 @@ class Membership:
         while True:
             for node_id in sorted(self._unmet):
                 try:
-                    reply = await self._peers.call(
-                        node_id, MEET, MeetRequest(self._directory.entries(), self._system_range()), timeout_s=2.0
-                    )
+                    reply = await self._peers.call(node_id, MEET, self.request(), timeout_s=2.0)
                 except (NotSent, ReplyLost, CallFailed) as error:
                     log.debug("node %d has not been met: %s", node_id, error)
                     continue
                 self._unmet.discard(node_id)
-                self._take(reply.nodes, reply.system_range)
+                self.take(reply.nodes, reply.system_range)
             with trio.move_on_after(MEET_INTERVAL_S if self._unmet else float("inf")):
                 await self._wakeup.wait()
             self._wakeup = trio.Event()
 
-    def _take(self, nodes: tuple[NodeEntry, ...], system_range: RangeDescriptor | None) -> None:
+    def request(self) -> MeetRequest:
+        """Give what this node knows, to exchange."""
+        return MeetRequest(self._directory.entries(), self._system_range())
+
+    def take(self, nodes: tuple[NodeEntry, ...], system_range: RangeDescriptor | None) -> None:
+        """Take what another node knows."""
         if system_range is not None:
             self._cache.update(system_range)
         for entry in self._directory.merge(nodes):
