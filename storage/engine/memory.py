@@ -19,6 +19,8 @@ from dsdb.storage.engine.batch import Change, RecordedBatch
 from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Family, KeysAndValues, WriteBatch
 from dsdb.storage.errors import StorageError
 
+_PUT, _DELETE = Change.PUT, Change.DELETE
+
 INSERTED_SINGLY_MAX = 32
 """New keys up to this number are inserted one by one; more are appended and sorted, which is linear for two sorted runs."""
 
@@ -200,10 +202,10 @@ class MemoryEngine(_MemoryReader):
         overwritten: list[tuple[Family, bytes, bytes | None]] = []
         for change, family, key, value in batch.changes:
             data = self._families[family]
-            if change is Change.PUT:
+            if change is _PUT:
                 overwritten.append((family, key, data.values.get(key)))
                 data.put(key, value)
-            elif change is Change.DELETE:
+            elif change is _DELETE:
                 overwritten.append((family, key, data.values.get(key)))
                 data.delete(key)
             else:

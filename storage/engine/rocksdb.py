@@ -12,6 +12,8 @@ Invariants:
 - A scan ends only after its iterator's status was asked: rocksdict's fast iterators end silently at a corrupt block.
 - `next` and `prev` are never called on an invalid iterator (they crash the process), and no iterator outlives `close`.
 - `ReadOptions.set_iterate_lower_bound` is never used: in rocksdict it sets the *upper* bound.
+- `rocksdict.Snapshot` is never used: its iterators read the live state.  An iterator keeps the state in which it was made; so an
+  engine snapshot is a `_State` for which iterators are made before the next write, if it is still held then.
 
 Not here: versions of keys (`dsdb.storage.mvcc`); identity and format of a store directory (`dsdb.store`).
 """
@@ -23,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Final, cast
 
 import rocksdict
 from rocksdict import Rdict, ReadOptions
@@ -37,6 +39,7 @@ CACHE_BYTES_DEFAULT = 64 << 20
 WRITE_BUFFER_BYTES_DEFAULT = 32 << 20
 
 _DELTA = Family.DELTA
+_PUT, _DELETE = Change.PUT, Change.DELETE
 _FAMILIES: Final = tuple(Family)
 
 SINGLE_ROWS = 16
@@ -56,8 +59,15 @@ _STATISTICS = {
 
 
 def classify(error: Exception) -> StorageError:
-    """Turn an exception of rocksdict, known only by RocksDB's status text, into one of ours."""
+    """Turn an exception of rocksdict, known only by RocksDB's status text, into one of ours.
+
+    Raises the exception itself if it is not one of RocksDB's but a fault of the caller, such as a key that is no bytes.
+    """
     text = str(error)
+    if isinstance(error, rocksdict.DbClosedError):
+        return StorageError(text)
+    if type(error) is not Exception:
+        raise error
     if text.startswith("Corruption"):
         return CorruptionError(text)
     if "Write stall" in text:
@@ -66,10 +76,9 @@ def classify(error: Exception) -> StorageError:
         return DiskFullError(text)
     if "lock hold by current process" in text or "While lock file" in text:
         return StoreLockedError(text)
-    if text.startswith("Invalid argument"):
+    if "create_if_missing is false" in text or "Column famil" in text:
         return StoreFormatError(text)
-    if isinstance(error, rocksdict.DbClosedError):
-        return StorageError(text)
+    # An unknown failure is taken for the worst one: the store must stop.
     return DiskError(text)
 
 
@@ -80,16 +89,6 @@ def newest_wal(directory: Path) -> Path:
     process, and truncates this file to any size from there on.
     """
     return max(directory.glob("*.log"), key=lambda path: int(path.stem))
-
-
-class _Source(Protocol):
-    """What `Rdict` and `rocksdict.Snapshot` have in common."""
-
-    def iter(self, read_opt: ReadOptions | None = None) -> rocksdict.RdictIter: ...
-
-    def items(
-        self, backwards: bool = False, from_key: bytes | None = None, read_opt: ReadOptions | None = None
-    ) -> Iterator[tuple[Any, Any]]: ...
 
 
 def _total_order() -> ReadOptions:
@@ -113,82 +112,28 @@ def _seek(iterator: rocksdict.RdictIter, start: bytes, end: bytes) -> tuple[byte
     return (key, iterator.value()) if key < end else None
 
 
-class _Seeker:
-    """Reads first keys of spans, keeping the iterator of the last point read in DELTA for the next one.
-
-    To make an iterator costs more than to seek with it, so this halves a point read; it is of use as long as nobody has written.
-    """
-
-    def __init__(self) -> None:
-        self._idle: list[tuple[int, rocksdict.RdictIter]] = []
-        """Iterators that nobody uses, with the number of the write that they saw last.  Few: one a thread that reads."""
-
-    def first(self, source: _Source, family: Family, start: bytes, end: bytes, writes: int) -> tuple[bytes, bytes] | None:
-        """Read the first row of [start, end) in the state after `writes` writes, or a later one."""
-        is_point = family is _DELTA and len(start) >= DELTA_PREFIX_BYTES and start[:DELTA_PREFIX_BYTES] == end[:DELTA_PREFIX_BYTES]
-        writes_seen, iterator = -1, None
-        if is_point:
-            try:
-                # Taken away while in use, in one step under the GIL: another thread makes its own.
-                writes_seen, iterator = self._idle.pop()
-            except IndexError:
-                pass
-        try:
-            if iterator is None or writes_seen != writes:
-                iterator = source.iter(_SAME_PREFIX if is_point else _TOTAL_ORDER)
-            found = _seek(iterator, start, end)
-        except Exception as error:  # rocksdict raises bare Exception
-            raise classify(error) from None
-        if is_point:
-            self._idle.append((writes, iterator))
-        return found
-
-    def drop(self) -> None:
-        """Let go of the iterators: they keep old files on disk, and the database open."""
-        self._idle.clear()
-
-
-def _last(source: _Source, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
-    try:
-        iterator = source.iter(_TOTAL_ORDER)
-        iterator.seek_for_prev(end)
-        if iterator.valid() and iterator.key() == end:
-            iterator.prev()
-        if not iterator.valid():
-            iterator.status()
-            return None
-        key: bytes = iterator.key()
-        return (key, iterator.value()) if key >= start else None
-    except Exception as error:  # rocksdict raises bare Exception
-        raise classify(error) from None
-
-
-def _require_complete(source: _Source, options: ReadOptions, last_key: bytes | None, seek_key: bytes, reverse: bool, start: bytes) -> None:
-    """Check that nothing follows the last row that a fast iterator gave.
-
-    It walks over the place where the other one ended, on the same snapshot, with an iterator that can be asked for its status.
-    """
-    iterator = source.iter(options)
-    if last_key is None:
-        (iterator.seek_for_prev if reverse else iterator.seek)(seek_key)
-    else:
-        iterator.seek(last_key)
-        if iterator.valid():
-            (iterator.prev if reverse else iterator.next)()
+def _seek_back(iterator: rocksdict.RdictIter, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
+    """Give the last row of [start, end).  Raises what rocksdict raises."""
+    iterator.seek_for_prev(end)
+    if iterator.valid() and iterator.key() == end:
+        iterator.prev()
     if not iterator.valid():
         iterator.status()
-    elif not reverse or iterator.key() >= start:
-        raise CorruptionError(f"a scan ended early, before key {iterator.key().hex()}")
+        return None
+    key: bytes = iterator.key()
+    return (key, iterator.value()) if key >= start else None
 
 
-def _read_singly(iterator: rocksdict.RdictIter, start: bytes, reverse: bool, rows_max: int) -> tuple[list[bytes], list[bytes], bool]:
-    """Read up to `rows_max` rows from where an iterator stands; give them, and whether the span ended there."""
+def _read_singly(
+    iterator: rocksdict.RdictIter, start: bytes, end: bytes, reverse: bool, rows_max: int
+) -> tuple[list[bytes], list[bytes], bool]:
+    """Read up to `rows_max` rows of [start, end) from where an iterator stands; give them, and whether the span ended there."""
     move = iterator.prev if reverse else iterator.next
     keys: list[bytes] = []
     values: list[bytes] = []
     while iterator.valid():
         key: bytes = iterator.key()
-        if reverse and key < start:
+        if key < start if reverse else key >= end:
             return keys, values, True
         if len(keys) == rows_max:
             return keys, values, False
@@ -199,55 +144,167 @@ def _read_singly(iterator: rocksdict.RdictIter, start: bytes, reverse: bool, row
     return keys, values, True
 
 
-def _scan(source: _Source, start: bytes, end: bytes, reverse: bool, chunk_rows: int) -> Iterator[KeysAndValues]:
-    """Read a span: its first rows by an iterator that has a status, the rest by the fast one that must be checked at its end."""
-    options = _total_order()
-    options.set_iterate_upper_bound(end)
-    try:
-        iterator = source.iter(options)
-        (iterator.seek_for_prev if reverse else iterator.seek)(end if reverse else start)
-        keys, values, is_over = _read_singly(iterator, start, reverse, min(chunk_rows, SINGLE_ROWS))
-        next_key = None if is_over else iterator.key()
-        del iterator
-        if is_over or len(keys) == chunk_rows:
+class _LiveScan:
+    """A scan of the live state: its first rows by an iterator that has a status, the rest by the fast one that must be checked.
+
+    Both are made here, together, so that the check at the end sees what the scan saw.  The maker holds the write lock.
+    """
+
+    def __init__(self, source: Rdict, start: bytes, end: bytes, reverse: bool, chunk_rows: int) -> None:
+        self._start, self._reverse, self._chunk_rows = start, reverse, chunk_rows
+        options = _total_order()
+        options.set_iterate_upper_bound(end)
+        self._checker = source.iter(options)
+        (self._checker.seek_for_prev if reverse else self._checker.seek)(end if reverse else start)
+        self._keys, self._values, is_over = _read_singly(self._checker, start, end, reverse, min(chunk_rows, SINGLE_ROWS))
+        self._next_key: bytes | None = None if is_over else self._checker.key()
+        """The first key that the fast iterator gives; None if there is none."""
+        self._rows: Iterator[tuple[bytes, bytes]] = iter(())
+        if not is_over:
+            self._rows = cast(Iterator[tuple[bytes, bytes]], source.items(backwards=reverse, from_key=self._next_key, read_opt=options))
+
+    def chunks(self) -> Iterator[KeysAndValues]:
+        """Give the rows.  Raises what rocksdict raises, and CorruptionError."""
+        keys, values = self._keys, self._values
+        if self._next_key is None or len(keys) == self._chunk_rows:
             if keys:
                 yield keys, values
             keys, values = [], []
-        if next_key is not None:
-            yield from _scan_fast(source, options, next_key, start, reverse, chunk_rows, (keys, values))
-    except StorageError:
-        raise
-    except Exception as error:  # rocksdict raises bare Exception
-        raise classify(error) from None
+        last_key = self._next_key
+        is_over = last_key is None
+        while not is_over:
+            wanted = self._chunk_rows - len(keys)
+            chunk = list(islice(self._rows, wanted))
+            is_over = len(chunk) < wanted
+            if chunk:
+                last_key = chunk[-1][0]
+            if self._reverse and chunk and chunk[-1][0] < self._start:
+                # A row below the span proves that the span was read whole.
+                del chunk[bisect_left(chunk, True, key=lambda row: row[0] < self._start) :]
+                is_over = True
+            elif is_over:
+                assert last_key is not None
+                self._require_complete(last_key)
+            keys += map(_row_key, chunk)
+            values += map(_row_value, chunk)
+            # Not to be held while the caller works: the tuples are as large as a small chunk itself.
+            del chunk
+            if keys:
+                yield keys, values
+            keys, values = [], []
+
+    def _require_complete(self, last_key: bytes) -> None:
+        """Check that nothing follows the last row: walk over the place where the fast iterator ended, and ask for the status."""
+        self._checker.seek(last_key)
+        if self._checker.valid():
+            (self._checker.prev if self._reverse else self._checker.next)()
+        if not self._checker.valid():
+            self._checker.status()
+        elif not self._reverse or self._checker.key() >= self._start:
+            raise CorruptionError(f"a scan ended early, before key {self._checker.key().hex()}")
 
 
-def _scan_fast(
-    source: _Source, options: ReadOptions, next_key: bytes, start: bytes, reverse: bool, chunk_rows: int, first_rows: KeysAndValues
-) -> Iterator[KeysAndValues]:
-    """Read on from `next_key`; `first_rows` are those already read of the first chunk."""
-    rows = source.items(backwards=reverse, from_key=next_key, read_opt=options)
-    keys, values = first_rows
-    last_key: bytes | None = None
-    is_over = False
-    while not is_over:
-        wanted = chunk_rows - len(keys)
-        chunk = list(islice(rows, wanted))
-        is_over = len(chunk) < wanted
-        if chunk:
-            last_key = chunk[-1][0]
-        if reverse and chunk and chunk[-1][0] < start:
-            # A row below the span proves that the span was read whole.
-            del chunk[bisect_left(chunk, True, key=lambda row: row[0] < start) :]
-            is_over = True
-        elif is_over:
-            _require_complete(source, options, last_key, next_key, reverse, start)
-        keys += map(_row_key, chunk)
-        values += map(_row_value, chunk)
-        # Not to be held while the caller works: the tuples are as large as a small chunk itself.
-        del chunk
-        if keys:
-            yield keys, values
-        keys, values = [], []
+class _State:
+    """What the database holds between two writes: readable live until the next write, and by frozen iterators from then on.
+
+        write n ──▶ _State: live, iterators pooled ──▶ write n + 1: frozen, if snapshots hold it; forgotten otherwise
+    """
+
+    def __init__(self, families: dict[Family, Rdict], write_lock: threading.Lock) -> None:
+        self._families = families
+        self._write_lock = write_lock
+        """Held while live iterators are made for a state: no write may come between the question and the making."""
+        self.holders = 0
+        """Snapshots of this state that were not released."""
+        self._frozen: dict[Family, rocksdict.RdictIter] | None = None
+        """One iterator a family, made before the write that ended this state; None while it is live."""
+        self._frozen_lock = threading.Lock()
+        """Held by whoever moves a frozen iterator."""
+        self._idle: list[rocksdict.RdictIter] = []
+        """Iterators of earlier point reads in DELTA that nobody uses: making one costs more than seeking with it."""
+
+    def freeze(self) -> None:
+        """Make the iterators that will read this state; the caller holds the write lock, and writes next."""
+        if self._frozen is None:
+            self._frozen = {family: source.iter(_TOTAL_ORDER) for family, source in self._families.items()}
+
+    def drop_idle(self) -> None:
+        """Let go of pooled iterators: they keep old files on disk, and the database open."""
+        self._idle.clear()
+
+    def first(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
+        """Read the first row of [start, end)."""
+        is_point = family is _DELTA and len(start) >= DELTA_PREFIX_BYTES and start[:DELTA_PREFIX_BYTES] == end[:DELTA_PREFIX_BYTES]
+        iterator = None
+        if is_point:
+            try:
+                # Taken away while in use, in one step under the GIL: another thread makes its own.
+                iterator = self._idle.pop()
+            except IndexError:
+                pass
+        try:
+            if iterator is None:
+                iterator = self._live_iterator(family, _SAME_PREFIX if is_point else _TOTAL_ORDER)
+            if iterator is None:
+                with self._frozen_lock:
+                    return _seek(self._frozen_iterator(family), start, end)
+            found = _seek(iterator, start, end)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise classify(error) from None
+        if is_point:
+            self._idle.append(iterator)
+        return found
+
+    def last(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
+        """Read the last row of [start, end)."""
+        try:
+            iterator = self._live_iterator(family, _TOTAL_ORDER)
+            if iterator is not None:
+                return _seek_back(iterator, start, end)
+            with self._frozen_lock:
+                return _seek_back(self._frozen_iterator(family), start, end)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise classify(error) from None
+
+    def scan(self, family: Family, start: bytes, end: bytes, reverse: bool, chunk_rows: int) -> Iterator[KeysAndValues]:
+        """Read a span in chunks."""
+        try:
+            with self._write_lock:
+                live = None if self._frozen is not None else _LiveScan(self._families[family], start, end, reverse, chunk_rows)
+            if live is not None:
+                yield from live.chunks()
+            else:
+                yield from self._scan_frozen(family, start, end, reverse, chunk_rows)
+        except StorageError:
+            raise
+        except Exception as error:  # rocksdict raises bare Exception
+            raise classify(error) from None
+
+    def _scan_frozen(self, family: Family, start: bytes, end: bytes, reverse: bool, chunk_rows: int) -> Iterator[KeysAndValues]:
+        """Read a span row by row, seeking anew for each chunk: others may move the iterator between two of them."""
+        iterator = self._frozen_iterator(family)
+        is_over = False
+        while not is_over:
+            with self._frozen_lock:
+                if reverse:
+                    iterator.seek_for_prev(end)
+                    if iterator.valid() and iterator.key() == end:
+                        iterator.prev()
+                else:
+                    iterator.seek(start)
+                keys, values, is_over = _read_singly(iterator, start, end, reverse, chunk_rows)
+            if keys:
+                start, end = (start, keys[-1]) if reverse else (keys[-1] + b"\x00", end)
+                yield keys, values
+
+    def _live_iterator(self, family: Family, options: ReadOptions) -> rocksdict.RdictIter | None:
+        """Make an iterator of this state; None once it is frozen."""
+        with self._write_lock:
+            return self._families[family].iter(options) if self._frozen is None else None
+
+    def _frozen_iterator(self, family: Family) -> rocksdict.RdictIter:
+        assert self._frozen is not None, "not frozen"
+        return self._frozen[family]
 
 
 class _OpenScans:
@@ -268,17 +325,16 @@ class _OpenScans:
 class RocksSnapshot:
     """A frozen state of a `RocksEngine`; implements `port.EngineSnapshot`."""
 
-    def __init__(self, snapshots: dict[Family, rocksdict.Snapshot]) -> None:
-        self._snapshots = snapshots
-        """One a family, all of one sequence number; empty once released."""
+    def __init__(self, state: _State, write_lock: threading.Lock) -> None:
+        self._held: _State | None = state
+        """None once released."""
+        self._write_lock = write_lock
         self._scans = _OpenScans()
-        self._seeker = _Seeker()
 
-    def _source(self, family: Family) -> rocksdict.Snapshot:
-        source = self._snapshots.get(family)
-        if source is None:
+    def _state(self) -> _State:
+        if self._held is None:
             raise StorageError("this engine snapshot was released")
-        return source
+        return self._held
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Read a key; None if it is not there."""
@@ -293,22 +349,24 @@ class RocksSnapshot:
         self, family: Family, start: bytes, end: bytes, *, reverse: bool = False, chunk_rows: int = SCAN_CHUNK_ROWS
     ) -> Iterator[KeysAndValues]:
         """Read a span in chunks."""
-        source = self._source(family)
-        return self._scans.add(_scan(source, start, end, reverse, chunk_rows)) if start < end else iter(())
+        state = self._state()
+        return self._scans.add(state.scan(family, start, end, reverse, chunk_rows)) if start < end else iter(())
 
     def first(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the first key of [start, end)."""
-        return self._seeker.first(self._source(family), family, start, end, 0)
+        return self._state().first(family, start, end)
 
     def last(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the last key of [start, end)."""
-        return _last(self._source(family), start, end)
+        return self._state().last(family, start, end)
 
     def release(self) -> None:
         """Give it back, and end its scans."""
         self._scans.close()
-        self._seeker.drop()
-        self._snapshots = {}
+        state, self._held = self._held, None
+        if state is not None:
+            with self._write_lock:
+                state.holders -= 1
 
 
 class RocksEngine:
@@ -322,12 +380,11 @@ class RocksEngine:
         self._write_options = rocksdict.WriteOptions()
         self._write_options.no_slowdown = True
         self._write_lock = threading.Lock()
-        """Held by writes, and by `snapshot` so that no write falls between two families."""
+        """Held by writes, and by whoever needs that none comes in between."""
+        self._current = _State(self._families, self._write_lock)
+        """The state since the last write."""
         self._snapshots: weakref.WeakSet[RocksSnapshot] = weakref.WeakSet()
         self._scans = _OpenScans()
-        self._seeker = _Seeker()
-        self._writes = 0
-        """Batches given to RocksDB, whatever it said: a reader that saw fewer sees an old state."""
         self._stalls = 0
         """Batches refused because RocksDB would have waited."""
 
@@ -404,17 +461,18 @@ class RocksEngine:
         self, family: Family, start: bytes, end: bytes, *, reverse: bool = False, chunk_rows: int = SCAN_CHUNK_ROWS
     ) -> Iterator[KeysAndValues]:
         """Read a span in chunks, as it is now."""
-        source = self._source(family)
-        # A snapshot of its own: the check at the scan's end must see what the scan saw.
-        return self._scans.add(_scan(source.snapshot(), start, end, reverse, chunk_rows)) if start < end else iter(())
+        self._open_database()
+        return self._scans.add(self._current.scan(family, start, end, reverse, chunk_rows)) if start < end else iter(())
 
     def first(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the first key of [start, end)."""
-        return self._seeker.first(self._source(family), family, start, end, self._writes)
+        self._open_database()
+        return self._current.first(family, start, end)
 
     def last(self, family: Family, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Read the last key of [start, end)."""
-        return _last(self._source(family), start, end)
+        self._open_database()
+        return self._current.last(family, start, end)
 
     def new_batch(self) -> RecordedBatch:
         """Make an empty batch."""
@@ -427,15 +485,18 @@ class RocksEngine:
         database = self._open_database()
         handles = self._handles
         rocks_batch = rocksdict.WriteBatch(raw_mode=True)
+        put = rocks_batch.put
         for change, family, key, value in batch.changes:
-            if change is Change.PUT:
-                rocks_batch.put(key, value, handles[family])
-            elif change is Change.DELETE:
+            if change is _PUT:
+                put(key, value, handles[family])
+            elif change is _DELETE:
                 rocks_batch.delete(key, handles[family])
             else:
                 rocks_batch.delete_range(key, value, handles[family])
         try:
             with self._write_lock:
+                if self._current.holders:
+                    self._current.freeze()
                 database.write(rocks_batch, self._write_options)
         except Exception as error:  # rocksdict raises bare Exception
             failure = classify(error)
@@ -443,7 +504,8 @@ class RocksEngine:
                 self._stalls += 1
             raise failure from None
         finally:
-            self._writes += 1
+            # Also after a refusal: a frozen state is not the live one any more, and pooled iterators are cheap to lose.
+            self._current = _State(self._families, self._write_lock)
         batch.is_written = True
 
     def sync(self) -> None:
@@ -459,7 +521,7 @@ class RocksEngine:
     def flush(self) -> None:
         """Write all memtables to table files and wait for it, without the GIL."""
         self._open_database()
-        self._seeker.drop()
+        self._current.drop_idle()
         try:
             for source in self._families.values():
                 source.flush(True)
@@ -470,7 +532,8 @@ class RocksEngine:
         """Freeze the current state for reading."""
         self._open_database()
         with self._write_lock:
-            snapshot = RocksSnapshot({family: source.snapshot() for family, source in self._families.items()})
+            self._current.holders += 1
+            snapshot = RocksSnapshot(self._current, self._write_lock)
         self._snapshots.add(snapshot)
         return snapshot
 
@@ -495,9 +558,10 @@ class RocksEngine:
         for snapshot in list(self._snapshots):
             snapshot.release()
         self._scans.close()
-        self._seeker.drop()
-        self._families = {}
-        self._handles = {}
+        # Emptied in place: states share the dict, and a scan begun too late must not find a family.
+        self._families.clear()
+        self._handles.clear()
+        self._current = _State(self._families, self._write_lock)
         database, self._database = self._database, None
         try:
             database.close()

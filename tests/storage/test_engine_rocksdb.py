@@ -286,6 +286,52 @@ def test_a_batch_is_written_once(directory: Path) -> None:
     engine.close()
 
 
+def test_a_fault_of_the_caller_is_not_taken_for_one_of_the_disk(directory: Path) -> None:
+    engine = RocksEngine.open(directory, create=True)
+    with pytest.raises(KeyError):
+        engine.get(Family.META, "text")  # type: ignore[arg-type]
+    engine.close()
+
+
+def test_long_scans_may_overlap_with_writes_and_flushes(directory: Path) -> None:
+    engine = RocksEngine.open(directory, create=True)
+    write(engine, range(5_000), b"before")
+    scan, reverse = engine.scan(Family.DELTA, *EVERYTHING, chunk_rows=700), engine.scan(Family.DELTA, *EVERYTHING, reverse=True)
+    rows = list(next(scan)[1])
+    write(engine, range(10_000), b"after")
+    engine.flush()
+    for _, values in scan:
+        rows += values
+    assert rows == [b"before"] * 5_000
+    assert [value for _, values in reverse for value in values] == [b"after"] * 10_000
+    engine.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_snapshots_of_several_states_are_each_their_own(directory: Path, reverse: bool) -> None:
+    """Whether they are read before the next write, after it, or on both sides of it, by several scans at once."""
+    engine = RocksEngine.open(directory, create=True)
+    write(engine, range(100), b"first")
+    first = engine.snapshot()
+    begun = first.scan(Family.DELTA, *EVERYTHING, reverse=reverse, chunk_rows=30)
+    next(begun)
+    write(engine, range(200), b"second")
+    second, same = engine.snapshot(), engine.snapshot()
+    write(engine, range(300), b"third")
+    assert sum(len(keys) for keys, _ in begun) == 70
+    scans = [reader.scan(Family.DELTA, *EVERYTHING, reverse=reverse, chunk_rows=7) for reader in (first, second, same, engine)]
+    rows: list[list[bytes]] = [[], [], [], []]
+    while any(chunks := [next(scan, ([], [])) for scan in scans]) and any(keys for keys, _ in chunks):
+        for index, (_, values) in enumerate(chunks):
+            rows[index] += values
+    assert rows == [[b"first"] * 100, [b"second"] * 200, [b"second"] * 200, [b"third"] * 300]
+    assert [reader.get(Family.DELTA, key_of(150)) for reader in (first, second, engine)] == [None, b"second", b"third"]
+    second.release()
+    assert same.last(Family.DELTA, *EVERYTHING) == (key_of(199), b"second")
+    assert first.first(Family.DELTA, key_of(99), key_of(200)) == (key_of(99), b"first")
+    engine.close()
+
+
 def test_statistics_count_what_is_there(directory: Path) -> None:
     engine = RocksEngine.open(directory, create=True)
     write(engine, range(1000))

@@ -11,7 +11,7 @@ from dsdb.storage import mvcc
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import Engine, Family
 from dsdb.storage.engine.rocksdb import RocksEngine
-from dsdb.storage.keys import KEY_MAX, Span, key_after
+from dsdb.storage.keys import KEY_MAX, Span, key_after, point_span
 from dsdb.storage.mvcc import Intent, IntentsFoundError, Version
 from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
 
@@ -25,9 +25,24 @@ OWN, OTHER = b"own", b"other"
 keys = st.sampled_from(KEYS)
 timestamps = st.integers(1, TS_MAX).map(Timestamp)
 values = st.one_of(st.none(), st.binary(max_size=3))
-versions = st.dictionaries(st.tuples(keys, timestamps), values, max_size=40)
+
+
+def dense_versions(seed: int) -> dict[tuple[bytes, Timestamp], bytes | None]:
+    """Give many versions of few keys, a third of them tombstones: what small examples seldom have."""
+    chance = random.Random(seed)
+    chosen = chance.sample(KEYS, chance.randint(1, 4))
+    written = [(key, Timestamp(ts)) for key in chosen for ts in range(1, TS_MAX + 1) if chance.random() < 0.6]
+    return {at: chance.choice([None, b"", b"%d" % at[1]]) for at in written}
+
+
+versions = st.one_of(st.dictionaries(st.tuples(keys, timestamps), values, max_size=40), st.integers(0, 10**6).map(dense_versions))
 intents = st.dictionaries(keys, st.tuples(st.sampled_from([OWN, OTHER]), timestamps, values), max_size=4)
-spans = st.tuples(st.sampled_from(EDGES), st.sampled_from(EDGES)).map(lambda edges: Span(*edges))
+spans = st.one_of(
+    st.just(Span(b"", KEY_MAX)),
+    keys.map(point_span),
+    st.tuples(st.sampled_from(EDGES), st.sampled_from(EDGES)).map(lambda edges: Span(*sorted(edges))),
+    st.just(Span(b"z", b"a")),
+)
 
 Versions = dict[tuple[bytes, Timestamp], bytes | None]
 Intents = dict[bytes, tuple[bytes, Timestamp, bytes | None]]
@@ -275,12 +290,14 @@ def test_a_large_scan_is_the_model(engine: Engine) -> None:
             if chance.random() < 0.1:
                 intents[key] = (OWN, Timestamp(3), chance.choice([None, b"own"]))
     fill(engine, versions, intents)
-    by_key = sorted({key for key, _ in versions})
+    of_key: dict[bytes, Versions] = {}
+    for (key, at), value in versions.items():
+        of_key.setdefault(key, {})[key, at] = value
     for reverse in (False, True):
         expected = [
             (key, version.value)
-            for key in (reversed(by_key) if reverse else by_key)
-            for version in [model_read(versions, intents, key, Timestamp(6), OWN)]
+            for key in sorted(of_key, reverse=reverse)
+            for version in [model_read(of_key[key], intents, key, Timestamp(6), OWN)]
             if version is not None and version.value is not None
         ]
         rows = [
