@@ -263,6 +263,12 @@ def test_split_key_halves_a_large_span(engine: Engine) -> None:
     assert 9_000 < int.from_bytes(split, "big") < 11_000
 
 
+def test_split_key_is_above_a_first_key_that_outweighs_all_others(engine: Engine) -> None:
+    fill(engine, {(b"hot", Timestamp(ts)): b"x" for ts in range(1, 1001)} | {(b"other", Timestamp(1)): b"x"}, {})
+    assert mvcc.sample_split_key(engine, Span(b"", KEY_MAX)) == b"other"
+    assert mvcc.sample_split_key(engine, point_span(b"hot")) is None
+
+
 @model_test
 @given(versions=versions, intents=intents, edges=st.tuples(st.sampled_from(KEYS), st.sampled_from(KEYS)))
 def test_clear(engine: Engine, versions: Versions, intents: Intents, edges: tuple[bytes, bytes]) -> None:
