@@ -1,0 +1,94 @@
+"""Commands: what the log of a range carries, evaluated already; applying one checks only its header.
+
+Invariants:
+- A command says what to do in effects, not in requests: applying it gives the same on every replica.
+- Fields are added at the end only: a log may hold commands of an earlier version.
+"""
+
+from typing import TypeAlias
+
+import msgspec
+
+from dsdb.kv.descriptor import RangeDescriptor
+from dsdb.kv.ids import AttemptId
+from dsdb.storage.keys import Span
+from dsdb.storage.timestamp import Timestamp
+
+
+class CommitCommand(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """Write versions at `ts`, and the outcome of the attempt, unless it has one (rule 9)."""
+
+    generation: int
+    """Of the descriptor under which it was evaluated."""
+    lease_term: int
+    floor: Timestamp
+    """Forget outcomes up to here first."""
+    attempt: AttemptId
+    first_ts: Timestamp
+    ts: Timestamp
+    keys: tuple[bytes, ...]
+    """Ascending."""
+    values: tuple[bytes | None, ...]
+
+
+class RefuseCommand(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """Record the refusal of an attempt, unless it has an outcome (rule 10)."""
+
+    lease_term: int
+    attempt: AttemptId
+    first_ts: Timestamp
+
+
+class RaiseMarkCommand(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """Raise the oracle's mark."""
+
+    lease_term: int
+    mark: Timestamp
+
+
+class SplitCommand(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
+    """Cut the range: it becomes `left`, and `right` begins."""
+
+    generation: int
+    lease_term: int
+    left: RangeDescriptor
+    right: RangeDescriptor
+    left_size_bytes: int
+    """The part of the size estimate that stays."""
+
+
+class ClearSpanCommand(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
+    """Remove everything in a span."""
+
+    generation: int
+    lease_term: int
+    span: Span
+
+
+class CollectGarbageCommand(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
+    """Raise the threshold, and remove what no read at or above it sees in a span."""
+
+    generation: int
+    lease_term: int
+    span: Span
+    threshold: Timestamp
+
+
+class ChangeReplicasCommand(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """The store's part of a membership change: the descriptor that goes with it.  Travels as the context of a CONFIG entry."""
+
+    generation: int
+    descriptor: RangeDescriptor
+
+
+Command: TypeAlias = (
+    CommitCommand | RefuseCommand | RaiseMarkCommand | SplitCommand | ClearSpanCommand | CollectGarbageCommand | ChangeReplicasCommand
+)
+
+encode_command = msgspec.msgpack.Encoder().encode
+_decoder: "msgspec.msgpack.Decoder[Command]" = msgspec.msgpack.Decoder(Command)
+
+
+def decode_command(data: bytes) -> Command:
+    """Decode a command.  Raises msgspec.DecodeError on anything else: then this version cannot apply the log, and must stop."""
+    return _decoder.decode(data)

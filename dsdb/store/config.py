@@ -1,0 +1,82 @@
+"""The limits and intervals of a store, each with its unit and its reason."""
+
+import msgspec
+
+from dsdb.raft.config import RaftConfig
+
+
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a `Store`.  Raises ValueError on values that could never work."""
+
+    tick_interval_s: float = 0.05
+    """Time between ticks of the groups that are awake, and between looks at deadlines."""
+    raft: RaftConfig = RaftConfig()
+    support_interval_s: float = 0.2
+    """Time between requests for support to a store: four of them fit into a promise, so that three may be lost."""
+    support_duration_s: float = 0.8
+    """How long a promise stands: the longest time for which a dead leader's ranges are without one."""
+    clock_drift_max: float = 0.01
+    """How much faster or slower than ours another store's clock may run, as a fraction."""
+    campaign_jitter_s: float = 0.15
+    """Replicas that lost their leader campaign after a random part of this, so that they do not split the votes."""
+    latch_wait_s: float = 5.0
+    """A request that waits longer for latches is answered Unavailable: its client can decide better than a queue."""
+    latch_waiters_max: int = 10_000
+    """Requests that wait for latches in one range; more are answered Unavailable."""
+    proposal_timeout_s: float = 5.0
+    """A command not applied after this long is answered AmbiguousResult: the range has probably lost its quorum."""
+    low_water_wait_s: float = 3.0
+    """How long a write waits for the first timestamp of a new lease."""
+    timestamp_wait_s: float = 3.0
+    """How long a request, perhaps under its latches, waits for the oracle."""
+    proposals_max: int = 10_000
+    """Commands of one range on their way through Raft; more are answered Unavailable."""
+    fresh_timestamps_max: int = 4
+    """Timestamps that one commit may take under its latches before it answers with a bump."""
+    outcome_keep_ms: int = 60_000
+    """Outcomes of attempts are kept for this distance of timestamps: longer than any client sends a commit again."""
+    outcome_floor_step_ms: int = 5_000
+    """The floor under the outcomes is raised in steps of at least this, as each costs a range deletion."""
+    outcomes_max: int = 50_000
+    """Outcomes kept by a range: 10 MB of memory.  With more the floor rises faster."""
+    timestamp_cache_points_max: int = 20_000
+    """Keys in one of the two generations of a range's timestamp cache."""
+    timestamp_cache_spans_max: int = 4_096
+    """Segments of spans in a range's timestamp cache."""
+    log_cache_bytes_max: int = 256 << 10
+    """Newest entries of a log kept in memory, so that followers in step are served without a read."""
+    log_keep_entries: int = 2_048
+    """Applied entries kept for followers that are a little behind; truncated when twice as many are there."""
+    log_bytes_max: int = 8 << 20
+    """A log is truncated to what is not applied when it is larger: a follower so far behind takes a Raft snapshot."""
+    snapshot_chunk_bytes: int = 256 << 10
+    """Bytes in a chunk of a Raft snapshot: less than 2 ms of work for either side."""
+    snapshot_senders_max: int = 2
+    """Raft snapshots that a store sends at a time, so that they do not starve requests of the network."""
+    snapshot_receivers_max: int = 2
+    """Raft snapshots that a store takes at a time, for the same reason."""
+    snapshot_retry_s: float = 1.0
+    """Time between attempts to send a Raft snapshot to a replica that lacks its data."""
+    change_timeout_s: float = 60.0
+    """A change of replicas that is not through after this long is answered with an error; it can be asked for again."""
+    scan_read_bytes_max: int = 4 << 20
+    """Bytes of values in one ScanReply, whatever was asked for: what one message may carry."""
+    scan_rows_max: int = 10_000
+    """Rows in one ScanReply, whatever was asked for."""
+    garbage_chunk_rows: int = 8_192
+    """Versions that one garbage collection command looks at: about 10 ms of work."""
+    stall_backoff_s: float = 0.01
+    """Pause after the engine refused a write for being busy."""
+    disk_full_probe_s: float = 1.0
+    """Pause before a write is tried again on a full disk."""
+
+    def __post_init__(self) -> None:
+        if self.support_interval_s * 2 > self.support_duration_s:
+            least = 2 * self.support_interval_s
+            raise ValueError(f"support_duration_s must be at least twice support_interval_s, {least}, not {self.support_duration_s}")
+        if not 0 <= self.clock_drift_max < 0.5:
+            raise ValueError(f"clock_drift_max must lie within 0 and 0.5, not {self.clock_drift_max}")
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and value <= 0 and name not in ("campaign_jitter_s", "clock_drift_max"):
+                raise ValueError(f"{name} must be above 0, not {value}")

@@ -1,0 +1,233 @@
+"""What a leaseholder checks before it answers: reads, commits, refreshes; the rules of docs/transactions.md by number.
+
+Each function is a plain call without a wait, and is atomic for all others on this store: it answers, asks to be called again after a
+latch (`Blocked`) or with a fresh timestamp, or gives a command to be proposed.
+
+Invariants:
+- A read is in the timestamp cache before anything else can be evaluated (rule 4).
+- A commit is evaluated once, under its latches, with everything that decides it seen at one moment (rule 8).
+- Nothing is answered without the lease having been held at the moment of evaluation.
+"""
+
+from collections.abc import Sequence
+
+from dsdb.kv.errors import BelowThreshold, Conflict, DeadlinePassed, Gone, InvalidRequest, KeyExists, KvError, Refused
+from dsdb.kv.ids import AttemptId
+from dsdb.kv.requests import BumpReply, CommitReply, CommitRequest, ReadReply, ReadRequest, RefreshRequest, ScanReply, ScanRequest, Write
+from dsdb.storage import mvcc
+from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Reader
+from dsdb.storage.keys import Span, key_after
+from dsdb.storage.timestamp import COUNTER_BITS, MIN_TIMESTAMP, Timestamp
+from dsdb.store.command import CommitCommand
+from dsdb.store.latches import Latch
+from dsdb.store.replica import Replica
+
+
+class Blocked(Exception):
+    """A read met a write that is evaluated and not applied: come again when it is."""
+
+    def __init__(self, latch: Latch) -> None:
+        super().__init__("blocked by a latch")
+        self.latch = latch
+
+
+# ---- Reads ----
+
+
+def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
+    """Read keys at `ts` (rules 3 and 4).  Raises Blocked, KvError."""
+    replica.require_lease()
+    keys = request.keys
+    state = replica.machine.state
+    descriptor = state.descriptor
+    start, end = descriptor.start_key, descriptor.end_key
+    latches = replica.latches
+    has_latches = len(latches) > 0
+    for key in keys:
+        if not start <= key < end:
+            replica.require_keys(key, key)
+        if has_latches:
+            latch = latches.blocking_key(key, ts)
+            if latch is not None:
+                raise Blocked(latch)
+    if ts < state.threshold:
+        raise KvError(BelowThreshold(state.threshold))
+    values = mvcc.get_many(replica.context.engine, keys, ts)
+    note = replica.cache.note_key
+    for key in keys:
+        note(key, ts, request.attempt)
+    return ReadReply(ts, tuple(values))
+
+
+def check_span_read(replica: Replica, span: Span, ts: Timestamp) -> None:
+    """Check all that must hold for a read of a span at `ts`.  Raises Blocked, KvError."""
+    replica.require_lease()
+    replica.require_span(span)
+    state = replica.machine.state
+    if ts < state.threshold:
+        raise KvError(BelowThreshold(state.threshold))
+    latch = replica.latches.blocking_span(span, ts)
+    if latch is not None:
+        raise Blocked(latch)
+
+
+def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
+    """Read the rows of a span at `ts` up to the limits; record the part that was read.  Raises Blocked, KvError."""
+    span = request.span
+    if request.rows_max < 1 or span.is_empty:
+        raise KvError(InvalidRequest(f"a scan of {request.rows_max} rows in {span.start.hex()} to {span.end.hex()}"))
+    check_span_read(replica, span, ts)
+    config = replica.context.config
+    rows_max = min(request.rows_max, config.scan_rows_max)
+    bytes_max = min(max(request.bytes_max, 1), config.scan_read_bytes_max)
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    is_over = _collect(replica.context.engine, request, ts, rows_max, bytes_max, keys, values)
+    done, resume = span, None
+    if is_over is False:
+        if request.reverse:
+            done, resume = Span(keys[-1], span.end), Span(span.start, keys[-1])
+        else:
+            done, resume = Span(span.start, key_after(keys[-1])), Span(key_after(keys[-1]), span.end)
+        if resume.is_empty:
+            done, resume = span, None
+    replica.cache.note_span(done, ts, request.attempt)
+    return ScanReply(ts, tuple(keys), tuple(values), resume)
+
+
+def _collect(
+    reader: Reader, request: ScanRequest, ts: Timestamp, rows_max: int, bytes_max: int, keys: list[bytes], values: list[bytes]
+) -> bool:
+    """Gather rows up to the limits; say whether the span was read to its end."""
+    taken = 0
+    # One row more than asked for shows whether there is a rest.
+    chunk_rows = min(rows_max + 1, SCAN_CHUNK_ROWS)
+    for chunk_keys, chunk_values in mvcc.scan(reader, request.span, ts, reverse=request.reverse, chunk_rows=chunk_rows):
+        for key, value in zip(chunk_keys, chunk_values):
+            if len(keys) >= rows_max or (keys and taken + len(value) > bytes_max):
+                return False
+            keys.append(key)
+            values.append(value)
+            taken += len(value)
+    return True
+
+
+# ---- Commits ----
+
+
+def check_commit(request: CommitRequest) -> tuple[tuple[bytes, ...], tuple[Write, ...]]:
+    """Give the keys and writes of a commit in key order.  Raises InvalidRequest on one that makes no sense."""
+    writes = request.writes
+    if len(writes) > 1:
+        writes = tuple(sorted(writes, key=lambda write: write.key))
+    keys = tuple([write.key for write in writes])
+    if not keys or len(set(keys)) != len(keys):
+        raise KvError(InvalidRequest("a commit needs writes, and one of each key"))
+    if request.ts is None and request.has_other_reads:
+        raise KvError(InvalidRequest("a commit with reads in other ranges must say at which timestamp they hold"))
+    return keys, writes
+
+
+def recorded_outcome(replica: Replica, request: CommitRequest) -> CommitReply | None:
+    """Give the recorded outcome of the attempt (rule 8a); None if there is none.  Raises Refused, Gone (rule 8b)."""
+    machine = replica.machine
+    outcome = machine.outcomes.get(request.attempt)
+    if outcome is not None:
+        if outcome.ts is None:
+            raise KvError(Refused())
+        return CommitReply(outcome.ts)
+    if request.first_ts <= machine.state.floor:
+        raise KvError(Gone())
+    return None
+
+
+def evaluate_commit(
+    replica: Replica, request: CommitRequest, keys: Sequence[bytes], writes: Sequence[Write], ts: Timestamp
+) -> CommitCommand | CommitReply | BumpReply:
+    """Evaluate a commit at `ts`, under its latches.  A BumpReply means: not at this timestamp.  Raises KvError."""
+    replica.require_lease()
+    replica.require_keys(keys[0], keys[-1])
+    recorded = recorded_outcome(replica, request)
+    if recorded is not None:
+        return recorded
+    attempt = request.attempt
+    engine, cache = replica.context.engine, replica.cache
+    bound = MIN_TIMESTAMP
+    existing: bytes | None = None
+    for write in writes:
+        key = write.key
+        cached = cache.bound(key, ts, attempt)
+        if cached > bound:
+            bound = cached
+        version = mvcc.newest(engine, key)
+        if version is not None:
+            if version.ts >= ts and version.ts > bound:
+                bound = version.ts
+            if write.must_be_absent and existing is None and version.value is not None:
+                existing = key
+    if bound or ts <= cache.low:
+        return BumpReply(max(bound, cache.low))
+    _refresh_local(replica, request, ts)
+    if existing is not None:
+        # The client learns that the key exists at this timestamp.
+        cache.note_key(existing, ts, None)
+        raise KvError(KeyExists(existing))
+    if request.deadline is not None and ts >= request.deadline:
+        raise KvError(DeadlinePassed(ts))
+    state = replica.machine.state
+    return CommitCommand(
+        generation=state.descriptor.generation,
+        lease_term=replica.lease_term,
+        floor=_next_floor(replica, ts),
+        attempt=attempt,
+        first_ts=request.first_ts,
+        ts=ts,
+        keys=tuple(keys),
+        values=tuple([write.value for write in writes]),
+    )
+
+
+def _refresh_local(replica: Replica, request: CommitRequest, ts: Timestamp) -> None:
+    """Carry the reads of a commit in this range up to its timestamp (rule 8d)."""
+    if request.read_ts is None or not request.reads or ts <= request.read_ts:
+        return
+    _refresh(replica, request.reads, request.read_ts, ts, request.attempt)
+
+
+def _refresh(replica: Replica, spans: Sequence[Span], low: Timestamp, high: Timestamp, attempt: AttemptId) -> None:
+    threshold = replica.machine.state.threshold
+    if low < threshold:
+        # A deletion in (low, high] may have been collected.
+        raise KvError(BelowThreshold(threshold))
+    for span in spans:
+        replica.require_span(span)
+    engine = replica.context.engine
+    for span in spans:
+        found = mvcc.changed(engine, span, low, high)
+        if found is not None:
+            raise KvError(Conflict(*found))
+    for span in spans:
+        replica.cache.note_span(span, high, attempt)
+
+
+def refresh(replica: Replica, request: RefreshRequest) -> None:
+    """Check that spans are unchanged over (low, high], and record them as read at high (rule 7).  Raises Blocked, KvError."""
+    for span in request.spans:
+        check_span_read(replica, span, request.high)
+    _refresh(replica, request.spans, request.low, request.high, request.attempt)
+
+
+def _next_floor(replica: Replica, ts: Timestamp) -> Timestamp:
+    """Give the floor to go with a command at `ts`: the present one, or a higher one when it is time (rule 11)."""
+    config = replica.context.config
+    machine = replica.machine
+    floor = machine.state.floor
+    keep = config.outcome_keep_ms << COUNTER_BITS
+    if len(machine.outcomes) > config.outcomes_max and ts > floor:
+        # Forget the older half of the time that the outcomes span.
+        oldest = max(floor, machine.oldest_first_ts())
+        return Timestamp(max(floor, oldest + (ts - oldest) // 2)) if ts > oldest else floor
+    wanted = ts - keep
+    if wanted > floor + (config.outcome_floor_step_ms << COUNTER_BITS):
+        return Timestamp(wanted)
+    return floor

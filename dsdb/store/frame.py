@@ -1,0 +1,109 @@
+"""What stores say to each other, and the ports through which they do.
+
+Invariants:
+- A frame may be lost, and is not repeated; frames between two stores that arrive do so in order.
+- Fields are added at the end only.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from dsdb.kv.descriptor import RangeDescriptor
+from dsdb.kv.ids import RangeId, StoreId
+from dsdb.raft.messages import Message, ReplicaId, SnapshotMetadata
+from dsdb.storage.timestamp import Timestamp
+
+
+class RaftEnvelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A Raft message and the group it belongs to."""
+
+    range_id: RangeId
+    message: Message
+
+
+class SupportRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Asks for a promise of support from the moment of receipt."""
+
+    incarnation: int
+    """Of the asking store: drawn at its start, so that answers to an earlier life are not taken for one of this."""
+    sent_at: float
+    """On the asking store's clock; comes back in the grant."""
+    duration_s: float
+    """How long the promise shall stand."""
+
+
+class SupportGrant(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A promise, given to one request."""
+
+    incarnation: int
+    sent_at: float
+    """Both as in the request."""
+    duration_s: float
+    period: int
+    """Drawn anew whenever the promise had lapsed: what was acknowledged in an earlier period may have been voted away."""
+
+
+class ReplicaNotice(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Something about a replica of the receiving store (removed) or of the sending one (missing)."""
+
+    range_id: RangeId
+    replica_id: ReplicaId
+
+
+class StoreFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """All that one store has for another at the end of a turn."""
+
+    sender: StoreId
+    messages: tuple[RaftEnvelope, ...] = ()
+    """In the order of their making."""
+    request: SupportRequest | None = None
+    grant: SupportGrant | None = None
+    removed: tuple[ReplicaNotice, ...] = ()
+    """Replicas of the receiver that the sender's applied descriptor says were removed."""
+    missing: tuple[ReplicaNotice, ...] = ()
+    """Replicas of the sender, as the receiver believes, that are not there: they need a Raft snapshot."""
+    gossip: bytes = b""
+    """Whatever the node attached; opaque here."""
+
+
+class SnapshotHeader(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What goes before the chunks of a Raft snapshot."""
+
+    sender: StoreId
+    descriptor: RangeDescriptor
+    to: ReplicaId
+    sender_replica: ReplicaId
+    term: int
+    """The leader's term."""
+    metadata: SnapshotMetadata
+    floor: Timestamp
+    threshold: Timestamp
+    mark: Timestamp
+    size_bytes: int
+    """The replicated estimate of the range's size."""
+
+
+class TransportError(OSError):
+    """A bulk connection failed, or the receiver refused what was sent."""
+
+
+class Transport(Protocol):
+    """The way to the other stores."""
+
+    def send(self, to: StoreId, frame: StoreFrame) -> None:
+        """Send a frame: best effort, in order, never blocks."""
+
+    async def send_snapshot(self, to: StoreId, header: SnapshotHeader, chunks: AsyncIterator[bytes]) -> None:
+        """Stream a Raft snapshot on a connection of its own; returns when the receiver has installed it.  Raises TransportError."""
+
+
+class TimestampSource(Protocol):
+    """The oracle, as seen from below."""
+
+    def fresh_nowait(self) -> Timestamp | None:
+        """Give a timestamp issued after this call, if the oracle is on this node and serves; else None."""
+
+    async def fresh(self) -> Timestamp:
+        """Give a timestamp issued after this call.  Raises KvError(Unavailable)."""

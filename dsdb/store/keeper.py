@@ -1,0 +1,187 @@
+"""The keeper: time's part in a store.  Ticks groups that are awake, keeps promises of support, lets orphaned replicas campaign.
+
+Invariants:
+- A quiet group costs nothing: it is neither ticked nor looked at, until a message, a request or the end of a promise wakes it.
+- A replica whose store has promised support to its leader's store neither campaigns nor votes; its core is told every change of either.
+- Support is asked of the stores that hold voters of groups led here, and of no others.
+"""
+
+import logging
+import math
+
+from dsdb.kv.ids import RangeId, StoreId
+from dsdb.raft.messages import NO_REPLICA
+from dsdb.raft.ready import Role, RoleChange
+from dsdb.store.context import StoreContext
+from dsdb.store.frame import StoreFrame
+from dsdb.store.loop import RaftLoop, follows, is_quiet
+from dsdb.store.replica import Replica
+
+log = logging.getLogger("dsdb.store")
+
+PERIOD_BITS = 62
+"""Of the random names of promises' periods: none is ever drawn twice."""
+
+
+class Keeper:
+    """One for each store."""
+
+    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica], loop: RaftLoop) -> None:
+        self._context = context
+        self._replicas = replicas
+        self._loop = loop
+        self._is_barred = True
+        self._next_request = 0.0
+        self._peers: list[StoreId] | None = None
+        """Stores with voters of groups led here, ascending; None when it must be found out again."""
+        self._incarnations: dict[StoreId, int] = {}
+        """Store → the life in which it asked for support last."""
+
+    # ---- Replicas come and change ----
+
+    def admit(self, replica: Replica, now: float) -> None:
+        """Take a replica that was loaded or made."""
+        self.forget_peers()
+        membership = replica.raft.membership
+        is_alone = membership.voters == (replica.replica_id,) and not membership.is_joint
+        if self._is_barred and not is_alone:
+            replica.raft.set_votes_barred(True)
+        self._loop.mark(replica.range_id)
+
+    def begin(self, now: float) -> None:
+        """Start: those who are alone campaign at once, the others when the promises of an earlier life are over."""
+        config = self._context.config
+        for range_id in sorted(self._replicas):
+            replica = self._replicas[range_id]
+            self.admit(replica, now)
+            if replica.raft.membership.voters == (replica.replica_id,):
+                replica.raft.campaign()
+            else:
+                wait_s = config.support_duration_s * (1 + 2 * config.clock_drift_max)
+                replica.campaign_at = now + wait_s + self._jitter()
+
+    def forget_peers(self) -> None:
+        """Find out again whose support is needed: leadership or membership has changed."""
+        self._peers = None
+
+    def _jitter(self) -> float:
+        return self._context.chance.random() * self._context.config.campaign_jitter_s
+
+    def on_role(self, replica: Replica, change: RoleChange) -> None:
+        """Take note of a new role, term or leader."""
+        context = self._context
+        self.forget_peers()
+        replica.doubt_lease()
+        followed = follows(replica)
+        replica.raft.set_leader_supported(followed is not None and context.liveness.promises(followed))
+        if change.leader != NO_REPLICA:
+            replica.campaign_at = math.inf
+        if change.role is Role.LEADER:
+            self._ask_support(context.clock.now(), missing_only=True)
+
+    # ---- Time ----
+
+    def tick(self) -> None:
+        """Do what is due: called every tick interval."""
+        context = self._context
+        now = context.clock.now()
+        context.deadlines.sweep(now)
+        if self._is_barred and not context.liveness.is_barred(now):
+            self._is_barred = False
+            for range_id in sorted(self._replicas):
+                self._replicas[range_id].raft.set_votes_barred(False)
+        for store in context.liveness.lapsed(now):
+            self._on_lapsed(store, now)
+        if now >= self._next_request:
+            self._next_request = now + context.config.support_interval_s
+            self._ask_support(now, missing_only=False)
+        self._tick_groups(now)
+        self._loop.outbox.flush()
+
+    def _tick_groups(self, now: float) -> None:
+        awake = self._loop.awake
+        promises = self._context.liveness.promises
+        for range_id in sorted(awake):
+            replica = self._replicas.get(range_id)
+            if replica is None or replica.damage is not None:
+                awake.discard(range_id)
+                continue
+            if replica.is_installing:
+                continue
+            if replica.campaign_at <= now:
+                replica.campaign_at = now + 2 * self._context.config.campaign_jitter_s + self._jitter()
+                replica.raft.campaign()
+            elif is_quiet(replica, promises):
+                awake.discard(range_id)
+                continue
+            replica.raft.tick()
+            if replica.raft.has_ready:
+                self._loop.mark(range_id)
+
+    def _on_lapsed(self, store: StoreId, now: float) -> None:
+        """Set free the replicas that follow a store whose promise has passed."""
+        freed = 0
+        for range_id in sorted(self._replicas):
+            replica = self._replicas[range_id]
+            if follows(replica) == store:
+                replica.raft.set_leader_supported(False)
+                replica.campaign_at = now + self._jitter()
+                self._loop.mark(range_id)
+                freed += 1
+        if freed:
+            log.info("store %d: no word from store %d; %d replicas may elect another leader", self._context.store_id, store, freed)
+
+    # ---- Support ----
+
+    def _needed_peers(self) -> list[StoreId]:
+        if self._peers is None:
+            own = self._context.store_id
+            needed: set[StoreId] = set()
+            for replica in self._replicas.values():
+                if replica.is_leader:
+                    needed.update(member.store_id for member in replica.descriptor.voters)
+            needed.discard(own)
+            self._peers = sorted(needed)
+        return self._peers
+
+    def _ask_support(self, now: float, *, missing_only: bool) -> None:
+        liveness = self._context.liveness
+        request = liveness.request(now)
+        for store in self._needed_peers():
+            if not missing_only or liveness.supported_until(store) <= now:
+                self._loop.outbox.request(store, request)
+
+    def receive(self, frame: StoreFrame) -> None:
+        """Take what a frame says about support."""
+        context = self._context
+        now = context.clock.now()
+        if frame.grant is not None and context.liveness.take_grant(frame.sender, frame.grant):
+            self._on_new_support(frame.sender)
+        if frame.request is None:
+            return
+        is_same_life = self._incarnations.get(frame.sender, frame.request.incarnation) == frame.request.incarnation
+        self._incarnations[frame.sender] = frame.request.incarnation
+        period = context.chance.getrandbits(PERIOD_BITS)
+        grant, is_new = context.liveness.take_request(frame.sender, frame.request, now, period)
+        self._loop.outbox.grant(frame.sender, grant)
+        self._loop.schedule()
+        if not is_same_life:
+            # Its leases ended with its earlier life, and none of this life is acknowledged yet.
+            self._on_lapsed(frame.sender, now)
+        elif is_new:
+            for replica in self._replicas.values():
+                if follows(replica) == frame.sender:
+                    replica.raft.set_leader_supported(True)
+                    replica.campaign_at = math.inf
+
+    def _on_new_support(self, store: StoreId) -> None:
+        """Have what a store acknowledged before its present promise acknowledged again."""
+        for range_id in sorted(self._replicas):
+            replica = self._replicas[range_id]
+            if not replica.is_leader:
+                continue
+            member = replica.descriptor.replica_on(store)
+            if member is not None:
+                replica.raft.renew_support(member.replica_id)
+                replica.doubt_lease()
+                self._loop.mark(range_id)

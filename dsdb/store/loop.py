@@ -1,0 +1,401 @@
+"""The Raft loop: performs the effects of all groups of a store, in turns.
+
+    dirty groups ─▶ ready() ─▶ one batch: log, hard states, applied commands ─▶ write ─▶ send, answer   (a turn: nothing waits)
+                                                                                  └─▶ sync in the disk thread ─▶ stabled, acknowledge
+
+Two tasks run turns: the flusher, which goes on to sync what they wrote, and the stepper, while the flusher waits for the disk.  So a
+command that comes alone costs one task switch before its sync and none after it, and what comes meanwhile shares the next sync.
+
+Invariants:
+- Messages leave only after their turn's batch is written; those of `messages_after_sync` only when all written before them is durable.
+- A turn that a busy or full disk refuses is kept whole and written again; no other turn runs before.
+- What an entry does is visible, and its latches are released, before whoever proposed it is answered.
+- Groups are taken in the order of their range ids.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import NoReturn
+
+import trio
+
+from dsdb.env.disk import Offload
+from dsdb.kv.errors import AmbiguousResult
+from dsdb.kv.ids import RangeId, StoreId
+from dsdb.raft.messages import (
+    NO_REPLICA,
+    Entry,
+    EntryKind,
+    InstallSnapshot,
+    MembershipChange,
+    Message,
+    decode_config_entry,
+)
+from dsdb.raft.ready import Ready, Role, RoleChange, StableMark
+from dsdb.storage.engine.port import WriteBatch
+from dsdb.storage.errors import DiskFullError, WriteStallError
+from dsdb.store.command import ChangeReplicasCommand, Command, SplitCommand, decode_command
+from dsdb.store.context import StoreContext
+from dsdb.store.frame import RaftEnvelope, Transport
+from dsdb.store.outbox import Outbox
+from dsdb.store.replica import Replica
+from dsdb.store.state import META, encode
+from dsdb.store.state_machine import Result
+
+log = logging.getLogger("dsdb.store")
+
+
+class LoopEvents:
+    """What the loop tells the store; each is called between turns' writes, when the store's state is whole."""
+
+    def on_split(self, replica: Replica, batch: WriteBatch, command: SplitCommand) -> Callable[[], None]:
+        """Put the right side of a split into the batch; give what is to be done once it is written."""
+        raise NotImplementedError
+
+    def on_removed(self, replica: Replica, batch: WriteBatch) -> Callable[[], None]:
+        """Put the end of a replica that was removed from its range into the batch; give what is to be done once it is written."""
+        raise NotImplementedError
+
+    def on_snapshot_switched(self, replica: Replica, batch: WriteBatch, ready: Ready) -> Callable[[], None]:
+        """Put the switch to a received Raft snapshot into the batch; give what is to be done once it is written."""
+        raise NotImplementedError
+
+    def on_snapshot_wanted(self, replica: Replica, message: InstallSnapshot) -> None:
+        """Begin to stream a Raft snapshot."""
+        raise NotImplementedError
+
+    def on_role(self, replica: Replica, change: RoleChange) -> None:
+        """Hear of a new role, term or leader."""
+        raise NotImplementedError
+
+    def on_lease_started(self, replica: Replica, term: int) -> None:
+        """Hear that the first entry of our own term is applied."""
+        raise NotImplementedError
+
+    def on_descriptor(self, replica: Replica) -> None:
+        """Hear of a new applied descriptor."""
+        raise NotImplementedError
+
+
+class RaftLoop:
+    """One for each store."""
+
+    def __init__(
+        self, context: StoreContext, replicas: dict[RangeId, Replica], disk: Offload, transport: Transport, events: LoopEvents
+    ) -> None:
+        self._context = context
+        self._replicas = replicas
+        self._disk = disk
+        self._events = events
+        self.outbox = Outbox(context.store_id, transport)
+        self._dirty: set[RangeId] = set()
+        """Ranges whose core may have something to hand out, or that have something to apply."""
+        self.awake: set[RangeId] = set()
+        """Ranges that are ticked."""
+        self._to_apply: dict[RangeId, deque[Entry]] = {}
+        """Committed entries that were handed out and not applied."""
+        self._batch: WriteBatch = context.engine.new_batch()
+        self._after_write: list[Callable[[], None]] = []
+        """What follows the write of `_batch`."""
+        self._staged: list[tuple[StoreId, RaftEnvelope]] = []
+        """Messages that leave once `_batch` is written."""
+        self._is_stalled = False
+        """`_batch` was refused and must be written before anything else."""
+        self._pause_s = 0.0
+        self._marks: dict[RangeId, StableMark] = {}
+        """What the next sync makes durable."""
+        self._held: list[tuple[StoreId, RaftEnvelope]] = []
+        """Messages that leave after the next sync."""
+        self._needs_sync = False
+        self._is_syncing = False
+        self._flusher: trio.lowlevel.Task | None = None
+        """The flusher, while it is parked."""
+        self._stepper: trio.lowlevel.Task | None = None
+        """The stepper, while it is parked."""
+        self.syncs = 0
+        self.turns = 0
+        context.on_dirty = self.mark
+
+    # ---- Tasks ----
+
+    def mark(self, range_id: int) -> None:
+        """Look at a range in the next turn, and tick it until it is quiet."""
+        self._dirty.add(RangeId(range_id))
+        self.awake.add(RangeId(range_id))
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Have a turn run soon, or what is in the outbox sent."""
+        if self._flusher is not None:
+            task, self._flusher = self._flusher, None
+            trio.lowlevel.reschedule(task)
+        elif self._stepper is not None and not self._is_stalled:
+            task, self._stepper = self._stepper, None
+            trio.lowlevel.reschedule(task)
+
+    async def run_flusher(self) -> NoReturn:
+        """Run turns, and make what they wrote durable."""
+        while True:
+            self.turn(retry=True)
+            if self._is_stalled:
+                await trio.sleep(self._pause_s)
+            elif self._needs_sync:
+                await self._sync()
+            elif not self._dirty:
+                await self._park("_flusher")
+
+    async def run_stepper(self) -> NoReturn:
+        """Run turns while the flusher waits for the disk."""
+        while True:
+            await self._park("_stepper")
+            self.turn()
+
+    async def _park(self, slot: str) -> None:
+        setattr(self, slot, trio.lowlevel.current_task())
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            setattr(self, slot, None)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _sync(self) -> None:
+        marks, self._marks = self._marks, {}
+        held, self._held = self._held, []
+        self._needs_sync = False
+        self._is_syncing = True
+        try:
+            await self._disk.run(self._context.engine.sync)
+        finally:
+            self._is_syncing = False
+        self.syncs += 1
+        for range_id in sorted(marks):
+            replica = self._replicas.get(range_id)
+            if replica is not None:
+                replica.raft.stabled(*marks[range_id])
+                self._dirty.add(range_id)
+        for to, envelope in held:
+            self.outbox.add(to, envelope)
+
+    # ---- Turns ----
+
+    def turn(self, *, retry: bool = False) -> None:
+        """Perform what all dirty groups have to do, until none has anything; nothing waits here."""
+        if self._is_stalled and not (retry and self._write()):
+            self.outbox.flush()
+            return
+        while self._dirty:
+            self.turns += 1
+            range_ids = sorted(self._dirty)
+            self._dirty.clear()
+            for range_id in range_ids:
+                replica = self._replicas.get(range_id)
+                if replica is not None and not replica.is_installing and replica.damage is None:
+                    self._perform(replica)
+            if not self._write():
+                break
+        self.outbox.flush()
+
+    def _write(self) -> bool:
+        """Write the turn's batch and do what follows it.  Say whether that succeeded."""
+        context = self._context
+        if len(self._batch):
+            try:
+                context.engine.write(self._batch)
+            except WriteStallError:
+                self._is_stalled, self._pause_s = True, context.config.stall_backoff_s
+                return False
+            except DiskFullError as error:
+                if context.disk_trouble is None:
+                    log.error("the disk is full: writes are refused until it has room (%s)", error)
+                context.disk_trouble = f"the disk is full: {error}"
+                self._is_stalled, self._pause_s = True, context.config.disk_full_probe_s
+                return False
+            self._batch = context.engine.new_batch()
+        if context.disk_trouble is not None:
+            log.warning("the disk takes writes again")
+            context.disk_trouble = None
+        self._is_stalled = False
+        staged, self._staged = self._staged, []
+        for to, envelope in staged:
+            self.outbox.add(to, envelope)
+        after_write, self._after_write = self._after_write, []
+        for act in after_write:
+            act()
+        return True
+
+    def _perform(self, replica: Replica) -> None:
+        """Put a group's effects into the batch."""
+        if replica.is_doomed:
+            self._after_write.append(self._events.on_removed(replica, self._batch))
+            return
+        raft = replica.raft
+        range_id = replica.range_id
+        queue = self._to_apply.get(range_id)
+        if raft.has_ready:
+            ready = raft.ready()
+            if ready.role_change is not None:
+                self._events.on_role(replica, ready.role_change)
+            if ready.snapshot is not None:
+                # It stands for everything that was to be applied.
+                self._to_apply.pop(range_id, None)
+                self._after_write.append(self._events.on_snapshot_switched(replica, self._batch, ready))
+            if ready.hard_state is not None:
+                self._batch.put(META, replica.keys.hard_state, encode(ready.hard_state))
+            if ready.entries:
+                replica.log.append(self._batch, ready.entries)
+            self._post(replica, ready)
+            if ready.stable is not None:
+                self._marks[range_id] = ready.stable
+                self._needs_sync = True
+            if ready.committed:
+                if queue is None:
+                    queue = self._to_apply[range_id] = deque()
+                queue.extend(ready.committed)
+        if queue and not replica.is_installing:
+            self._apply(replica, queue)
+        if raft.has_ready:
+            self._dirty.add(range_id)
+
+    def _post(self, replica: Replica, ready: Ready) -> None:
+        for message in ready.messages:
+            self._stage(replica, message, self._staged)
+        if ready.messages_after_sync:
+            # Of an earlier turn, or of this one: something may be written and not durable.
+            is_durable = not (self._needs_sync or self._is_syncing or ready.stable is not None)
+            target = self._staged if is_durable else self._held
+            for message in ready.messages_after_sync:
+                self._stage(replica, message, target)
+
+    def _stage(self, replica: Replica, message: Message, target: list[tuple[StoreId, RaftEnvelope]]) -> None:
+        if isinstance(message, InstallSnapshot):
+            self._after_write.append(lambda: self._events.on_snapshot_wanted(replica, message))
+            return
+        to = replica.stores.get(message.to)
+        if to is not None:
+            target.append((to, RaftEnvelope(replica.range_id, message)))
+
+    # ---- Apply ----
+
+    def _apply(self, replica: Replica, queue: deque[Entry]) -> None:
+        """Apply what is committed, as far as it needs nothing that this batch has yet to write."""
+        machine, batch = replica.machine, self._batch
+        has_changed = False
+        last = 0
+        while queue:
+            entry = queue[0]
+            if entry.kind is EntryKind.CONFIG:
+                self._apply_config(replica, entry)
+            elif not entry.data:
+                machine.advance(batch, entry.index, entry.term)
+                replica.take_proposal(entry.index, entry.term)
+                if entry.term == replica.raft.term and replica.is_leader:
+                    self._after_write.append(lambda term=entry.term: self._events.on_lease_started(replica, term))  # type: ignore[misc]
+            else:
+                proposal = replica.take_proposal(entry.index, entry.term)
+                command = decode_command(entry.data) if proposal is None else proposal.command
+                if has_changed and machine.needs_written_state(command):
+                    if proposal is not None:
+                        replica.pending[entry.index] = proposal
+                    break
+                result = machine.apply(batch, entry.index, entry.term, command)
+                if isinstance(command, SplitCommand):
+                    self._apply_split(replica, command, result)
+                if proposal is not None:
+                    self._after_write.append(lambda done=proposal, told=result: replica.finish(done, told))  # type: ignore[misc]
+            queue.popleft()
+            has_changed = True
+            last = entry.index
+            if replica.is_destroyed:
+                queue.clear()
+                return
+        if queue:
+            self._dirty.add(replica.range_id)
+        machine.put_applied(batch)
+        self._after_write.append(lambda: self._applied(replica, last))
+
+    def _applied(self, replica: Replica, index: int) -> None:
+        if replica.is_destroyed:
+            return
+        replica.raft.applied(index)
+        self._truncate(replica)
+        if replica.raft.has_ready:
+            self._dirty.add(replica.range_id)
+
+    def _apply_split(self, replica: Replica, command: SplitCommand, result: Result) -> None:
+        if replica.machine.descriptor is not command.left:
+            return
+        self._after_write.append(self._events.on_split(replica, self._batch, command))
+        self._after_write.append(lambda: self._events.on_descriptor(replica))
+
+    def _apply_config(self, replica: Replica, entry: Entry) -> None:
+        machine = replica.machine
+        config = decode_config_entry(entry.data)
+        command: Command | None = decode_command(config.context) if config.context else None
+        change = config.change
+        if command is not None:
+            assert isinstance(command, ChangeReplicasCommand), command
+            if not machine.is_change_valid(command):
+                command, change = None, MembershipChange()
+        membership = replica.raft.apply_membership(change)
+        result = machine.apply_change(self._batch, entry.index, entry.term, membership, command)
+        replica.learn_stores()
+        replica.doubt_lease()
+        proposal = replica.take_proposal(entry.index, entry.term)
+        if proposal is not None:
+            self._after_write.append(lambda: replica.finish(proposal, result))
+        if machine.descriptor.replica(replica.replica_id) is None:
+            self._after_write.append(self._events.on_removed(replica, self._batch))
+        else:
+            self._after_write.append(lambda: self._events.on_descriptor(replica))
+
+    def _truncate(self, replica: Replica) -> None:
+        """Forget the applied part of a log that has grown long; goes into the next turn's batch."""
+        config = self._context.config
+        raft_log = replica.log
+        applied = replica.machine.applied.index
+        length = applied - raft_log.first_index() + 1
+        if length < 2 * config.log_keep_entries and raft_log.bytes < config.log_bytes_max:
+            return
+        keep = config.log_keep_entries if raft_log.bytes < config.log_bytes_max else 0
+        up_to = applied - keep
+        if replica.is_leader and raft_log.bytes < 2 * config.log_bytes_max:
+            for progress in replica.raft.status().progress:
+                if progress.is_recently_active and progress.replica != replica.replica_id:
+                    up_to = min(up_to, progress.match)
+        if up_to >= raft_log.first_index():
+            raft_log.truncate(self._batch, up_to)
+            self._after_write.append(replica.raft.compacted)
+            self._dirty.add(replica.range_id)
+
+    # ---- Ending ----
+
+    def forget(self, range_id: RangeId) -> None:
+        """Drop what is kept of a replica that is gone."""
+        self._to_apply.pop(range_id, None)
+        self._marks.pop(range_id, None)
+        self.awake.discard(range_id)
+        self._dirty.discard(range_id)
+
+    def abandon(self) -> None:
+        """Tell everyone who waits that the store has stopped."""
+        for range_id in sorted(self._replicas):
+            replica = self._replicas[range_id]
+            replica.fail_pending(AmbiguousResult("the store has stopped"))
+
+
+def follows(replica: Replica) -> StoreId | None:
+    """Give the store of the leader whom our promise protects from this replica's vote."""
+    followed = replica.raft.followed
+    return None if followed == NO_REPLICA else replica.stores.get(followed)
+
+
+def is_quiet(replica: Replica, promises: Callable[[StoreId], bool]) -> bool:
+    """Say whether a replica needs no ticks: it hears of a dead leader by the end of its store's promise."""
+    if not replica.raft.is_quiet:
+        return False
+    if replica.raft.role is Role.LEADER:
+        return True
+    store = follows(replica)
+    return store is not None and promises(store)

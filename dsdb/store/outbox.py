@@ -1,0 +1,75 @@
+"""What a store has for each of its peers, until the end of the turn: then one frame goes to each.
+
+Invariants:
+- Messages to one peer keep the order in which they were added.
+"""
+
+from dsdb.kv.ids import StoreId
+from dsdb.store.frame import RaftEnvelope, ReplicaNotice, StoreFrame, SupportGrant, SupportRequest, Transport
+
+
+class _Parcel:
+    """What one peer will get."""
+
+    __slots__ = ("grant", "messages", "missing", "removed", "request")
+
+    def __init__(self) -> None:
+        self.messages: list[RaftEnvelope] = []
+        self.request: SupportRequest | None = None
+        self.grant: SupportGrant | None = None
+        self.removed: list[ReplicaNotice] = []
+        self.missing: list[ReplicaNotice] = []
+
+
+class Outbox:
+    """Frames in the making."""
+
+    def __init__(self, sender: StoreId, transport: Transport) -> None:
+        self._sender = sender
+        self._transport = transport
+        self._parcels: dict[StoreId, _Parcel] = {}
+
+    def _to(self, store: StoreId) -> _Parcel:
+        parcel = self._parcels.get(store)
+        if parcel is None:
+            parcel = self._parcels[store] = _Parcel()
+        return parcel
+
+    def add(self, to: StoreId, envelope: RaftEnvelope) -> None:
+        """Add a Raft message."""
+        self._to(to).messages.append(envelope)
+
+    def request(self, to: StoreId, request: SupportRequest) -> None:
+        """Ask for support."""
+        self._to(to).request = request
+
+    def grant(self, to: StoreId, grant: SupportGrant) -> None:
+        """Promise support."""
+        self._to(to).grant = grant
+
+    def tell_removed(self, to: StoreId, notice: ReplicaNotice) -> None:
+        """Tell a store that its replica was removed."""
+        self._to(to).removed.append(notice)
+
+    def tell_missing(self, to: StoreId, notice: ReplicaNotice) -> None:
+        """Tell a store that the replica to which it speaks is not here."""
+        self._to(to).missing.append(notice)
+
+    def flush(self) -> None:
+        """Send a frame to everyone who has something."""
+        if not self._parcels:
+            return
+        parcels, self._parcels = self._parcels, {}
+        for store in sorted(parcels):
+            parcel = parcels[store]
+            self._transport.send(
+                store,
+                StoreFrame(
+                    sender=self._sender,
+                    messages=tuple(parcel.messages),
+                    request=parcel.request,
+                    grant=parcel.grant,
+                    removed=tuple(parcel.removed),
+                    missing=tuple(parcel.missing),
+                ),
+            )

@@ -1,0 +1,324 @@
+"""A replica: one copy of a range on this store, with its Raft core, its replicated state, its lease and what waits for it.
+
+    lease:  leader of term t ─▶ own first entry applied (lease_term = t) ─▶ reads ─▶ low water known ─▶ writes
+                                └── and a quorum of stores supports ours, asked at every request ──┘
+
+Invariants:
+- It serves only while it leads in `lease_term` and a quorum of voters' stores supports this store (`holds_lease`).
+- The low water of a lease is a timestamp issued after the lease was won; the system range's is the mark, where the next oracle starts.
+- A command is proposed once.  Its latches are held until it is applied, or known never to be, whoever waits for it.
+- A command whose waiter gave up may still be applied: AmbiguousResult.
+
+Not here: what a request checks (`evaluate`); when the effects of the core are performed (`loop`).
+"""
+
+import logging
+import math
+
+from dsdb.kv.descriptor import RangeDescriptor
+from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Unavailable
+from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
+from dsdb.kv.requests import Reply
+from dsdb.raft.messages import NO_REPLICA, MembershipChange, ReplicaId
+from dsdb.raft.node import RaftNode
+from dsdb.raft.ready import Role
+from dsdb.storage.keys import Span
+from dsdb.storage.timestamp import Timestamp
+from dsdb.store.command import ChangeReplicasCommand, Command, encode_command
+from dsdb.store.context import StoreContext
+from dsdb.store.latches import Latch, Latches
+from dsdb.store.log import ReplicaLog
+from dsdb.store.state import (
+    ReplicaKeys,
+    ReplicatedState,
+    log_prefix,
+    read_applied,
+    read_hard_state,
+)
+from dsdb.store.state_machine import Result, StateMachine, is_error
+from dsdb.store.timestamp_cache import TimestampCache
+from dsdb.store.waiter import Waiter
+
+log = logging.getLogger("dsdb.store")
+
+
+class Proposal:
+    """A command on its way through the log."""
+
+    __slots__ = ("command", "latch", "term", "waiter")
+
+    def __init__(self, term: int, command: Command, latch: Latch | None, waiter: "Waiter[Reply]") -> None:
+        self.term = term
+        self.command = command
+        self.latch = latch
+        self.waiter = waiter
+
+
+class Replica:
+    """One replica of this store."""
+
+    def __init__(self, context: StoreContext, replica_id: ReplicaId, state: ReplicatedState) -> None:
+        """Load it from the engine; `state` is its replicated state there, or, of one that waits for a Raft snapshot, a stand-in."""
+        self.context = context
+        self.range_id: RangeId = state.descriptor.range_id
+        self.replica_id = replica_id
+        self.keys = ReplicaKeys(self.range_id)
+        engine, config = context.engine, context.config
+        applied = read_applied(engine, self.keys)
+        self.log = ReplicaLog(
+            engine,
+            log_prefix(self.range_id),
+            self.keys,
+            initial=(read_hard_state(engine, self.keys), state.membership, applied.index),
+            cache_bytes_max=config.log_cache_bytes_max,
+        )
+        self.raft = RaftNode(replica_id, config.raft, self.log, context.chance)
+        self.machine = StateMachine(engine, self.keys, state)
+        self.latches = Latches()
+        self.cache = TimestampCache(points_max=config.timestamp_cache_points_max, spans_max=config.timestamp_cache_spans_max)
+        self.pending: dict[int, Proposal] = {}
+        """Log index → what this store proposed there, in its present or an earlier term."""
+        self.stores: dict[ReplicaId, StoreId] = {}
+        """Where the replicas of the range are, those included that sent us something and are not in our descriptor yet."""
+        self.lease_term = 0
+        """The term in which our first entry was applied; 0 or an old one: no lease."""
+        self.low_term = 0
+        """The lease term for which the low water is known: writes may be evaluated."""
+        self._lease_until = 0.0
+        """Up to when `holds_lease` need not ask again; 0 when something has changed."""
+        self._low_waiters: list[Waiter[None]] = []
+        self.campaign_at = math.inf
+        """When to campaign, as the leader's store has lost our support."""
+        self.is_changing = False
+        """A change of replicas is under way."""
+        self.is_installing = False
+        """The data of a Raft snapshot is being copied: the core is left alone until it is there."""
+        self.is_doomed = False
+        """Others say that it was removed from its range."""
+        self.is_destroyed = False
+        self.damage: str | None = None
+        """Why the replica was taken out of service."""
+        self.learn_stores()
+
+    # ---- Where things are ----
+
+    @property
+    def descriptor(self) -> RangeDescriptor:
+        """Give the applied descriptor."""
+        return self.machine.state.descriptor
+
+    def learn_stores(self) -> None:
+        """Take over where the applied descriptor says the replicas are."""
+        for replica in self.descriptor.replicas:
+            self.stores[replica.replica_id] = replica.store_id
+
+    @property
+    def leader_store(self) -> StoreId | None:
+        """Give the store of the leader, if it is known."""
+        leader = self.raft.leader
+        return None if leader == NO_REPLICA else self.stores.get(leader)
+
+    def touch(self) -> None:
+        """Have the loop look at the core, and tick it until it is quiet."""
+        self.context.on_dirty(self.range_id)
+
+    # ---- Lease ----
+
+    @property
+    def is_leader(self) -> bool:
+        """Say whether the core leads."""
+        return self.raft.role is Role.LEADER
+
+    def holds_lease(self, now: float) -> bool:
+        """Say whether this replica may serve at this moment."""
+        raft = self.raft
+        if raft.role is not Role.LEADER or raft.term != self.lease_term:
+            return False
+        return now < self._lease_until or self._renew_lease(now)
+
+    def _renew_lease(self, now: float) -> bool:
+        if self.damage is not None or self.is_destroyed or self.is_installing:
+            return False
+        until = math.inf
+        liveness = self.context.liveness
+
+        def is_active(replica_id: ReplicaId) -> bool:
+            nonlocal until
+            if replica_id == self.replica_id:
+                return True
+            store = self.stores.get(replica_id)
+            supported_until = 0.0 if store is None else liveness.supported_until(store)
+            if supported_until <= now:
+                return False
+            until = min(until, supported_until)
+            return True
+
+        if not self.raft.quorum_active(is_active):
+            return False
+        self._lease_until = until
+        return True
+
+    def doubt_lease(self) -> None:
+        """Ask again at the next request: support, membership or role has changed."""
+        self._lease_until = 0.0
+
+    def require_lease(self) -> None:
+        """Raise KvError unless this replica may serve at this moment."""
+        if not self.holds_lease(self.context.clock.now()):
+            raise KvError(self.no_lease())
+
+    def no_lease(self) -> KvErrorDetail:
+        """Say why this replica cannot serve, and who probably can."""
+        if self.damage is not None:
+            return DiskTrouble(self.damage, damaged=True)
+        leader = self.leader_store
+        return NotLeaseholder(self.range_id, None if leader == self.context.store_id else leader, self.descriptor)
+
+    def start_lease(self, term: int) -> bool:
+        """Note that the first entry of our own term is applied.  Say whether a low water must be fetched."""
+        self.lease_term = term
+        self.doubt_lease()
+        if self.range_id == SYSTEM_RANGE:
+            self.take_low_water(term, self.machine.state.mark)
+            return False
+        return True
+
+    def take_low_water(self, term: int, low: Timestamp) -> None:
+        """Let the writes of a lease begin above `low`."""
+        if term != self.lease_term or term != self.raft.term:
+            return
+        self.cache.raise_low(low)
+        self.low_term = term
+        waiters, self._low_waiters = self._low_waiters, []
+        for waiter in waiters:
+            waiter.settle(None)
+
+    async def wait_low_water(self) -> None:
+        """Wait until writes may be evaluated.  Raises KvError when the lease is lost or it takes too long."""
+        while self.low_term != self.lease_term:
+            waiter: Waiter[None] = Waiter()
+            self._low_waiters.append(waiter)
+            context = self.context
+            detail = Unavailable(f"range {self.range_id} has a new leaseholder that waits for its first timestamp")
+            context.deadlines.add(waiter, context.clock.now(), context.config.low_water_wait_s, detail)
+            await waiter.wait()
+            self.require_lease()
+
+    def end_lease(self) -> None:
+        """Turn away everyone who waits to be served; what was proposed stays, as it may still be committed."""
+        self.doubt_lease()
+        waiters, self._low_waiters = self._low_waiters, []
+        for waiter in waiters:
+            waiter.fail(self.no_lease())
+        for latch in self.latches.waiting_latches():
+            # Whoever waits looks at the lease next.
+            if latch.on_granted is not None:
+                latch.on_granted()
+
+    # ---- Requests' common checks ----
+
+    def require_keys(self, first: bytes, last: bytes) -> None:
+        """Raise RangeKeyMismatch unless both keys lie in the range."""
+        descriptor = self.machine.state.descriptor
+        if not (descriptor.start_key <= first and last < descriptor.end_key):
+            raise KvError(RangeKeyMismatch((descriptor,)))
+
+    def require_span(self, span: Span) -> None:
+        """Raise RangeKeyMismatch unless the span lies in the range."""
+        descriptor = self.machine.state.descriptor
+        if not (descriptor.start_key <= span.start and span.end <= descriptor.end_key):
+            raise KvError(RangeKeyMismatch((descriptor,)))
+
+    async def wait_latch(self, latch: Latch) -> None:
+        """Wait until a latch is granted; it is given back if that fails.  Raises KvError."""
+        if latch.is_granted:
+            return
+        context = self.context
+        if self.latches.waiting > context.config.latch_waiters_max:
+            self.latches.release(latch)
+            raise KvError(Unavailable(f"range {self.range_id} has too many requests waiting for its latches"))
+        waiter: Waiter[None] = Waiter()
+        latch.on_granted = lambda: waiter.settle(None)
+        detail = Unavailable(f"waited {context.config.latch_wait_s:g} s for latches in range {self.range_id}")
+        context.deadlines.add(waiter, context.clock.now(), context.config.latch_wait_s, detail)
+        try:
+            await waiter.wait()
+            self.require_lease()
+            if not latch.is_granted:
+                # Woken because the lease ended; that it is back already does not help.
+                raise KvError(self.no_lease())
+        except BaseException:
+            self.latches.release(latch)
+            raise
+
+    async def wait_blocking(self, latch: Latch) -> None:
+        """Wait, as a read, until an evaluated write is applied.  Raises KvError."""
+        waiter: Waiter[None] = Waiter()
+        latch.waiters.append(lambda: waiter.settle(None))
+        context = self.context
+        detail = Unavailable(f"waited {context.config.latch_wait_s:g} s for a write in range {self.range_id}")
+        context.deadlines.add(waiter, context.clock.now(), context.config.latch_wait_s, detail)
+        await waiter.wait()
+
+    # ---- Proposing ----
+
+    def propose(self, command: Command, latch: Latch | None) -> "Waiter[Reply]":
+        """Send a command into the log; the latch is given back when its fate is known.  Raises KvError when it was not proposed."""
+        context = self.context
+        if context.disk_trouble is not None:
+            raise KvError(DiskTrouble(context.disk_trouble))
+        if len(self.pending) >= context.config.proposals_max:
+            raise KvError(Unavailable(f"range {self.range_id} has too many commands on their way"))
+        placed = self.raft.propose(encode_command(command))
+        return self._await(placed, command, latch)
+
+    def propose_change(self, change: MembershipChange, command: ChangeReplicasCommand) -> "Waiter[Reply]":
+        """Send a membership change into the log.  Raises KvError when it was not proposed."""
+        try:
+            placed = self.raft.propose_membership(change, encode_command(command))
+        except ValueError as error:
+            raise KvError(Unavailable(f"the change of replicas does not fit: {error}")) from None
+        return self._await(placed, command, None)
+
+    def _await(self, placed: tuple[int, int] | None, command: Command, latch: Latch | None) -> "Waiter[Reply]":
+        if placed is None:
+            if self.is_leader:
+                raise KvError(Unavailable(f"range {self.range_id} takes no commands now"))
+            raise KvError(self.no_lease())
+        index, term = placed
+        waiter: Waiter[Reply] = Waiter()
+        self.pending[index] = Proposal(term, command, latch, waiter)
+        context = self.context
+        detail = AmbiguousResult(f"a command of range {self.range_id} was not applied within {context.config.proposal_timeout_s:g} s")
+        context.deadlines.add(waiter, context.clock.now(), context.config.proposal_timeout_s, detail)
+        self.touch()
+        return waiter
+
+    def finish(self, proposal: Proposal, result: Result) -> None:
+        """Tell what became of a command, and let its keys go."""
+        if proposal.latch is not None:
+            self.latches.release(proposal.latch)
+        if is_error(result):
+            proposal.waiter.fail(result)  # type: ignore[arg-type]  # is_error has looked
+        else:
+            proposal.waiter.settle(result)  # type: ignore[arg-type]  # as above
+
+    def take_proposal(self, index: int, term: int) -> Proposal | None:
+        """Give what was proposed at a place of the log that is now committed in `term`.
+
+        One of another term was replaced, and will never be applied: that is told here.
+        """
+        proposal = self.pending.pop(index, None)
+        if proposal is None or proposal.term == term:
+            return proposal
+        self.finish(proposal, self.no_lease())
+        return None
+
+    def fail_pending(self, detail: KvErrorDetail, *, up_to: int | None = None) -> None:
+        """Give up on commands whose fate will not be learnt here."""
+        for index in sorted(self.pending):
+            if up_to is None or index <= up_to:
+                proposal = self.pending.pop(index)
+                if proposal.latch is not None:
+                    self.latches.release(proposal.latch)
+                proposal.waiter.fail(detail)

@@ -1,0 +1,35 @@
+"""A span frozen for bulk reading: what a leaseholder checked once, read from an engine snapshot at leisure."""
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from dsdb.storage import mvcc
+from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, EngineSnapshot
+from dsdb.storage.keys import Span
+from dsdb.storage.timestamp import Timestamp
+
+
+class SnapshotScan:
+    """A context manager; leaving it gives the engine snapshot back.
+
+    What it reads stays right whatever happens to lease and range: the span is in the timestamp cache, and the state is frozen.
+    """
+
+    def __init__(self, snapshot: EngineSnapshot, span: Span, ts: Timestamp) -> None:
+        self.snapshot = snapshot
+        self.span = span
+        self.ts = ts
+
+    def chunks(self, *, reverse: bool = False, chunk_rows: int = SCAN_CHUNK_ROWS) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Give the keys and values that are live at the timestamp, in order, some thousand at a time."""
+        return mvcc.scan(self.snapshot, self.span, self.ts, reverse=reverse, chunk_rows=chunk_rows)
+
+    def __enter__(self) -> "SnapshotScan":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the engine snapshot back."""
+        self.snapshot.release()

@@ -1,0 +1,268 @@
+"""Serving: takes each kind of request through lease, latches, evaluation and proposal to its reply.
+
+    serve ─▶ replica ─▶ lease ─▶ [low water] ─▶ latches ─▶ evaluate (`evaluate`) ─▶ propose ─▶ applied ─▶ reply
+    try_serve ─▶ reads only, and only if nothing has to be waited for
+
+Invariants:
+- Every wait is bounded: latches, low water, timestamps and proposals each have their limit.
+- After every wait the lease and the keys are looked at again: evaluation does it.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from dsdb.kv.errors import InvalidRequest, KvError, RangeNotFound, Unavailable
+from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, RangeId
+from dsdb.kv.requests import (
+    BumpReply,
+    ClearSpanRequest,
+    CollectGarbageReply,
+    CollectGarbageRequest,
+    CommitReply,
+    CommitRequest,
+    DescribeReply,
+    DescribeRequest,
+    OutcomeReply,
+    RaiseMarkReply,
+    RaiseMarkRequest,
+    ReadRequest,
+    RefreshReply,
+    RefreshRequest,
+    RefuseRequest,
+    Reply,
+    Request,
+    ScanRequest,
+    TransferLeaseReply,
+    TransferLeaseRequest,
+)
+from dsdb.storage.engine.port import Family
+from dsdb.storage.keys import Span, key_after
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.store import evaluate
+from dsdb.store.command import ClearSpanCommand, CollectGarbageCommand, CommitCommand, RaiseMarkCommand, RefuseCommand
+from dsdb.store.context import StoreContext
+from dsdb.store.evaluate import Blocked
+from dsdb.store.replica import Replica
+from dsdb.store.scan import SnapshotScan
+
+VERSION_SUFFIX_BYTES = 8
+"""Behind the user key of every entry in DELTA."""
+
+
+class Serving:
+    """One for each store."""
+
+    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica]) -> None:
+        self._context = context
+        self._replicas = replicas
+        self.handlers: dict[type, Callable[[Replica, Any], Awaitable[Reply]]] = {
+            ReadRequest: self._read,
+            ScanRequest: self._scan,
+            CommitRequest: self._commit,
+            RefreshRequest: self._refresh,
+            RefuseRequest: self._refuse,
+            RaiseMarkRequest: self._raise_mark,
+            TransferLeaseRequest: self._transfer,
+            DescribeRequest: self._describe,
+            ClearSpanRequest: self._clear,
+            CollectGarbageRequest: self._collect_garbage,
+        }
+        """Request type → what serves it; `store` adds those that change ranges."""
+
+    def replica(self, range_id: RangeId) -> Replica:
+        """Give the replica of a range.  Raises RangeNotFound."""
+        replica = self._replicas.get(range_id)
+        if replica is None:
+            raise KvError(RangeNotFound(range_id))
+        return replica
+
+    def try_serve(self, request: Request) -> Reply | None:
+        """Serve a read if nothing has to be waited for; None if it must go through `serve`.  Raises KvError."""
+        try:
+            if isinstance(request, ReadRequest):
+                replica = self.replica(request.range_id)
+                ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
+                return None if ts is None else evaluate.read(replica, request, ts)
+            if isinstance(request, ScanRequest):
+                replica = self.replica(request.range_id)
+                ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
+                return None if ts is None else evaluate.scan(replica, request, ts)
+        except Blocked:
+            return None
+        return None
+
+    async def serve(self, request: Request) -> Reply:
+        """Serve any request.  Raises KvError."""
+        return await self.handlers[type(request)](self.replica(request.range_id), request)
+
+    async def fresh(self) -> Timestamp:
+        """Take a timestamp from the oracle.  Raises KvError."""
+        timestamps = self._context.timestamps
+        ts = timestamps.fresh_nowait()
+        if ts is not None:
+            return ts
+        with trio.move_on_after(self._context.config.timestamp_wait_s):
+            return await timestamps.fresh()
+        raise KvError(Unavailable("no timestamp from the oracle"))
+
+    # ---- Reads ----
+
+    async def _unblocked(self, replica: Replica, attempt: Callable[[], Reply]) -> Reply:
+        while True:
+            try:
+                return attempt()
+            except Blocked as blocked:
+                await replica.wait_blocking(blocked.latch)
+
+    async def _read(self, replica: Replica, request: ReadRequest) -> Reply:
+        ts = await self.fresh() if request.ts is None else request.ts
+        return await self._unblocked(replica, lambda: evaluate.read(replica, request, ts))
+
+    async def _scan(self, replica: Replica, request: ScanRequest) -> Reply:
+        ts = await self.fresh() if request.ts is None else request.ts
+        return await self._unblocked(replica, lambda: evaluate.scan(replica, request, ts))
+
+    async def scan_snapshot(self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None) -> SnapshotScan:
+        """Freeze a span at `ts` for reading at leisure, once no write stands in the way.  Raises KvError."""
+        while True:
+            replica = self.replica(range_id)
+            try:
+                return self.scan_snapshot_nowait(replica, span, ts, attempt)
+            except Blocked as blocked:
+                await replica.wait_blocking(blocked.latch)
+
+    def scan_snapshot_nowait(self, replica: Replica, span: Span, ts: Timestamp, attempt: AttemptId | None) -> SnapshotScan:
+        """Freeze a span at `ts` now.  Raises Blocked, KvError."""
+        evaluate.check_span_read(replica, span, ts)
+        replica.cache.note_span(span, ts, attempt)
+        return SnapshotScan(self._context.engine.snapshot(), span, ts)
+
+    async def _refresh(self, replica: Replica, request: RefreshRequest) -> Reply:
+        def attempt() -> Reply:
+            evaluate.refresh(replica, request)
+            return RefreshReply()
+
+        return await self._unblocked(replica, attempt)
+
+    # ---- Commits ----
+
+    async def _commit(self, replica: Replica, request: CommitRequest) -> Reply:
+        keys, writes = evaluate.check_commit(request)
+        replica.require_lease()
+        if replica.low_term != replica.lease_term:
+            await replica.wait_low_water()
+        recorded = evaluate.recorded_outcome(replica, request)
+        if recorded is not None:
+            return recorded
+        latch = replica.latches.acquire(keys, (), request.reads)
+        if not latch.is_granted:
+            await replica.wait_latch(latch)
+        is_proposed = False
+        try:
+            decided = await self._evaluate_commit(replica, request, keys, writes)
+            if not isinstance(decided, CommitCommand):
+                return decided
+            waiter = replica.propose(decided, latch)
+            is_proposed = True
+            latch.evaluated_ts = decided.ts
+            if request.reads:
+                replica.latches.end_reads(latch)
+        finally:
+            if not is_proposed:
+                replica.latches.release(latch)
+        return await waiter.wait()
+
+    async def _evaluate_commit(
+        self, replica: Replica, request: CommitRequest, keys: tuple[bytes, ...], writes: tuple[Any, ...]
+    ) -> CommitCommand | CommitReply | BumpReply:
+        """Evaluate at the timestamp asked for, and at fresh ones as long as it is bumped and may choose (rule 8c)."""
+        ts = request.ts
+        if ts is None:
+            ts = self._context.timestamps.fresh_nowait()
+            if ts is None:
+                ts = await self.fresh()
+        for _ in range(self._context.config.fresh_timestamps_max):
+            decided = evaluate.evaluate_commit(replica, request, keys, writes, ts)
+            if request.has_other_reads or not isinstance(decided, BumpReply):
+                return decided
+            ts = await self.fresh()
+        return decided
+
+    async def _refuse(self, replica: Replica, request: RefuseRequest) -> Reply:
+        replica.require_lease()
+        outcome = replica.machine.outcomes.get(request.attempt)
+        if outcome is not None:
+            return OutcomeReply(outcome.ts)
+        return await replica.propose(RefuseCommand(replica.lease_term, request.attempt, request.first_ts), None).wait()
+
+    # ---- The rest ----
+
+    async def _raise_mark(self, replica: Replica, request: RaiseMarkRequest) -> Reply:
+        replica.require_lease()
+        if replica.range_id != SYSTEM_RANGE:
+            raise KvError(InvalidRequest(f"range {replica.range_id} has no oracle mark"))
+        if request.mark <= replica.machine.state.mark:
+            return RaiseMarkReply(replica.machine.state.mark)
+        return await replica.propose(RaiseMarkCommand(replica.lease_term, request.mark), None).wait()
+
+    async def _transfer(self, replica: Replica, request: TransferLeaseRequest) -> Reply:
+        replica.require_lease()
+        target = replica.descriptor.replica_on(request.to)
+        if target is None:
+            raise KvError(InvalidRequest(f"range {replica.range_id} has no replica on store {request.to}"))
+        if target.replica_id != replica.replica_id:
+            # From here on the core says that there is no lease.
+            replica.doubt_lease()
+            if not replica.raft.transfer_leadership(target.replica_id):
+                raise KvError(InvalidRequest(f"replica {target.replica_id} of range {replica.range_id} cannot lead"))
+            replica.touch()
+        return TransferLeaseReply()
+
+    async def _describe(self, replica: Replica, request: DescribeRequest) -> Reply:
+        return DescribeReply(replica.descriptor, replica.leader_store)
+
+    async def _clear(self, replica: Replica, request: ClearSpanRequest) -> Reply:
+        replica.require_lease()
+        replica.require_span(request.span)
+        latch = replica.latches.acquire((), (request.span,))
+        await replica.wait_latch(latch)
+        is_proposed = False
+        try:
+            replica.require_lease()
+            replica.require_span(request.span)
+            command = ClearSpanCommand(replica.descriptor.generation, replica.lease_term, request.span)
+            waiter = replica.propose(command, latch)
+            is_proposed = True
+            latch.evaluated_ts = MIN_TIMESTAMP
+        finally:
+            if not is_proposed:
+                replica.latches.release(latch)
+        return await waiter.wait()
+
+    async def _collect_garbage(self, replica: Replica, request: CollectGarbageRequest) -> Reply:
+        """Collect in steps, each one command over as many versions as may be looked at without a pause."""
+        removed = 0
+        start: bytes | None = replica.descriptor.start_key
+        while start is not None:
+            replica.require_lease()
+            descriptor = replica.descriptor
+            if not descriptor.start_key <= start < descriptor.end_key:
+                break
+            end = self._garbage_end(start, descriptor.end_key)
+            span = Span(start, descriptor.end_key if end is None else end)
+            command = CollectGarbageCommand(descriptor.generation, replica.lease_term, span, request.threshold)
+            reply = await replica.propose(command, None).wait()
+            assert isinstance(reply, CollectGarbageReply), reply
+            removed += reply.removed
+            start = end
+        return CollectGarbageReply(replica.machine.state.threshold, removed)
+
+    def _garbage_end(self, start: bytes, end: bytes) -> bytes | None:
+        """Give the end of the part, from `start`, that one command may look at; None for all the rest."""
+        rows_max = self._context.config.garbage_chunk_rows
+        for keys, _values in self._context.engine.scan(Family.DELTA, start, end, chunk_rows=rows_max):
+            last = keys[-1][:-VERSION_SUFFIX_BYTES]
+            return key_after(last) if len(keys) == rows_max and last >= start else None
+        return None

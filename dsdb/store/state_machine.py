@@ -1,0 +1,281 @@
+"""The replicated state machine of a range: what a command does, on every replica alike.
+
+    entry ─▶ header: proposer's term ▸ descriptor still fits ▸ outcome not recorded, above the floor ─▶ effects in the batch ─▶ reply
+
+Invariants:
+- Applying depends on the command, the replicated state and the range's keys alone; never on the lease, the clock or the store.
+- The first outcome of an attempt in the log wins, a refusal included (rule 9).
+- An outcome is forgotten only at or below the floor, under which nothing is accepted (rule 11).
+- All that an entry changes goes into one batch, with the applied index.
+"""
+
+import heapq
+from typing import TypeAlias, assert_never
+
+import msgspec
+
+from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
+from dsdb.kv.errors import Gone, InvalidRequest, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable
+from dsdb.kv.ids import AttemptId
+from dsdb.kv.requests import (
+    ChangeReplicasReply,
+    ClearSpanReply,
+    CollectGarbageReply,
+    CommitReply,
+    OutcomeReply,
+    RaiseMarkReply,
+    Reply,
+    SplitReply,
+)
+from dsdb.raft.messages import Membership
+from dsdb.storage import mvcc
+from dsdb.storage.engine.port import Family, Reader, WriteBatch
+from dsdb.storage.keys import Span
+from dsdb.storage.timestamp import Timestamp
+from dsdb.store.command import (
+    ChangeReplicasCommand,
+    ClearSpanCommand,
+    CollectGarbageCommand,
+    Command,
+    CommitCommand,
+    RaiseMarkCommand,
+    RefuseCommand,
+    SplitCommand,
+)
+from dsdb.store.state import (
+    META,
+    Applied,
+    Outcome,
+    ReplicaKeys,
+    ReplicatedState,
+    encode,
+    forget_outcomes,
+    put_outcome,
+    read_applied,
+    read_outcomes,
+)
+
+Result: TypeAlias = Reply | KvErrorDetail
+"""What whoever proposed a command is told."""
+
+VERSIONS_MAX = 1 << 30
+"""Versions removed by one garbage collection command: no limit, as its span is small."""
+
+
+class StateMachine:
+    """The replicated state of one replica, in memory as in the engine."""
+
+    def __init__(self, engine: Reader, keys: ReplicaKeys, state: ReplicatedState) -> None:
+        self._engine = engine
+        self.keys = keys
+        self.state = state
+        self.applied: Applied = read_applied(engine, keys)
+        self.outcomes: dict[AttemptId, Outcome] = read_outcomes(engine, keys)
+        self._by_first_ts: list[tuple[Timestamp, AttemptId]] = [(outcome.first_ts, attempt) for attempt, outcome in self.outcomes.items()]
+        """A heap of what `outcomes` holds, for forgetting it in order."""
+        heapq.heapify(self._by_first_ts)
+
+    @property
+    def descriptor(self) -> RangeDescriptor:
+        """Give the applied descriptor."""
+        return self.state.descriptor
+
+    def oldest_first_ts(self) -> Timestamp:
+        """Give the first timestamp of the oldest attempt whose outcome is kept, or the floor."""
+        return self._by_first_ts[0][0] if self._by_first_ts else self.state.floor
+
+    def needs_written_state(self, command: Command) -> bool:
+        """Say whether applying reads the engine, so that everything before must be written."""
+        return isinstance(command, CollectGarbageCommand)
+
+    def advance(self, batch: WriteBatch, index: int, term: int, *, size_delta: int = 0) -> None:
+        """Note an entry as applied; the last call for a batch must be followed by `put_applied`."""
+        self.applied = Applied(index, term, max(0, self.applied.size_bytes + size_delta))
+
+    def put_applied(self, batch: WriteBatch) -> None:
+        """Write the applied index into the batch of what was applied."""
+        batch.put(META, self.keys.applied, encode(self.applied))
+
+    def apply(self, batch: WriteBatch, index: int, term: int, command: Command) -> Result:
+        """Apply a command at its place in the log.  Membership changes come through `apply_change`."""
+        delta = 0
+        result: Result
+        if isinstance(command, CommitCommand):
+            result, delta = self._apply_commit(batch, term, command)
+        elif isinstance(command, ChangeReplicasCommand):
+            raise AssertionError(f"a membership change outside of a CONFIG entry, at {index}")
+        elif command.lease_term != term:
+            result = _other_term(command.lease_term, term)
+        else:
+            result = self._apply_other(batch, command)
+        self.advance(batch, index, term, size_delta=delta)
+        return result
+
+    def _apply_other(
+        self,
+        batch: WriteBatch,
+        command: RefuseCommand | RaiseMarkCommand | SplitCommand | ClearSpanCommand | CollectGarbageCommand,
+    ) -> Result:
+        match command:
+            case RefuseCommand():
+                return self._apply_refuse(batch, command)
+            case RaiseMarkCommand():
+                if command.mark > self.state.mark:
+                    self._put_state(batch, mark=command.mark)
+                return RaiseMarkReply(self.state.mark)
+            case SplitCommand():
+                return self._apply_split(batch, command)
+            case ClearSpanCommand():
+                if not self.descriptor.span.covers(command.span):
+                    return RangeKeyMismatch((self.descriptor,))
+                clear_keys(batch, command.span)
+                return ClearSpanReply()
+            case CollectGarbageCommand():
+                return self._apply_collect_garbage(batch, command)
+            case _:
+                assert_never(command)
+
+    # ---- Outcomes ----
+
+    def _apply_commit(self, batch: WriteBatch, term: int, command: CommitCommand) -> tuple[Result, int]:
+        if command.lease_term != term:
+            return _other_term(command.lease_term, term), 0
+        if command.floor > self.state.floor:
+            self._raise_floor(batch, command.floor)
+        recorded = self.outcomes.get(command.attempt)
+        if recorded is not None:
+            return (Refused() if recorded.ts is None else CommitReply(recorded.ts)), 0
+        if command.first_ts <= self.state.floor:
+            return Gone(), 0
+        keys, ts = command.keys, command.ts
+        descriptor = self.state.descriptor
+        if command.generation != descriptor.generation and not (descriptor.start_key <= keys[0] and keys[-1] < descriptor.end_key):
+            return RangeKeyMismatch((descriptor,)), 0
+        size = 0
+        put = mvcc.put
+        for key, value in zip(keys, command.values):
+            put(batch, key, ts, value)
+            size += len(key) + 9
+            if value is not None:
+                size += len(value)
+        self._record(batch, command.attempt, Outcome(command.first_ts, ts))
+        return CommitReply(ts), size
+
+    def _apply_refuse(self, batch: WriteBatch, command: RefuseCommand) -> Result:
+        recorded = self.outcomes.get(command.attempt)
+        if recorded is None:
+            if command.first_ts <= self.state.floor:
+                return Gone()
+            recorded = Outcome(command.first_ts, None)
+            self._record(batch, command.attempt, recorded)
+        return OutcomeReply(recorded.ts)
+
+    def _record(self, batch: WriteBatch, attempt: AttemptId, outcome: Outcome) -> None:
+        self.outcomes[attempt] = outcome
+        heapq.heappush(self._by_first_ts, (outcome.first_ts, attempt))
+        put_outcome(batch, self.keys, attempt, outcome)
+
+    def _raise_floor(self, batch: WriteBatch, floor: Timestamp) -> None:
+        forget_outcomes(batch, self.keys, floor)
+        heap = self._by_first_ts
+        while heap and heap[0][0] <= floor:
+            del self.outcomes[heapq.heappop(heap)[1]]
+        self._put_state(batch, floor=floor)
+
+    # ---- The rest of the state ----
+
+    def _put_state(
+        self,
+        batch: WriteBatch,
+        *,
+        descriptor: RangeDescriptor | None = None,
+        membership: Membership | None = None,
+        floor: Timestamp | None = None,
+        threshold: Timestamp | None = None,
+        mark: Timestamp | None = None,
+    ) -> None:
+        state = self.state
+        self.state = ReplicatedState(
+            descriptor=state.descriptor if descriptor is None else descriptor,
+            membership=state.membership if membership is None else membership,
+            floor=state.floor if floor is None else floor,
+            threshold=state.threshold if threshold is None else threshold,
+            mark=state.mark if mark is None else mark,
+        )
+        batch.put(META, self.keys.replicated, encode(self.state))
+
+    def _apply_collect_garbage(self, batch: WriteBatch, command: CollectGarbageCommand) -> Result:
+        span = command.span.clipped(self.descriptor.span)
+        if command.threshold > self.state.threshold:
+            self._put_state(batch, threshold=command.threshold)
+        if span.is_empty:
+            return RangeKeyMismatch((self.descriptor,))
+        removed, _ = mvcc.collect_garbage(self._engine, batch, span, self.state.threshold, versions_max=VERSIONS_MAX)
+        return CollectGarbageReply(self.state.threshold, removed)
+
+    def _apply_split(self, batch: WriteBatch, command: SplitCommand) -> Result:
+        """Shrink to the left side.  The right side is made by the store, which knows whether it may have it (`split`)."""
+        descriptor = self.descriptor
+        if command.generation != descriptor.generation:
+            return InvalidRequest(f"range {descriptor.range_id} has changed to generation {descriptor.generation} before its split")
+        self._put_state(batch, descriptor=command.left)
+        self.applied = Applied(self.applied.index, self.applied.term, min(command.left_size_bytes, self.applied.size_bytes))
+        return SplitReply(command.left, command.right)
+
+    def right_state(self, command: SplitCommand) -> ReplicatedState:
+        """Give what the right side of a split starts with: outcomes' floor and threshold are the left side's."""
+        state = self.state
+        return ReplicatedState(descriptor=command.right, membership=state.membership, floor=state.floor, threshold=state.threshold)
+
+    # ---- Membership ----
+
+    def is_change_valid(self, command: ChangeReplicasCommand) -> bool:
+        """Say whether a membership change still fits; if not it is refused, on every replica."""
+        return command.generation == self.descriptor.generation
+
+    def apply_change(
+        self, batch: WriteBatch, index: int, term: int, membership: Membership, command: ChangeReplicasCommand | None
+    ) -> Result:
+        """Adopt the membership that the core gave, with the command's descriptor.
+
+        Without a command either the change was refused, or the leader has left a joint membership: then the incoming voters are voters
+        and the outgoing ones are gone.
+        """
+        descriptor = self.descriptor
+        if command is not None:
+            descriptor = command.descriptor
+        elif self.state.membership.is_joint and not membership.is_joint:
+            descriptor = settled(descriptor)
+        self._put_state(batch, descriptor=descriptor, membership=membership)
+        self.advance(batch, index, term)
+        return ChangeReplicasReply(descriptor)
+
+
+def settled(descriptor: RangeDescriptor) -> RangeDescriptor:
+    """Give a descriptor after its joint configuration was left."""
+    replicas = tuple(
+        msgspec.structs.replace(replica, kind=ReplicaKind.VOTER) if replica.kind is ReplicaKind.VOTER_INCOMING else replica
+        for replica in descriptor.replicas
+        if replica.kind is not ReplicaKind.VOTER_OUTGOING
+    )
+    return msgspec.structs.replace(descriptor, generation=descriptor.generation + 1, replicas=replicas)
+
+
+def clear_keys(batch: WriteBatch, span: Span) -> None:
+    """Remove what a span holds in every family of the keyspace."""
+    mvcc.clear(batch, span)
+    batch.delete_range(Family.BLOCK, span.start, span.end)
+    batch.delete_range(Family.INDEX, span.start, span.end)
+
+
+def _other_term(lease_term: int, term: int) -> KvErrorDetail:
+    # The core appends proposals in its own term only; so this is a defect of a peer, refused by all replicas alike.
+    return Unavailable(f"the command of lease term {lease_term} was logged in term {term}")
+
+
+_ERRORS = (Gone, InvalidRequest, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable)
+
+
+def is_error(result: Result) -> bool:
+    """Say whether the result of a command is an error."""
+    return isinstance(result, _ERRORS)

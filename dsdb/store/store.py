@@ -1,0 +1,451 @@
+"""The store: the public class, which puts the parts together and tells them of each other.
+
+    Store ─┬─ Serving   requests            (`serving`, `evaluate`)
+           ├─ RaftLoop  write, sync, apply  (`loop`, `state_machine`)
+           ├─ Keeper    ticks and support   (`keeper`, `liveness`)
+           ├─ Splitting, Membership, Snapshots: ranges change and move
+           └─ Replica × n
+
+Invariants:
+- One store, one engine: its identity is checked before anything is read.
+- The replicas of a store never overlap.
+- `serve` never hangs: it answers or raises KvError within the limits of `StoreConfig`.
+"""
+
+import logging
+import random
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
+
+import msgspec
+import trio
+
+from dsdb.env.clock import Clock
+from dsdb.env.disk import Offload
+from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
+from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError
+from dsdb.kv.ids import FIRST_TABLE_RANGE, SYSTEM_RANGE, AttemptId, RangeId, StoreId
+from dsdb.kv.requests import Reply, Request, SplitRequest
+from dsdb.raft.messages import HardState, InstallSnapshot, Membership, ReplicaId, Vote
+from dsdb.raft.ready import Ready, Role, RoleChange
+from dsdb.raft.status import Status
+from dsdb.storage import mvcc
+from dsdb.storage.engine.port import Engine, WriteBatch
+from dsdb.storage.errors import CorruptionError, StorageError, StoreFormatError
+from dsdb.storage.keys import KEY_MAX, KEY_MIN, SYSTEM_END, Span, meta_key
+from dsdb.storage.timestamp import Timestamp
+from dsdb.store.command import SplitCommand
+from dsdb.store.config import StoreConfig
+from dsdb.store.context import StoreContext
+from dsdb.store.frame import ReplicaNotice, SnapshotHeader, StoreFrame, TimestampSource, Transport
+from dsdb.store.identity import StoreIdentity, read_identity, write_identity
+from dsdb.store.keeper import PERIOD_BITS, Keeper
+from dsdb.store.liveness import Liveness
+from dsdb.store.loop import LoopEvents, RaftLoop
+from dsdb.store.replica import Replica
+from dsdb.store.scan import SnapshotScan
+from dsdb.store.serving import Serving
+from dsdb.store.split import Splitting
+from dsdb.store.state import (
+    INITIAL_INDEX,
+    INITIAL_TERM,
+    Applied,
+    ReplicaKeys,
+    ReplicatedState,
+    clear_replica,
+    encode_descriptor,
+    put_new_replica,
+    put_tombstone,
+    range_ids,
+    read_replicated,
+    read_tombstone,
+)
+from dsdb.store.state_machine import clear_keys
+from dsdb.store.waiter import Waiter
+
+log = logging.getLogger("dsdb.store")
+
+BOOTSTRAP_TS = Timestamp(1)
+"""The timestamp of what a new cluster begins with: below every issued one."""
+
+
+class StoreStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of a store at one moment."""
+
+    replicas: int
+    leases: int
+    """Replicas that serve now."""
+    awake: int
+    """Groups that are ticked."""
+    proposals: int
+    """Commands on their way."""
+    latches: int
+    turns: int
+    syncs: int
+    """Both since the start."""
+    engine: dict[str, float]
+
+
+class RangeStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica at one moment."""
+
+    descriptor: RangeDescriptor
+    holds_lease: bool
+    size_bytes: int
+    """An estimate."""
+    applied: int
+    raft: Status
+    damage: str | None
+
+
+class Store(LoopEvents):
+    """All replicas on one disk."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        identity: StoreIdentity,
+        config: StoreConfig,
+        clock: Clock,
+        random: random.Random,
+        disk: Offload,
+        transport: Transport,
+        timestamps: TimestampSource,
+    ) -> None:
+        """Load what the engine holds.  Raises StoreFormatError if it is another store's, CorruptionError."""
+        if read_identity(engine) != identity:
+            raise StoreFormatError(f"the engine does not belong to store {identity.store_id} of cluster {identity.cluster_id}")
+        self.identity = identity
+        self.config = config
+        liveness = Liveness(
+            now=clock.now(),
+            incarnation=random.getrandbits(PERIOD_BITS),
+            duration_s=config.support_duration_s,
+            drift_max=config.clock_drift_max,
+        )
+        self._context = StoreContext(
+            engine=engine,
+            store_id=identity.store_id,
+            config=config,
+            clock=clock,
+            chance=random,
+            timestamps=timestamps,
+            liveness=liveness,
+        )
+        self._replicas: dict[RangeId, Replica] = {}
+        self._by_start: list[tuple[bytes, RangeId]] | None = None
+        """Starts of the replicas' spans, ascending; None when it must be made again."""
+        self._loop = RaftLoop(self._context, self._replicas, disk, transport, self)
+        self._keeper = Keeper(self._context, self._replicas, self._loop)
+        self._serving = Serving(self._context, self._replicas)
+        self._splitting = Splitting(self._context, self._replicas, self._serving)
+        self._serving.handlers[SplitRequest] = self._splitting.serve
+        self._low_wanted: list[tuple[Replica, int]] = []
+        """New leases that wait for their low water, with their terms."""
+        self._low_waiter: Waiter[None] | None = None
+        self._descriptor_callbacks: list[Callable[[RangeDescriptor, bool], None]] = []
+        self._lease_callbacks: list[Callable[[RangeId, bool], None]] = []
+        self._load()
+
+    # ---- Making and loading ----
+
+    @classmethod
+    def create(cls, engine: Engine, identity: StoreIdentity, *, first: bool) -> None:
+        """Found a store in an empty engine, durably; the first one of a cluster gets the ranges that everything grows from."""
+        batch = engine.new_batch()
+        write_identity(engine, batch, identity)
+        if first:
+            replica = ReplicaDescriptor(ReplicaId(1), identity.node_id, identity.store_id)
+            spans = {SYSTEM_RANGE: Span(KEY_MIN, SYSTEM_END), FIRST_TABLE_RANGE: Span(SYSTEM_END, KEY_MAX)}
+            for range_id, span in spans.items():
+                descriptor = RangeDescriptor(range_id, span.start, span.end, 1, (replica,), ReplicaId(2))
+                state = ReplicatedState(descriptor=descriptor, membership=Membership(voters=(ReplicaId(1),)), mark=BOOTSTRAP_TS)
+                start = HardState(term=INITIAL_TERM, commit=INITIAL_INDEX)
+                put_new_replica(batch, state, Applied(INITIAL_INDEX, INITIAL_TERM), hard_state=start)
+                mvcc.put(batch, meta_key(span.end), BOOTSTRAP_TS, encode_descriptor(descriptor))
+        engine.write(batch)
+        engine.sync()
+
+    def _load(self) -> None:
+        engine = self._context.engine
+        for range_id in range_ids(engine):
+            state = read_replicated(engine, ReplicaKeys(range_id))
+            if state is None:
+                raise CorruptionError(f"range {range_id} has a replica without a descriptor")
+            own = state.descriptor.replica_on(self.identity.store_id)
+            if own is None:
+                raise CorruptionError(f"range {range_id} has a replica here that its descriptor does not name")
+            self._add(Replica(self._context, own.replica_id, state))
+
+    def _add(self, replica: Replica) -> None:
+        self._replicas[replica.range_id] = replica
+        self._by_start = None
+
+    # ---- Running ----
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled.  Raises DiskError, CorruptionError when the store must stop."""
+        self._keeper.begin(self._context.clock.now())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._loop.run_flusher)
+                nursery.start_soon(self._loop.run_stepper)
+                nursery.start_soon(self._run_ticks)
+                nursery.start_soon(self._run_low_water)
+                task_status.started()
+        except* StorageError as group:
+            log.critical("store %d stops: %s", self.identity.store_id, group.exceptions[0])
+            raise
+        finally:
+            self._loop.abandon()
+
+    async def _run_ticks(self) -> NoReturn:
+        while True:
+            await trio.sleep(self.config.tick_interval_s)
+            self._keeper.tick()
+
+    async def _run_low_water(self) -> NoReturn:
+        """Fetch one timestamp for all leases that began since the last one was asked for."""
+        while True:
+            if not self._low_wanted:
+                self._low_waiter = Waiter()
+                await self._low_waiter.wait()
+            wanted, self._low_wanted = self._low_wanted, []
+            try:
+                low = await self._serving.fresh()
+            except KvError as error:
+                log.info("store %d: no low water for %d new leases yet: %s", self.identity.store_id, len(wanted), error)
+                self._low_wanted += [(replica, term) for replica, term in wanted if replica.raft.term == term and replica.is_leader]
+                await trio.sleep(self.config.tick_interval_s)
+                continue
+            for replica, term in wanted:
+                replica.take_low_water(term, low)
+
+    # ---- From other stores ----
+
+    def receive(self, frame: StoreFrame) -> None:
+        """Take a frame of another store."""
+        self._keeper.receive(frame)
+        for envelope in frame.messages:
+            range_id, message = envelope.range_id, envelope.message
+            replica = self._replicas.get(range_id)
+            if replica is None:
+                self._receive_stray(frame.sender, range_id, message)
+                continue
+            if message.to != replica.replica_id or replica.is_installing or replica.damage is not None:
+                continue
+            descriptor = replica.descriptor
+            if message.sender < descriptor.next_replica_id and descriptor.replica(message.sender) is None:
+                self._loop.outbox.tell_removed(frame.sender, ReplicaNotice(range_id, message.sender))
+                self._loop.schedule()
+                continue
+            replica.stores[message.sender] = frame.sender
+            replica.raft.step(message)
+            self._loop.mark(range_id)
+        for notice in frame.removed:
+            replica = self._replicas.get(notice.range_id)
+            if replica is not None and replica.replica_id == notice.replica_id:
+                replica.is_doomed = True
+                self._loop.mark(notice.range_id)
+
+    def _receive_stray(self, sender: StoreId, range_id: RangeId, message: Any) -> None:
+        """Take a message to a replica that is not here: a split not applied yet, a removed replica, or one that needs a snapshot."""
+        if read_tombstone(self._context.engine, range_id) > message.to:
+            return
+        if isinstance(message, Vote):
+            self._splitting.keep_vote(range_id, message)
+        self._loop.outbox.tell_missing(sender, ReplicaNotice(range_id, message.to))
+        self._loop.schedule()
+
+    async def receive_snapshot(self, header: SnapshotHeader, chunks: AsyncIterator[bytes]) -> None:
+        """Take a Raft snapshot; returns when it is installed."""
+        raise NotImplementedError
+
+    # ---- Requests ----
+
+    def try_serve(self, request: Request) -> Reply | None:
+        """Serve a read at once, if nothing has to be waited for; None: use `serve`.  Raises KvError."""
+        try:
+            return self._serving.try_serve(request)
+        except StorageError as error:
+            raise self._quarantine(request.range_id, error) from error
+
+    async def serve(self, request: Request) -> Reply:
+        """Serve any request.  Raises KvError.  Cancelling it does not undo what was proposed."""
+        try:
+            return await self._serving.serve(request)
+        except StorageError as error:
+            raise self._quarantine(request.range_id, error) from error
+
+    async def scan_snapshot(self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None) -> SnapshotScan:
+        """Freeze a span at `ts` for bulk reading, once no write stands in the way; a context manager.  Raises KvError."""
+        return await self._serving.scan_snapshot(range_id, span, ts, attempt)
+
+    def _quarantine(self, range_id: RangeId, error: StorageError) -> KvError:
+        """Take a range out of service whose data cannot be read; others serve it."""
+        reason = f"range {range_id} cannot be read on store {self.identity.store_id}: {error}"
+        replica = self._replicas.get(range_id)
+        if isinstance(error, CorruptionError) and replica is not None and replica.damage is None:
+            log.error("%s; the replica is out of service", reason)
+            replica.damage = reason
+            replica.end_lease()
+        return KvError(DiskTrouble(reason, damaged=isinstance(error, CorruptionError)))
+
+    # ---- What the loop tells ----
+
+    def on_role(self, replica: Replica, change: RoleChange) -> None:
+        """Take note of a new role, term or leader."""
+        self._keeper.on_role(replica, change)
+        if change.role is Role.LEADER:
+            log.info("range %d: replica %d leads in term %d", replica.range_id, replica.replica_id, change.term)
+        elif replica.lease_term:
+            log.info("range %d: replica %d leads no more; term %d", replica.range_id, replica.replica_id, change.term)
+            replica.lease_term = 0
+            replica.end_lease()
+            self._tell_lease(replica.range_id, held=False)
+
+    def on_lease_started(self, replica: Replica, term: int) -> None:
+        """Have the low water of a new lease fetched."""
+        if not replica.is_leader or replica.raft.term != term:
+            return
+        if replica.start_lease(term):
+            self._low_wanted.append((replica, term))
+            if self._low_waiter is not None:
+                self._low_waiter.settle(None)
+                self._low_waiter = None
+        self._tell_lease(replica.range_id, held=True)
+
+    def on_descriptor(self, replica: Replica) -> None:
+        """Tell of a new applied descriptor."""
+        self._by_start = None
+        self._keeper.forget_peers()
+        for callback in self._descriptor_callbacks:
+            callback(replica.descriptor, replica.is_leader)
+
+    def on_split(self, replica: Replica, batch: WriteBatch, command: SplitCommand) -> Callable[[], None]:
+        """Make the right side."""
+        right = self._splitting.put_right(replica, batch, command)
+        was_leader = replica.is_leader
+
+        def begin() -> None:
+            if right is None:
+                return
+            made = Replica(self._context, replica.replica_id, right)
+            self._add(made)
+            self._keeper.admit(made, self._context.clock.now())
+            if was_leader:
+                made.raft.campaign()
+            for vote in self._splitting.take_votes(made.range_id):
+                made.raft.step(vote)
+            self.on_descriptor(made)
+
+        return begin
+
+    def on_removed(self, replica: Replica, batch: WriteBatch) -> Callable[[], None]:
+        """Remove a replica from this store for good."""
+        replica.is_destroyed = True
+        clear_keys(batch, replica.descriptor.span)
+        clear_replica(batch, replica.range_id)
+        put_tombstone(batch, replica.range_id, ReplicaId(replica.replica_id + 1))
+
+        def end() -> None:
+            log.info("range %d: replica %d was removed from store %d", replica.range_id, replica.replica_id, self.identity.store_id)
+            self._replicas.pop(replica.range_id, None)
+            self._by_start = None
+            self._loop.forget(replica.range_id)
+            self._keeper.forget_peers()
+            replica.end_lease()
+            replica.fail_pending(AmbiguousResult(f"the replica of range {replica.range_id} was removed"))
+            if replica.lease_term:
+                self._tell_lease(replica.range_id, held=False)
+
+        return end
+
+    def on_snapshot_switched(self, replica: Replica, batch: WriteBatch, ready: Ready) -> Callable[[], None]:
+        """Put the switch to a received Raft snapshot into the batch."""
+        raise NotImplementedError
+
+    def on_snapshot_wanted(self, replica: Replica, message: InstallSnapshot) -> None:
+        """Begin to stream a Raft snapshot."""
+
+    def _tell_lease(self, range_id: RangeId, *, held: bool) -> None:
+        for callback in self._lease_callbacks:
+            callback(range_id, held)
+
+    # ---- Views and hooks ----
+
+    def on_descriptor_applied(self, callback: Callable[[RangeDescriptor, bool], None]) -> None:
+        """Have a function called with every newly applied descriptor, and whether the replica here leads.  It must not block or raise."""
+        self._descriptor_callbacks.append(callback)
+
+    def on_lease_changed(self, callback: Callable[[RangeId, bool], None]) -> None:
+        """Have a function called with a range whose lease began (True) or ended here.  It must not block or raise."""
+        self._lease_callbacks.append(callback)
+
+    def holds_lease(self, range_id: RangeId) -> bool:
+        """Say whether this store may serve a range at this moment."""
+        replica = self._replicas.get(range_id)
+        return replica is not None and replica.holds_lease(self._context.clock.now())
+
+    def lease_started(self, range_id: RangeId) -> int | None:
+        """Give the term of the lease in force here, or None."""
+        replica = self._replicas.get(range_id)
+        return replica.lease_term if replica is not None and replica.holds_lease(self._context.clock.now()) else None
+
+    def leaseholder_hint(self, range_id: RangeId) -> StoreId | None:
+        """Give the store that probably serves a range, if a replica here knows."""
+        replica = self._replicas.get(range_id)
+        return None if replica is None else replica.leader_store
+
+    def descriptors(self) -> list[RangeDescriptor]:
+        """Give the applied descriptors of all replicas here, by range id."""
+        return [self._replicas[range_id].descriptor for range_id in sorted(self._replicas)]
+
+    def descriptor_for(self, key: bytes) -> RangeDescriptor | None:
+        """Give the descriptor of the replica here that holds a key."""
+        if self._by_start is None:
+            self._by_start = sorted((replica.descriptor.start_key, range_id) for range_id, replica in self._replicas.items())
+        index = bisect_right(self._by_start, key, key=lambda entry: entry[0]) - 1
+        if index < 0:
+            return None
+        descriptor = self._replicas[self._by_start[index][1]].descriptor
+        return descriptor if key < descriptor.end_key else None
+
+    def oracle_mark(self) -> Timestamp:
+        """Give the applied high-water mark of the oracle.  Raises RangeNotFound where the system range has no replica."""
+        return self._serving.replica(SYSTEM_RANGE).machine.state.mark
+
+    def split_key(self, range_id: RangeId) -> bytes | None:
+        """Give a key near the middle of a range, read from the engine: run it rarely.  None if it is too small.  Raises RangeNotFound."""
+        return mvcc.sample_split_key(self._context.engine, self._serving.replica(range_id).descriptor.span)
+
+    def statistics(self) -> StoreStatistics:
+        """Give the store's figures."""
+        now = self._context.clock.now()
+        replicas = self._replicas.values()
+        return StoreStatistics(
+            replicas=len(self._replicas),
+            leases=sum(replica.holds_lease(now) for replica in replicas),
+            awake=len(self._loop.awake),
+            proposals=sum(len(replica.pending) for replica in replicas),
+            latches=sum(len(replica.latches) for replica in replicas),
+            turns=self._loop.turns,
+            syncs=self._loop.syncs,
+            engine=self._context.engine.statistics(),
+        )
+
+    def range_status(self, range_id: RangeId) -> RangeStatistics | None:
+        """Give the state of a replica here."""
+        replica = self._replicas.get(range_id)
+        if replica is None:
+            return None
+        return RangeStatistics(
+            descriptor=replica.descriptor,
+            holds_lease=replica.holds_lease(self._context.clock.now()),
+            size_bytes=replica.machine.applied.size_bytes,
+            applied=replica.machine.applied.index,
+            raft=replica.raft.status(),
+            damage=replica.damage,
+        )
