@@ -1,7 +1,7 @@
 """MVCC against a dict of versions, on both engines."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import hypothesis.strategies as st
 import pytest
@@ -61,7 +61,7 @@ def intent_of(attempt_id: bytes, ts: Timestamp, value: bytes | None) -> Intent:
     return Intent(attempt_id, b"anchor", Timestamp(1), ts, 7, value)
 
 
-def fill(engine: Engine, versions: Versions, intents: Intents) -> None:
+def fill(engine: Engine, versions: Mapping[tuple[bytes, Timestamp], bytes | None], intents: Intents) -> None:
     batch = engine.new_batch()
     batch.delete_range(Family.DELTA, b"", KEY_MAX * 8)
     for (key, ts), value in versions.items():
