@@ -137,7 +137,7 @@ def _decode_rows(stored: pa.Array, shape: HeadShape, target: Sequence[LayoutColu
     bits = heads[:, LAYOUT_ID_BYTES : LAYOUT_ID_BYTES + shape.bitmap_bytes]
     has_nulls = bool(bits.any())
     arrays: dict[int, pa.Array] = {}
-    for position in wanted:
+    for position in sorted(wanted):
         valid = _validity(bits[:, position >> 3], position & 7) if has_nulls else None
         if shape.is_fixed(position):
             arrays[position] = _fixed_array(shape, position, heads, valid)

@@ -207,7 +207,7 @@ class _Job:
         """Run a fragment beside others: the first error ends all, and is kept."""
         try:
             await self._fragment(node, pieces)
-        except Exception as error:  # kept, and raised by _drive once the siblings are through
+        except Exception as error:  # the root of a fragment: kept, and raised by _drive once the siblings are through
             self.error = self.error or error
 
     async def _fragment(self, node: NodeId, pieces: tuple[Piece, ...]) -> None:
