@@ -52,9 +52,11 @@ from dsdb.sql.errors import SqlError
 from dsdb.sql.execute.engine import QueryEngine
 from dsdb.sql.execute.statement import StatementExecutor
 from dsdb.sql.ports import PortError
+from dsdb.storage.engine import Engine
 from dsdb.storage.timestamp import Timestamp
-from dsdb.store import Store, StoreConfig, StoreFrame
-from dsdb.store.frame import SnapshotHeader
+from dsdb.store.config import StoreConfig
+from dsdb.store.frame import SnapshotHeader, StoreFrame
+from dsdb.store.store import Store
 from dsdb.txn import AttemptIds, TransactionFactory
 
 log = logging.getLogger("dsdb.node")
@@ -76,14 +78,18 @@ class Node:
         network: Network | None = None,
         disk: Offload | None = None,
         chance: random.Random | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self._config = config
+        self._engine = engine
         self._clock = clock or SystemClock()
         self._network = network or TcpNetwork()
         self._disk = disk or (DiskThread("dsdb-disk") if config.store is not None else InlineDisk())
         self._random = chance or random.Random(secrets.randbits(64))
         self._scope = trio.CancelScope()
         self._stop_asked = trio.Event()
+        self.ended = trio.Event()
+        """Set when `run` is over."""
         self.address: Address = config.listen
         """Where it listens; the real port once `run` has started."""
         self.http_address: Address | None = None
@@ -93,7 +99,9 @@ class Node:
         """Start, serve until `stop` or cancellation, and close everything.  Raises StartError."""
         listener = await self._listen()
         try:
-            opened = await open_store(self._config, self._network, self._clock, lambda: f"{self._random.getrandbits(96):024x}")
+            opened = await open_store(
+                self._config, self._engine, self._network, self._clock, lambda: f"{self._random.getrandbits(96):024x}"
+            )
             try:
                 with self._scope:
                     await self._serve(opened, listener, task_status)
@@ -101,6 +109,7 @@ class Node:
                 self._disk.close()
                 opened.engine.close()
         finally:
+            self.ended.set()
             with trio.CancelScope(shield=True):
                 await listener.aclose()
 
@@ -251,6 +260,7 @@ class NodeParts:
         )
         self.sessions = SessionServer(self.executor, node_id=node_id, server_version=f"dsdb {__version__}")
         self.lag = LoopLag()
+        self.lease_changes = 0
         self.rpc = RpcServer(self._registry())
         self.rpc.cluster_id = self.identity.cluster_id
         self.store.on_descriptor_applied(self._descriptor_applied)
@@ -315,7 +325,7 @@ class NodeParts:
             if not self.store.holds_lease(desc.range_id):
                 continue
             for replica in desc.voters:
-                if replica.store_id != self.identity.store_id and self.store.is_live(replica.store_id):
+                if replica.store_id != self.identity.store_id and self.peers.is_connected(replica.node_id):
                     try:
                         await self.store.serve(TransferLeaseRequest(desc.range_id, replica.store_id))
                     except KvError as error:
@@ -357,8 +367,19 @@ class NodeParts:
             "statements": ("Statements since the start", float(sessions.statements), True),
             "nodes_known": ("Nodes in the directory", float(len(self.directory.entries())), False),
         }
-        for name, value in self.store.statistics().items():
-            found[f"store_{name}"] = (f"Store: {name.replace('_', ' ')}", float(value), False)
+        store = self.store.statistics()
+        found |= {
+            "replicas": ("Replicas on this store", float(store.replicas), False),
+            "leases": ("Ranges that this store leads", float(store.leases), False),
+            "ranges_awake": ("Ranges that are ticked", float(store.awake), False),
+            "proposals": ("Commands on their way through Raft", float(store.proposals), False),
+            "latches": ("Latches held or waited for", float(store.latches), False),
+            "raft_turns": ("Turns of the Raft loop", float(store.turns), True),
+            "syncs": ("Syncs of the write-ahead log", float(store.syncs), True),
+            "lease_changes": ("Leases begun or ended on this store", float(self.lease_changes), True),
+        }
+        for name, value in store.engine.items():
+            found[f"engine_{name}"] = (f"Engine: {name.replace('_', ' ')}", float(value), False)
         return found
 
     def _own_entry(self, config: NodeConfig, address: Address) -> NodeEntry:
@@ -425,12 +446,14 @@ class NodeParts:
                 log.info("the catalogue is not there yet: %s", error)
                 await trio.sleep(0.2)
 
-    def _descriptor_applied(self, desc: RangeDescriptor) -> None:
-        self.router.cache.update(desc)
-        self.meta.changed(desc)
+    def _descriptor_applied(self, desc: RangeDescriptor, is_leaseholder: bool) -> None:
+        self.router.cache.update(desc, self.identity.store_id if is_leaseholder else None)
+        if is_leaseholder:
+            self.meta.changed(desc)
 
-    def _lease_changed(self, range_id: RangeId) -> None:
-        if self.store.holds_lease(range_id):
+    def _lease_changed(self, range_id: RangeId, is_leaseholder: bool) -> None:
+        self.lease_changes += 1
+        if is_leaseholder:
             for desc in self.store.descriptors():
                 if desc.range_id == range_id:
                     self.router.cache.update(desc, self.identity.store_id)

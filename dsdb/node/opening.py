@@ -21,7 +21,8 @@ from dsdb.storage.engine import Engine
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.rocksdb import RocksEngine
 from dsdb.storage.errors import StorageError, StoreLockedError
-from dsdb.store import Store, StoreIdentity, read_identity
+from dsdb.store.identity import StoreIdentity, read_identity
+from dsdb.store.store import Store
 
 log = logging.getLogger("dsdb.node")
 
@@ -36,9 +37,11 @@ class OpenStore(NamedTuple):
     is_founder: bool
 
 
-async def open_store(config: NodeConfig, network: Network, clock: Clock, new_cluster_id: Callable[[], str]) -> OpenStore:
-    """Open, found or join.  Raises StartError with a sentence."""
-    engine = _open_engine(config)
+async def open_store(
+    config: NodeConfig, given: Engine | None, network: Network, clock: Clock, new_cluster_id: Callable[[], str]
+) -> OpenStore:
+    """Open, found or join; `given` is used instead of the engine that the configuration names.  Raises StartError with a sentence."""
+    engine = given or _open_engine(config)
     try:
         identity = read_identity(engine)
         if identity is not None:

@@ -31,6 +31,8 @@ MARK_LOW_MS = 2_000
 """What may be left below the mark before it is raised again."""
 STEP_FACTOR = 10
 """Physical milliseconds that may pass per elapsed one while the line catches up with the wall clock."""
+FIRST_MS = 1_600_000_000_000
+"""Milliseconds since the epoch before dsdb existed: a mark below it was never raised."""
 RETRY_S = 0.05
 """Pause after a mark that could not be raised."""
 
@@ -114,7 +116,7 @@ class Issuer:
             # A new lease: start at the mark that the log before it left.
             floor = max(floor, self._system_range.oracle_mark())
             self._physical_ms = max(self._physical_ms, float(to_milliseconds(Timestamp(floor))))
-            if floor == 0:
+            if to_milliseconds(Timestamp(floor)) < FIRST_MS:
                 self._physical_ms = float(self._clock.wall_ms())  # the first start of a cluster
             self._physical_at = self._clock.now()
         ahead_ms = max(self._advance(), to_milliseconds(Timestamp(floor)) + 1) + MARK_AHEAD_MS

@@ -1,0 +1,146 @@
+"""`dsdb start`: one node in the foreground, until SIGTERM or Ctrl-C.
+
+first signal: stop taking sessions, let statements finish, hand leases over, end
+second signal: end at once
+"""
+
+import ipaddress
+import logging
+import logging.handlers
+import signal
+import sys
+from pathlib import Path
+
+import click
+import trio
+
+from dsdb.env import Address, parse_address
+from dsdb.node.config import DEFAULT_HTTP_PORT, DEFAULT_PORT, NodeConfig, StartError
+from dsdb.node.node import Node
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread of the engine or the disk may keep the event loop from running; Python's own 5 ms cost half the durable writes."""
+LOG_BYTES_MAX, LOG_FILES = 16 * 1024 * 1024, 5
+"""Size of a store's log file, and how many old ones are kept."""
+
+
+def _addresses(text: str | None) -> tuple[Address, ...]:
+    return tuple(parse_address(part.strip(), default_port=DEFAULT_PORT) for part in (text or "").split(",") if part.strip())
+
+
+def _locality(text: str | None) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for part in (text or "").split(","):
+        if part:
+            key, separator, value = part.partition("=")
+            if not separator or not key or not value:
+                raise ValueError(f"{part!r} is not a locality: expected KEY=VALUE")
+            pairs.append((key, value))
+    return tuple(pairs)
+
+
+def _check_loopback(address: Address, insecure: bool) -> None:
+    if insecure or address.host == "localhost":
+        return
+    try:
+        is_loopback = ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(
+            f"{address} is reachable from other machines, and this version has no TLS: "
+            "listen at 127.0.0.1, or say --insecure if the network itself is trusted"
+        )
+
+
+@click.command("start")
+@click.option(
+    "--store", type=click.Path(path_type=Path, file_okay=False), default=Path("dsdb-data"), show_default=True, help="Data directory."
+)
+@click.option("--memory", is_flag=True, help="Keep everything in memory instead of a store; gone when the node ends.")
+@click.option("--listen", default=f"127.0.0.1:{DEFAULT_PORT}", show_default=True, help="HOST:PORT for nodes and clients; port 0: any.")
+@click.option("--advertise", default=None, help="HOST:PORT by which other nodes reach this one; default: the listening one.")
+@click.option("--join", default=None, help="HOST:PORT[,HOST:PORT…] of nodes of the cluster to join.")
+@click.option(
+    "--http", default=f"127.0.0.1:{DEFAULT_HTTP_PORT}", show_default=True, help="HOST:PORT for /health and /metrics; 'off': none."
+)
+@click.option("--locality", default=None, help="KEY=VALUE,… from the widest to the narrowest.")
+@click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, without TLS.")
+def start_command(
+    store: Path,
+    memory: bool,
+    listen: str,
+    advertise: str | None,
+    join: str | None,
+    http: str,
+    locality: str | None,
+    insecure: bool,
+) -> None:
+    """Start a node: found a cluster, restart the store's own, or (--join) join one."""
+    try:
+        config = NodeConfig(
+            store=None if memory else store,
+            listen=parse_address(listen, default_port=DEFAULT_PORT),
+            advertise=parse_address(advertise, default_port=DEFAULT_PORT) if advertise else None,
+            join=_addresses(join),
+            http=None if http == "off" else parse_address(http, default_port=DEFAULT_HTTP_PORT),
+            locality=_locality(locality),
+        )
+        for address in (config.listen, config.http):
+            if address is not None:
+                _check_loopback(address, insecure)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _log_to(config)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        trio.run(_serve, config)
+    except* StartError as group:
+        message = str(_first(group))
+        logging.getLogger("dsdb").error("%s", message)
+        click.echo(f"dsdb: {message}", err=True)
+        sys.exit(1)
+
+
+async def _serve(config: NodeConfig) -> None:
+    node = Node(config)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_obey_signals, node)
+        await nursery.start(node.run)
+        where = "in memory" if config.store is None else f"in {config.store}"
+        click.echo(f"dsdb: node {node.node_id} serves at {node.address}, data {where}")
+        if node.http_address is not None:
+            click.echo(f"dsdb: metrics and health at http://{node.http_address}/")
+        await node.ended.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(node: Node) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        count = 0
+        async for _ in signals:
+            count += 1
+            node.stop(at_once=count > 1)
+
+
+def _log_to(config: NodeConfig) -> None:
+    """Send log lines to the store's file, or to the terminal for a node in memory."""
+    handler: logging.Handler = logging.StreamHandler()
+    if config.store is not None:
+        try:
+            config.store.mkdir(parents=True, exist_ok=True)
+            handler = logging.handlers.RotatingFileHandler(config.store / "dsdb.log", maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES)
+        except OSError as error:
+            click.echo(f"dsdb: the store {config.store} cannot be written: {error.strerror}.", err=True)
+            sys.exit(1)
+    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

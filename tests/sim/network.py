@@ -1,0 +1,220 @@
+"""A network inside the process, for whole nodes under trio's MockClock: streams with delay, partitions (also one-way) and cuts.
+
+A stream keeps the order of its bytes, as TCP does; what is lost is the connection, never a piece of it.
+
+    a ── send ─▶ queue (deliver at t + delay) ─▶ b.receive_some        blocked a→b: the bytes wait until it is healed or cut
+"""
+
+import math
+import random
+from collections import deque
+
+import trio
+
+from dsdb.env import Address
+
+
+class SimNetwork:
+    """Connects the hosts of one simulated cluster; each host has a port of its own and the name that `host` gave it."""
+
+    def __init__(self, chance: random.Random, *, delay_ms: tuple[int, int] = (0, 3)) -> None:
+        self._chance = chance
+        self._delay_ms = delay_ms
+        self._listeners: dict[Address, SimListener] = {}
+        self._pipes: list[Pipe] = []
+        self._blocked: set[tuple[str, str]] = set()
+        self._next_port = 10_000
+        self.connections = 0
+        self.cut_connections = 0
+
+    def host(self, name: str) -> "SimHost":
+        """Give a host's view of the network."""
+        return SimHost(self, name)
+
+    def block(self, source: str, target: str) -> None:
+        """Hold everything from one host to another."""
+        self._blocked.add((source, target))
+
+    def heal(self) -> None:
+        """Let everything through again."""
+        self._blocked.clear()
+        for pipe in self._pipes:
+            pipe.wake()
+
+    def cut(self, name: str) -> None:
+        """Break all connections of a host and close its listeners, as the death of its process would."""
+        for pipe in [pipe for pipe in self._pipes if name in (pipe.source, pipe.target)]:
+            pipe.break_off()
+            self.cut_connections += 1
+        for address, listener in sorted(self._listeners.items()):
+            if listener.owner == name:
+                listener.close()
+                self._listeners.pop(address, None)
+
+    def is_blocked(self, source: str, target: str) -> bool:
+        return (source, target) in self._blocked
+
+    def delay_s(self) -> float:
+        # Whole milliseconds, so that ties happen and order never hides behind the clock.
+        return self._chance.randint(*self._delay_ms) / 1000
+
+    async def listen(self, owner: str, address: Address) -> "SimListener":
+        if address.port == 0:
+            address = Address(address.host, self._next_port)
+            self._next_port += 1
+        if address in self._listeners:
+            raise OSError(98, "Address already in use")
+        listener = self._listeners[address] = SimListener(owner, address)
+        return listener
+
+    async def connect(self, source: str, address: Address) -> "SimStream":
+        await trio.sleep(self.delay_s())
+        listener = self._listeners.get(address)
+        if listener is None:
+            raise ConnectionRefusedError(111, "Connection refused")
+        if self.is_blocked(source, listener.owner) or self.is_blocked(listener.owner, source):
+            await trio.sleep(60)
+            raise TimeoutError(110, "Connection timed out")
+        there, back = Pipe(self, source, listener.owner), Pipe(self, listener.owner, source)
+        self._pipes += [there, back]
+        self.connections += 1
+        listener.offer(SimStream(back, there))
+        return SimStream(there, back)
+
+    def forget(self, pipe: "Pipe") -> None:
+        if pipe in self._pipes:
+            self._pipes.remove(pipe)
+
+
+class Pipe:
+    """One direction of a connection."""
+
+    def __init__(self, network: SimNetwork, source: str, target: str) -> None:
+        self._network, self.source, self.target = network, source, target
+        self._queue: deque[tuple[float, bytes]] = deque()
+        self._last_at = 0.0
+        self._is_ended = False
+        self._is_broken = False
+        self._changed = trio.Event()
+
+    def put(self, data: bytes) -> None:
+        if self._is_broken or self._is_ended:
+            raise trio.BrokenResourceError("connection broken")
+        self._last_at = max(self._last_at, trio.current_time() + self._network.delay_s())
+        self._queue.append((self._last_at, data))
+        self.wake()
+
+    def end(self) -> None:
+        self._is_ended = True
+        self.wake()
+
+    def break_off(self) -> None:
+        self._is_broken = True
+        self._queue.clear()
+        self._network.forget(self)
+        self.wake()
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    async def get(self, max_bytes: int) -> bytes:
+        while True:
+            if self._is_broken:
+                raise trio.BrokenResourceError("connection broken")
+            wait_s = math.inf
+            if self._queue and not self._network.is_blocked(self.source, self.target):
+                wait_s = self._queue[0][0] - trio.current_time()
+                if wait_s <= 0:
+                    at, data = self._queue.popleft()
+                    if len(data) > max_bytes:
+                        self._queue.appendleft((at, data[max_bytes:]))
+                    return data[:max_bytes]
+            elif self._is_ended and not self._queue:
+                return b""
+            self._changed = trio.Event()
+            with trio.move_on_after(wait_s):
+                await self._changed.wait()
+
+
+class SimStream:
+    """One end of a connection; a NodeStream."""
+
+    def __init__(self, out: Pipe, into: Pipe) -> None:
+        self._out, self._into = out, into
+        self._is_closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._is_closed:
+            raise trio.ClosedResourceError
+        return await self._into.get(max_bytes or 65536)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        self.send_nowait(data)
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        if self._is_closed:
+            raise trio.ClosedResourceError
+        if len(data):
+            self._out.put(bytes(data))
+        return len(data)
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._out.end()
+            self._into.break_off()
+        await trio.lowlevel.checkpoint()
+
+
+class SimListener:
+    """Accepts connections to one address; a NodeListener."""
+
+    def __init__(self, owner: str, address: Address) -> None:
+        self.owner = owner
+        self.address = address
+        self._send, self._receive = trio.open_memory_channel[SimStream](math.inf)
+
+    def offer(self, stream: SimStream) -> None:
+        self._send.send_nowait(stream)
+
+    def close(self) -> None:
+        self._send.close()
+
+    async def accept(self) -> SimStream:
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            raise trio.ClosedResourceError from None
+
+    async def aclose(self) -> None:
+        self._send.close()
+        self._receive.close()
+
+
+class SimHost:
+    """The network as one host sees it; a Network."""
+
+    def __init__(self, network: SimNetwork, name: str) -> None:
+        self.network, self.name = network, name
+
+    async def listen(self, address: Address) -> SimListener:
+        return await self.network.listen(self.name, address)
+
+    async def connect(self, address: Address) -> SimStream:
+        return await self.network.connect(self.name, address)
+
+
+class SimClock:
+    """A host's clock over trio's: may drift by a factor and start anywhere; its wall clock may jump."""
+
+    def __init__(self, *, drift: float = 0.0, offset_s: float = 0.0) -> None:
+        self._drift = drift
+        self._offset_s = offset_s
+        self.wall_jump_ms = 0
+
+    def now(self) -> float:
+        return trio.current_time() * (1 + self._drift) + self._offset_s
+
+    def wall_ms(self) -> int:
+        return 1_700_000_000_000 + int(trio.current_time() * 1000) + self.wall_jump_ms
