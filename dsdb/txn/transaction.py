@@ -216,7 +216,6 @@ class KvTransaction:
                 ts = await self._oracle.fresh()
                 while ts <= reply.bound:
                     ts = await self._oracle.fresh()
-                await self._refresh_others(await self._lookup(key), ts)
         except KvError as error:
             raise _port_error(error) from error
         raise TransactionRetryError("the commit timestamp was bumped too often")
@@ -240,6 +239,10 @@ class KvTransaction:
             whole = Span(entry.start_key, entry.end_key)
             local = tuple(span.clipped(whole) for span in self._reads if span.overlaps(whole))
             others = any(not whole.covers(span) for span in self._reads)
+            if others:
+                # The leaseholder cannot choose: only here is known up to which timestamp the reads elsewhere hold.
+                ts = self._read_ts if ts is None else ts
+                await self._refresh_others(entry, ts)
             request = CommitRequest(entry.desc.range_id, self.attempt, first_ts, ts, writes, self._read_ts, local, others, deadline)
             try:
                 # Built for this descriptor: if the range is split on the way, it answers with a mismatch, and the cut is made again.
@@ -252,9 +255,12 @@ class KvTransaction:
             return reply
         raise TransactionRetryError("the range was split too often during the commit")
 
-    async def _refresh_others(self, home: CachedRange, high: Timestamp) -> None:
-        """Check that what was read outside the range of the writes is unchanged up to `high`."""
-        if self._read_ts is None:
+    async def _refresh_others(self, home: CachedRange, high: Timestamp | None) -> None:
+        """Check that what was read outside the range of the writes is unchanged up to `high`.
+
+        Done again before each send, as a split since the last one moves reads out of that range.
+        """
+        if self._read_ts is None or high is None or high <= self._read_ts:
             return
         for entry, span in await self.router.cut(self._reads):
             if entry.desc.range_id == home.desc.range_id:
