@@ -211,7 +211,8 @@ class Election(Leading):
         self._become_follower(self.term, NO_REPLICA)
 
     def _depart_when_due(self) -> None:
-        """Step down as a leader that is no voter any more, when a quorum of the voters knows it; name the most complete of them as the next.
+        """Step down as a leader that is no voter any more, when a quorum of the voters knows it; name the most complete of them as the
+        next.
 
         Until then it leads without counting itself: voters who do not know of the change could not elect anyone without it.
         """

@@ -260,8 +260,8 @@ class Leading(Following):
         progress = self._progress
         return is_quorum(self.membership, lambda voter: (voter == own or progress[voter].is_acknowledged) and active(voter))
 
-    def _is_leader_quiet(self) -> bool:
-        """Whether every active member has, and knows, everything, a quorum is active, and nothing waits."""
+    def _is_leader_quiet(self, is_dead: Callable[[ReplicaId], bool]) -> bool:
+        """Whether every member, but for dead ones, has and knows everything, and nothing waits."""
         log = self.log
         if (
             log.applied < log.last_index
@@ -270,13 +270,12 @@ class Leading(Following):
             or self._transfer_to != NO_REPLICA
             or self._is_departing
             or self.membership.is_joint
-            or not self._has_active_quorum()
         ):
             return False
         return all(
-            progress.match == log.last_index and progress.known_commit == log.commit and progress.is_acknowledged
+            (progress.match == log.last_index and progress.known_commit == log.commit and progress.is_acknowledged)
+            or is_dead(progress.replica)
             for progress in self._peers
-            if progress.is_recently_active
         )
 
     # --- membership ---------------------------------------------------------------------------------------------------------------------

@@ -335,8 +335,8 @@ class RaftNode(Election):
         self._is_barred = barred
 
     def renew_support(self, replica: ReplicaId) -> None:
-        """Say that the store of a follower has begun a *new* period of support for this store: for the first time, after a lapse, or
-        after its restart.
+        """Say that the store of a follower has begun a *new* period of support for this store: for the first time, after a lapse
+        as either side counts it, or after its restart.
 
         What the follower acknowledged before does not count for `quorum_active` any more, as it may have voted during the lapse; a
         heartbeat goes out whose answer counts. Not needed for promises extended without a lapse. Also wakes a quiet leader for a
@@ -351,12 +351,19 @@ class RaftNode(Election):
 
     @property
     def is_quiet(self) -> bool:
-        """Whether ticks may stop. Leader: every recently active member has and knows the whole log, a quorum is active, nothing waits.
-        Follower: a leader is known and nothing is unapplied. Others: never, except a replica that is no member."""
+        """Whether ticks may stop. Leader: every member has and knows the whole log, nothing waits. Follower: a leader is known and nothing
+        is unapplied. Others: never, except a replica that is no member."""
+        return self.is_quiet_but_for(lambda replica: False)
+
+    def is_quiet_but_for(self, is_dead: Callable[[ReplicaId], bool]) -> bool:
+        """Whether ticks may stop, if a leader need not wait for members on dead stores.
+
+        When such a store supports this one again, even if its promise never lapsed on its side, `renew_support` wakes the leader for it.
+        """
         if self.has_ready:
             return False
         if self.role is Role.LEADER:
-            return self._is_leader_quiet()
+            return self._is_leader_quiet(is_dead)
         if self.leader == NO_REPLICA:
             return self.replica not in self.membership.members()
         return self.log.applied == self.log.commit

@@ -43,7 +43,7 @@ class RaftState:
         # Elections.
         self._is_supported = False  # the promise to `followed` stands
         self._is_barred = False  # a forgotten promise may stand
-        self._gave_up_term = 0  # the last term this replica led and gave up
+        self._gave_up_term = -1  # the last term this replica led and gave up
         self._votes: dict[ReplicaId, bool] = {}  # answers to the present campaign
         self._is_campaign_transfer = False  # the present campaign was asked for by the former leader, or is by it
         self._elapsed = 0  # ticks since the leader was heard (follower), the campaign began (candidate), the quorum was checked (leader)

@@ -28,8 +28,9 @@ class Checker:
         self._born_at = born_at  # index of the state before the first entry
         self.acknowledged_index = 0  # of the highest proposal that a client was told to be committed
 
-    def on_leader(self, node: RaftNode, incarnation: int) -> None:
-        """Election safety: one leader a term. Leader completeness: it has everything that was committed."""
+    def on_leader(self, node: RaftNode, incarnation: int, disk: Disk) -> None:
+        """Election safety: one leader a term, which it cannot forget. Leader completeness: it has everything that was committed."""
+        require(disk.durable.hard.term == node.term, "a leader's own vote is durable", node.replica, node.term, disk.durable.hard)
         who = (node.replica, incarnation)
         require(self._leaders.setdefault(node.term, who) == who, "one leader a term", node.term, who, self._leaders[node.term])
         if self.committed:
@@ -44,8 +45,10 @@ class Checker:
             require(known == link, "index and term name one entry and its past", known, link)
 
     def on_commit(self, node: RaftNode, disks: dict[ReplicaId, Disk]) -> None:
-        """Durability: what a leader newly counts as committed is on the disks of a quorum, whoever crashes now."""
+        """Durability: what a leader newly counts as committed is on the disks of a quorum, whoever crashes now. And it is of its own
+        term."""
         index, term = node.commit, node.log.term(node.commit)
+        require(term == node.term, "a leader commits by entries of its own term", node.replica, node.term, index, term)
 
         def has(replica: ReplicaId) -> bool:
             image = disks[replica].durable
@@ -54,7 +57,15 @@ class Checker:
             position = index - image.base[0] - 1
             return position < len(image.log) and image.log[position].term == term
 
-        require(is_quorum(node.membership, has), "a committed entry is durable on a quorum", node.replica, node.term, index, node.membership)
+        is_safe = is_quorum(node.membership, has)
+        require(is_safe, "a committed entry is durable on a quorum", node.replica, node.term, index, node.membership)
+
+    def on_stabled(self, node: RaftNode, disk: Disk) -> None:
+        """What a replica counts as durable in its own log is on its own disk."""
+        image, index = disk.durable, node.log.stable
+        position = index - image.base[0] - 1
+        is_there = position < 0 or (position < len(image.log) and image.log[position].term == node.log.term(index))
+        require(is_there, "what counts as durable is on the disk", node.replica, node.term, index, node.log.term(index))
 
     def on_apply(self, replica: ReplicaId, entries: tuple[Entry, ...]) -> None:
         """State machine safety: every replica applies the same entry at an index."""
