@@ -4,6 +4,7 @@ A stream here is trio's, with one addition: `send_nowait` writes what the kernel
 task that made it, without a switch to a writer (that switch costs more than the send).
 """
 
+import abc
 import errno
 import os
 import socket
@@ -37,20 +38,12 @@ def parse_address(text: str, *, default_port: int) -> Address:
     return Address(host, int(port_text))
 
 
-class NodeStream(Protocol):
+class NodeStream(trio.abc.Stream):
     """A byte stream to a peer: trio's Stream, and a send that does not wait."""
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive at least one byte, or b"" at the end.  Raises trio.BrokenResourceError, trio.ClosedResourceError."""
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send everything.  Raises trio.BrokenResourceError, trio.ClosedResourceError."""
-
+    @abc.abstractmethod
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Send what can leave at once; give how many bytes did (0 if none).  Raises trio.BrokenResourceError."""
-
-    async def aclose(self) -> None:
-        """Close it."""
 
 
 class NodeListener(Protocol):
@@ -77,7 +70,7 @@ class Network(Protocol):
         """Connect to an address.  Raises OSError."""
 
 
-class TcpStream:
+class TcpStream(NodeStream):
     """A TCP connection with Nagle's algorithm off: without that a small round costs 45 ms."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -132,9 +125,9 @@ class TcpStream:
         except OSError as error:
             raise self._broken(error) from error
 
-    def fileno(self) -> int:
-        """Give the file descriptor, -1 when closed."""
-        return self._sock.fileno()
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel takes something."""
+        await self._wait(trio.lowlevel.wait_writable)
 
     async def aclose(self) -> None:
         """Close it; tasks that wait on it get ClosedResourceError."""

@@ -50,6 +50,7 @@ from dsdb.session.server import SessionServer
 from dsdb.sql.catalog_lease import CatalogLeases
 from dsdb.sql.errors import SqlError
 from dsdb.sql.execute.engine import QueryEngine
+from dsdb.sql.execute.services import Services
 from dsdb.sql.execute.statement import StatementExecutor
 from dsdb.sql.ports import PortError
 from dsdb.storage.engine import Engine
@@ -252,11 +253,14 @@ class NodeParts:
             wake_coordinator=self.coordinator.wake,
         )
         self.executor = StatementExecutor(
-            leases=self.leases,
-            transactions=self.transactions.begin,
-            runner=self.gatherer,
-            engine=self.engine,
-            cluster=cluster,
+            Services(
+                catalogs=self.leases,
+                begin=self.transactions.begin,
+                runner=self.gatherer,
+                engine=self.engine,
+                cluster=cluster,
+                now=lambda: clock.wall_ms() * 1000,
+            )
         )
         self.sessions = SessionServer(self.executor, node_id=node_id, server_version=f"dsdb {__version__}")
         self.lag = LoopLag()
@@ -303,7 +307,7 @@ class NodeParts:
             if data == RPC_MAGIC:
                 await self.rpc.serve(stream)
             elif data.startswith(SQL_MAGIC_PREFIX):
-                await self.sessions.serve(stream, data)  # type: ignore[arg-type]  # a NodeStream has what a session uses
+                await self.sessions.serve(stream, data)
             else:
                 await self._send_away(stream, data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

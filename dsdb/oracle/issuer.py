@@ -124,7 +124,7 @@ class Issuer:
         if self._system_range.lease_started(SYSTEM_RANGE) != term:
             return
         if term != self._term:
-            log.info("issuing timestamps from %d, term %d", to_milliseconds(Timestamp(floor)), term)
+            log.info("issuing timestamps above %d, term %d", floor, term)
             self._term, self._next = term, max(floor, self._next)
         self._limit = max(self._limit, reply.mark)
 

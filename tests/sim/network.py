@@ -11,7 +11,7 @@ from collections import deque
 
 import trio
 
-from dsdb.env import Address
+from dsdb.env import Address, NodeStream
 
 
 class SimNetwork:
@@ -136,7 +136,7 @@ class Pipe:
                 await self._changed.wait()
 
 
-class SimStream:
+class SimStream(NodeStream):
     """One end of a connection; a NodeStream."""
 
     def __init__(self, out: Pipe, into: Pipe) -> None:
@@ -151,6 +151,9 @@ class SimStream:
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
         self.send_nowait(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         if self._is_closed:
