@@ -10,3 +10,22 @@ Invariants:
 - One loop, one disk thread and one frame for each peer and turn serve all ranges: no task, timer or socket per range.
 - Nothing here reads a clock but the `Clock` port, draws chance but from the `Random` given in, or depends on the order of a set.
 """
+
+from dsdb.store.config import StoreConfig
+from dsdb.store.frame import SnapshotHeader, StoreFrame, TimestampSource, Transport, TransportError
+from dsdb.store.identity import StoreIdentity, read_identity
+from dsdb.store.scan import SnapshotScan
+from dsdb.store.store import Store
+
+__all__ = [
+    "SnapshotHeader",
+    "SnapshotScan",
+    "Store",
+    "StoreConfig",
+    "StoreFrame",
+    "StoreIdentity",
+    "TimestampSource",
+    "Transport",
+    "TransportError",
+    "read_identity",
+]

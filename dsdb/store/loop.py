@@ -100,7 +100,7 @@ class RaftLoop:
         """What follows the write of `_batch`."""
         self._staged: list[tuple[StoreId, RaftEnvelope]] = []
         """Messages that leave once `_batch` is written."""
-        self._is_stalled = False
+        self.is_stalled = False
         """`_batch` was refused and must be written before anything else."""
         self._pause_s = 0.0
         self._marks: dict[RangeId, StableMark] = {}
@@ -130,7 +130,7 @@ class RaftLoop:
         if self._flusher is not None:
             task, self._flusher = self._flusher, None
             trio.lowlevel.reschedule(task)
-        elif self._stepper is not None and not self._is_stalled:
+        elif self._stepper is not None and not self.is_stalled:
             task, self._stepper = self._stepper, None
             trio.lowlevel.reschedule(task)
 
@@ -138,7 +138,7 @@ class RaftLoop:
         """Run turns, and make what they wrote durable."""
         while True:
             self.turn(retry=True)
-            if self._is_stalled:
+            if self.is_stalled:
                 await trio.sleep(self._pause_s)
             elif self._needs_sync:
                 await self._sync()
@@ -182,7 +182,7 @@ class RaftLoop:
 
     def turn(self, *, retry: bool = False) -> None:
         """Perform what all dirty groups have to do, until none has anything; nothing waits here."""
-        if self._is_stalled and not (retry and self._write()):
+        if self.is_stalled and not (retry and self._write()):
             self.outbox.flush()
             return
         while self._dirty:
@@ -204,19 +204,19 @@ class RaftLoop:
             try:
                 context.engine.write(self._batch)
             except WriteStallError:
-                self._is_stalled, self._pause_s = True, context.config.stall_backoff_s
+                self.is_stalled, self._pause_s = True, context.config.stall_backoff_s
                 return False
             except DiskFullError as error:
                 if context.disk_trouble is None:
                     log.error("the disk is full: writes are refused until it has room (%s)", error)
                 context.disk_trouble = f"the disk is full: {error}"
-                self._is_stalled, self._pause_s = True, context.config.disk_full_probe_s
+                self.is_stalled, self._pause_s = True, context.config.disk_full_probe_s
                 return False
             self._batch = context.engine.new_batch()
         if context.disk_trouble is not None:
             log.warning("the disk takes writes again")
             context.disk_trouble = None
-        self._is_stalled = False
+        self.is_stalled = False
         staged, self._staged = self._staged, []
         for to, envelope in staged:
             self.outbox.add(to, envelope)
@@ -240,6 +240,7 @@ class RaftLoop:
             if ready.snapshot is not None:
                 # It stands for everything that was to be applied.
                 self._to_apply.pop(range_id, None)
+                queue = None
                 self._after_write.append(self._events.on_snapshot_switched(replica, self._batch, ready))
             if ready.hard_state is not None:
                 self._batch.put(META, replica.keys.hard_state, encode(ready.hard_state))

@@ -14,17 +14,18 @@ Not here: what a request checks (`evaluate`); when the effects of the core are p
 
 import logging
 import math
+from typing import TYPE_CHECKING
 
 from dsdb.kv.descriptor import RangeDescriptor
-from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Unavailable
+from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
-from dsdb.kv.requests import Reply
+from dsdb.kv.requests import CommitReply, Reply
 from dsdb.raft.messages import NO_REPLICA, MembershipChange, ReplicaId
 from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
-from dsdb.store.command import ChangeReplicasCommand, Command, encode_command
+from dsdb.store.command import ChangeReplicasCommand, Command, CommitCommand, encode_command
 from dsdb.store.context import StoreContext
 from dsdb.store.latches import Latch, Latches
 from dsdb.store.log import ReplicaLog
@@ -38,6 +39,9 @@ from dsdb.store.state import (
 from dsdb.store.state_machine import Result, StateMachine, is_error
 from dsdb.store.timestamp_cache import TimestampCache
 from dsdb.store.waiter import Waiter
+
+if TYPE_CHECKING:
+    from dsdb.store.snapshot import Incoming
 
 log = logging.getLogger("dsdb.store")
 
@@ -91,6 +95,8 @@ class Replica:
         """When to campaign, as the leader's store has lost our support."""
         self.is_changing = False
         """A change of replicas is under way."""
+        self.incoming: Incoming | None = None
+        """A Raft snapshot that the core is offered, or that is being installed."""
         self.is_installing = False
         """The data of a Raft snapshot is being copied: the core is left alone until it is there."""
         self.is_doomed = False
@@ -109,7 +115,11 @@ class Replica:
 
     def learn_stores(self) -> None:
         """Take over where the applied descriptor says the replicas are."""
-        for replica in self.descriptor.replicas:
+        self.learn_stores_of(self.descriptor)
+
+    def learn_stores_of(self, descriptor: RangeDescriptor) -> None:
+        """Take over where a descriptor says the replicas are."""
+        for replica in descriptor.replicas:
             self.stores[replica.replica_id] = replica.store_id
 
     @property
@@ -314,11 +324,19 @@ class Replica:
         self.finish(proposal, self.no_lease())
         return None
 
-    def fail_pending(self, detail: KvErrorDetail, *, up_to: int | None = None) -> None:
-        """Give up on commands whose fate will not be learnt here."""
+    def settle_by_snapshot(self, index: int) -> None:
+        """Tell what became of commands that a Raft snapshot stands for, as far as outcomes say it."""
+        for at in sorted(self.pending):
+            if at <= index:
+                proposal = self.pending.pop(at)
+                command = proposal.command
+                recorded = self.machine.outcomes.get(command.attempt) if isinstance(command, CommitCommand) else None
+                if recorded is None:
+                    self.finish(proposal, AmbiguousResult(f"a command of range {self.range_id} may be part of a Raft snapshot"))
+                else:
+                    self.finish(proposal, Refused() if recorded.ts is None else CommitReply(recorded.ts))
+
+    def fail_pending(self, detail: KvErrorDetail) -> None:
+        """Give up on all commands: their fate will not be learnt here."""
         for index in sorted(self.pending):
-            if up_to is None or index <= up_to:
-                proposal = self.pending.pop(index)
-                if proposal.latch is not None:
-                    self.latches.release(proposal.latch)
-                proposal.waiter.fail(detail)
+            self.finish(self.pending.pop(index), detail)

@@ -15,7 +15,7 @@ from typing import TypeAlias, assert_never
 import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
-from dsdb.kv.errors import Gone, InvalidRequest, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable
+from dsdb.kv.errors import AmbiguousResult, Gone, InvalidRequest, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.requests import (
     ChangeReplicasReply,
@@ -273,7 +273,7 @@ def _other_term(lease_term: int, term: int) -> KvErrorDetail:
     return Unavailable(f"the command of lease term {lease_term} was logged in term {term}")
 
 
-_ERRORS = (Gone, InvalidRequest, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable)
+_ERRORS = (AmbiguousResult, Gone, InvalidRequest, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable)
 
 
 def is_error(result: Result) -> bool:

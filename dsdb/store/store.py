@@ -26,7 +26,7 @@ from dsdb.env.disk import Offload
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, SYSTEM_RANGE, AttemptId, RangeId, StoreId
-from dsdb.kv.requests import Reply, Request, SplitRequest
+from dsdb.kv.requests import ChangeReplicasRequest, Reply, Request, SplitRequest
 from dsdb.raft.messages import HardState, InstallSnapshot, Membership, ReplicaId, Vote
 from dsdb.raft.ready import Ready, Role, RoleChange
 from dsdb.raft.status import Status
@@ -43,9 +43,11 @@ from dsdb.store.identity import StoreIdentity, read_identity, write_identity
 from dsdb.store.keeper import PERIOD_BITS, Keeper
 from dsdb.store.liveness import Liveness
 from dsdb.store.loop import LoopEvents, RaftLoop
+from dsdb.store.membership import MembershipChanges
 from dsdb.store.replica import Replica
 from dsdb.store.scan import SnapshotScan
 from dsdb.store.serving import Serving
+from dsdb.store.snapshot import SnapshotReceiver, SnapshotSender, finish_installations
 from dsdb.store.split import Splitting
 from dsdb.store.state import (
     INITIAL_INDEX,
@@ -68,23 +70,6 @@ log = logging.getLogger("dsdb.store")
 
 BOOTSTRAP_TS = Timestamp(1)
 """The timestamp of what a new cluster begins with: below every issued one."""
-
-
-class StoreStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of a store at one moment."""
-
-    replicas: int
-    leases: int
-    """Replicas that serve now."""
-    awake: int
-    """Groups that are ticked."""
-    proposals: int
-    """Commands on their way."""
-    latches: int
-    turns: int
-    syncs: int
-    """Both since the start."""
-    engine: dict[str, float]
 
 
 class RangeStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +126,11 @@ class Store(LoopEvents):
         self._keeper = Keeper(self._context, self._replicas, self._loop)
         self._serving = Serving(self._context, self._replicas)
         self._splitting = Splitting(self._context, self._replicas, self._serving)
+        self._sender = SnapshotSender(self._context, self._replicas, self._loop, transport)
+        self._receiver = SnapshotReceiver(self._context, self._replicas, self._loop, self._on_installed)
+        changes = MembershipChanges(self._context, self._sender)
         self._serving.handlers[SplitRequest] = self._splitting.serve
+        self._serving.handlers[ChangeReplicasRequest] = changes.serve
         self._low_wanted: list[tuple[Replica, int]] = []
         """New leases that wait for their low water, with their terms."""
         self._low_waiter: Waiter[None] | None = None
@@ -170,6 +159,7 @@ class Store(LoopEvents):
 
     def _load(self) -> None:
         engine = self._context.engine
+        finish_installations(engine, range_ids(engine))
         for range_id in range_ids(engine):
             state = read_replicated(engine, ReplicaKeys(range_id))
             if state is None:
@@ -194,6 +184,8 @@ class Store(LoopEvents):
                 nursery.start_soon(self._loop.run_stepper)
                 nursery.start_soon(self._run_ticks)
                 nursery.start_soon(self._run_low_water)
+                nursery.start_soon(self._sender.run)
+                nursery.start_soon(self._receiver.run)
                 task_status.started()
         except* StorageError as group:
             log.critical("store %d stops: %s", self.identity.store_id, group.exceptions[0])
@@ -244,6 +236,8 @@ class Store(LoopEvents):
             replica.stores[message.sender] = frame.sender
             replica.raft.step(message)
             self._loop.mark(range_id)
+        for notice in frame.missing:
+            self._sender.hear_missing(frame.sender, notice.range_id, notice.replica_id)
         for notice in frame.removed:
             replica = self._replicas.get(notice.range_id)
             if replica is not None and replica.replica_id == notice.replica_id:
@@ -260,8 +254,12 @@ class Store(LoopEvents):
         self._loop.schedule()
 
     async def receive_snapshot(self, header: SnapshotHeader, chunks: AsyncIterator[bytes]) -> None:
-        """Take a Raft snapshot; returns when it is installed."""
-        raise NotImplementedError
+        """Take a Raft snapshot; returns when it is installed.  Raises TransportError when it cannot be taken."""
+        await self._receiver.receive(header, chunks)
+
+    def _on_installed(self, replica: Replica) -> None:
+        self._keeper.forget_peers()
+        self.on_descriptor(replica)
 
     # ---- Requests ----
 
@@ -365,10 +363,12 @@ class Store(LoopEvents):
 
     def on_snapshot_switched(self, replica: Replica, batch: WriteBatch, ready: Ready) -> Callable[[], None]:
         """Put the switch to a received Raft snapshot into the batch."""
-        raise NotImplementedError
+        self._by_start = None
+        return self._receiver.switch(replica, batch, ready)
 
     def on_snapshot_wanted(self, replica: Replica, message: InstallSnapshot) -> None:
         """Begin to stream a Raft snapshot."""
+        self._sender.want(replica.range_id, message.to)
 
     def _tell_lease(self, range_id: RangeId, *, held: bool) -> None:
         for callback in self._lease_callbacks:
@@ -421,20 +421,25 @@ class Store(LoopEvents):
         """Give a key near the middle of a range, read from the engine: run it rarely.  None if it is too small.  Raises RangeNotFound."""
         return mvcc.sample_split_key(self._context.engine, self._serving.replica(range_id).descriptor.span)
 
-    def statistics(self) -> StoreStatistics:
-        """Give the store's figures."""
+    def is_live(self, store_id: StoreId) -> bool:
+        """Say whether a store gave a sign of life within the last promise: it supports this one, or asked for support."""
+        liveness = self._context.liveness
+        return liveness.promises(store_id) or liveness.supported_until(store_id) > self._context.clock.now()
+
+    def statistics(self) -> dict[str, float]:
+        """Give the store's figures for metrics, the engine's among them.  May be called from another thread."""
         now = self._context.clock.now()
-        replicas = self._replicas.values()
-        return StoreStatistics(
-            replicas=len(self._replicas),
-            leases=sum(replica.holds_lease(now) for replica in replicas),
-            awake=len(self._loop.awake),
-            proposals=sum(len(replica.pending) for replica in replicas),
-            latches=sum(len(replica.latches) for replica in replicas),
-            turns=self._loop.turns,
-            syncs=self._loop.syncs,
-            engine=self._context.engine.statistics(),
-        )
+        replicas = list(self._replicas.values())
+        return {
+            "replicas": float(len(replicas)),
+            "leases": float(sum(replica.holds_lease(now) for replica in replicas)),
+            "groups_awake": float(len(self._loop.awake)),
+            "proposals_pending": float(sum(len(replica.pending) for replica in replicas)),
+            "latches": float(sum(len(replica.latches) for replica in replicas)),
+            "turns": float(self._loop.turns),
+            "syncs": float(self._loop.syncs),
+            **self._context.engine.statistics(),
+        }
 
     def range_status(self, range_id: RangeId) -> RangeStatistics | None:
         """Give the state of a replica here."""

@@ -1,0 +1,97 @@
+"""The chunks of a Raft snapshot: encoded keys and values with a checksum each, and a last one that counts them.
+
+    chunk: crc32 of the rest, 4 bytes │ msgpack [family, keys, values]
+    last:                             │ msgpack [END, [], [number of chunks before it]]
+
+Invariants:
+- A stream that ends early, or whose bytes changed, is an error, never a shorter range.
+
+Sans-I/O but for reading the engine snapshot.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+import msgspec
+
+from dsdb.storage.engine.port import EngineSnapshot, Family, WriteBatch
+from dsdb.storage.errors import CorruptionError
+from dsdb.storage.keys import Span, prefix_end
+from dsdb.store.state import META, ReplicaKeys
+
+END = "end"
+OUTCOMES = "outcomes"
+"""Keys of outcomes, without the replica's prefix."""
+
+_FAMILIES = (Family.DELTA, Family.BLOCK, Family.INDEX)
+_ROWS = 256
+"""Rows read at a time: a chunk is at most that many above its limit of bytes."""
+
+
+class _Chunk(msgspec.Struct, frozen=True, array_like=True):
+    what: str
+    keys: list[bytes]
+    values: list[bytes]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Chunk)
+
+
+def _seal(what: str, keys: list[bytes], values: list[bytes]) -> bytes:
+    body = _encoder.encode(_Chunk(what, keys, values))
+    return zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def open_chunk(chunk: bytes) -> tuple[str, list[bytes], list[bytes]]:
+    """Check and decode a chunk.  Raises CorruptionError."""
+    body = memoryview(chunk)[4:]
+    if zlib.crc32(body) != int.from_bytes(chunk[:4], "big"):
+        raise CorruptionError("a chunk of a Raft snapshot has a wrong checksum")
+    try:
+        decoded = _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise CorruptionError(f"a chunk of a Raft snapshot cannot be read: {error}") from None
+    return decoded.what, decoded.keys, decoded.values
+
+
+def range_chunks(snapshot: EngineSnapshot, keys: ReplicaKeys, span: Span, bytes_max: int) -> Iterator[bytes]:
+    """Give the chunks of a range's keys and outcomes, and the last one."""
+    count = 0
+    sources = [(family.value, family, span.start, span.end) for family in _FAMILIES]
+    sources.append((OUTCOMES, META, keys.outcomes, prefix_end(keys.outcomes)))
+    for what, family, start, end in sources:
+        strip = len(keys.outcomes) if what == OUTCOMES else 0
+        taken_keys: list[bytes] = []
+        taken_values: list[bytes] = []
+        taken = 0
+        for some_keys, some_values in snapshot.scan(family, start, end, chunk_rows=_ROWS):
+            taken_keys += [key[strip:] for key in some_keys] if strip else some_keys
+            taken_values += some_values
+            taken += sum(map(len, some_keys)) + sum(map(len, some_values))
+            if taken >= bytes_max:
+                yield _seal(what, taken_keys, taken_values)
+                count += 1
+                taken_keys, taken_values, taken = [], [], 0
+        if taken_keys:
+            yield _seal(what, taken_keys, taken_values)
+            count += 1
+    yield _seal(END, [], [count.to_bytes(8, "big")])
+
+
+def end_count(chunk: bytes) -> int | None:
+    """Give the number of chunks that the last one says went before it; None of another chunk.  Raises CorruptionError."""
+    what, _keys, values = open_chunk(chunk)
+    return int.from_bytes(values[0], "big") if what == END else None
+
+
+def put_chunk(batch: WriteBatch, keys: ReplicaKeys, chunk: bytes) -> None:
+    """Put what a chunk holds into a batch.  Raises CorruptionError."""
+    what, chunk_keys, values = open_chunk(chunk)
+    if what == OUTCOMES:
+        for key, value in zip(chunk_keys, values):
+            batch.put(META, keys.outcomes + key, value)
+    elif what != END:
+        family = Family(what)
+        for key, value in zip(chunk_keys, values):
+            batch.put(family, key, value)
