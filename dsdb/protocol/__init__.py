@@ -6,6 +6,6 @@
 """
 
 from dsdb.protocol.errors import ProtocolError
-from dsdb.protocol.frames import MAGIC_BYTES, RPC_MAGIC, SQL_MAGIC, SQL_MAGIC_PREFIX
+from dsdb.protocol.frames import MAGIC_BYTES, SQL_MAGIC, SQL_MAGIC_PREFIX
 
-__all__ = ["MAGIC_BYTES", "RPC_MAGIC", "SQL_MAGIC", "SQL_MAGIC_PREFIX", "ProtocolError"]
+__all__ = ["MAGIC_BYTES", "SQL_MAGIC", "SQL_MAGIC_PREFIX", "ProtocolError"]

@@ -14,7 +14,6 @@ from dsdb.protocol.errors import ProtocolError
 SQL_MAGIC_PREFIX = b"DSDBSQL"
 """What tells a client of any version; the byte after it is the version."""
 SQL_MAGIC = SQL_MAGIC_PREFIX + b"\x01"
-RPC_MAGIC = b"DSDBRPC\x01"
 MAGIC_BYTES = 8
 
 LENGTH_BYTES = 4

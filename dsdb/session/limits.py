@@ -1,0 +1,28 @@
+"""The limits of a gateway's sessions."""
+
+import msgspec
+
+
+class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How many, how large, how long."""
+
+    sessions_max: int = 1_000
+    """Sessions served at once; one more is refused with 53300."""
+    request_bytes_max: int = 64 << 20
+    """Of one message of a client."""
+    waiting_statements_max: int = 1_024
+    """Statements sent ahead of their turn; beyond it the gateway reads no more, and a Cancel cannot overtake."""
+    read_bytes: int = 64 << 10
+    """Asked of the socket at a time."""
+    batch_bytes: int = 1 << 20
+    """Aimed at for one message of a streamed result; a batch whose rows are larger is one row at the least."""
+    output_bytes: int = 64 << 10
+    """Of answers held back while further statements of a pipeline wait."""
+    handshake_seconds: float = 10.0
+    """For a new connection to say Hello."""
+    send_seconds: float = 60.0
+    """For a client to take bytes of a stream that it gave credit for; then it counts as gone."""
+    linger_seconds: float = 1.0
+    """For a client to hang up after the gateway's last word."""
+    sweep_seconds: float = 0.02
+    """Between looks at running statements: the resolution of timeouts, and how long a statement runs before its Cancel is listened to."""

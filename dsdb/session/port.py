@@ -1,0 +1,18 @@
+"""What a session needs of SQL: statements prepared and run."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dsdb.sql.execute.result import Parameter, Result
+from dsdb.sql.execute.session import SessionState
+from dsdb.sql.parse import ParsedStatement
+
+
+class StatementPort(Protocol):
+    """Runs statements.  Raises SqlError's; what streams afterwards raises them too.  Cancellation stops a statement."""
+
+    def prepare(self, text: str) -> Sequence[ParsedStatement]:
+        """Cut a text into statements."""
+
+    async def run(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
+        """Run one of them."""
