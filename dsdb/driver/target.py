@@ -1,0 +1,111 @@
+"""What `connect` is given: a URL of nodes, a directory, or nothing.
+
+dsdb://user@h1:7432,h2:7432/db?load_balance=random&connect_timeout=5
+path/                                        an embedded node over this directory
+None                                         an embedded node in memory
+"""
+
+import os
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+
+from dsdb.driver.errors import InterfaceError
+
+DEFAULT_PORT = 7432
+DEFAULT_USER = "root"
+DEFAULT_DATABASE = "defaultdb"
+CONNECT_TIMEOUT_SECONDS = 10.0
+LOAD_BALANCES = ("first", "random", "round_robin", "least_loaded")
+
+_SCHEME = "dsdb://"
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to connect, and as whom.
+
+    hosts: (host, port) in the order given; load_balance: which is tried first; options: settings of the session.
+    """
+
+    hosts: tuple[tuple[str, int], ...] = ()
+    directory: str | None = None
+    user: str = DEFAULT_USER
+    database: str = DEFAULT_DATABASE
+    load_balance: str = "first"
+    connect_timeout: float = CONNECT_TIMEOUT_SECONDS
+    options: dict[str, str] = {}
+
+    @property
+    def is_embedded(self) -> bool:
+        """Say whether a node of this process is meant."""
+        return not self.hosts
+
+
+def parse_target(target: str | os.PathLike[str] | None) -> Target:
+    """Read what `connect` was given.  Raises InterfaceError with a sentence."""
+    if target is None or target == ":memory:":
+        return Target()
+    text = os.fspath(target)
+    if not text.startswith(_SCHEME):
+        if "://" in text:
+            raise InterfaceError(f"{text!r} is not a URL of dsdb", hint="Write dsdb://user@host:7432/database, or a directory's path.")
+        return Target(directory=text)
+    rest, _, query = text[len(_SCHEME) :].partition("?")
+    netloc, _, path = rest.partition("/")
+    user, at, hosts = netloc.rpartition("@")
+    if ":" in user:
+        raise InterfaceError("the URL has a password, and dsdb has none", hint="Write dsdb://user@host:7432/database.")
+    known, options = _split_query(query)
+    return Target(
+        hosts=tuple(_parse_host(host) for host in hosts.split(",")),
+        user=unquote(user) if at and user else DEFAULT_USER,
+        database=unquote(path) or DEFAULT_DATABASE,
+        load_balance=_load_balance(known.get("load_balance", "first")),
+        connect_timeout=_seconds(known.get("connect_timeout")),
+        options=options,
+    )
+
+
+def _split_query(query: str) -> tuple[dict[str, str], dict[str, str]]:
+    known: dict[str, str] = {}
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in ("load_balance", "connect_timeout"):
+            known[name] = value
+        elif name in ("application_name", "statement_timeout"):
+            options[name] = value
+        else:
+            raise InterfaceError(
+                f"the URL has an unknown option {name!r}",
+                hint="Known are load_balance, connect_timeout, application_name, statement_timeout.",
+            )
+    return known, options
+
+
+def _parse_host(text: str) -> tuple[str, int]:
+    if text.startswith("["):
+        host, _, port_text = text[1:].partition("]")
+        port_text = port_text.removeprefix(":")
+    else:
+        host, _, port_text = text.partition(":")
+    if port_text and not (port_text.isdecimal() and 0 < int(port_text) < 65536):
+        raise InterfaceError(f"the URL has {text!r} where host:port is expected, with a port from 1 to 65535")
+    return unquote(host) or "localhost", int(port_text or DEFAULT_PORT)
+
+
+def _load_balance(text: str) -> str:
+    if text not in LOAD_BALANCES:
+        raise InterfaceError(f"load_balance is {text!r}, expected one of {', '.join(LOAD_BALANCES)}")
+    return text
+
+
+def _seconds(text: str | None) -> float:
+    if text is None:
+        return CONNECT_TIMEOUT_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86_400:
+        raise InterfaceError(f"connect_timeout is {text!r}, expected seconds above 0")
+    return seconds

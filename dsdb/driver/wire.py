@@ -1,0 +1,162 @@
+"""One socket to one node: messages out, messages in.
+
+Invariants:
+- A Wire that failed, or was left in the middle of a message, is closed for good.
+- `send` of a whole frame that raises has not delivered it: the node cannot have acted on it.
+"""
+
+import socket
+from collections import deque
+
+from dsdb.driver.errors import OperationalError, error_of
+from dsdb.driver.target import Target
+from dsdb.protocol.errors import ProtocolError
+from dsdb.protocol.frames import RESPONSE_BYTES_MAX, SQL_MAGIC, FrameReader
+from dsdb.protocol.messages import (
+    SESSION_STREAM,
+    Bye,
+    ErrorMessage,
+    Hello,
+    Notice,
+    ServerMessage,
+    Welcome,
+    decode_server_message,
+    encode_message,
+)
+from dsdb.protocol.states import ClientSide
+
+_READ_BYTES = 64 << 10
+_READ_BYTES_INSIDE_FRAME = 1 << 20
+_NOTICES_KEPT_MAX = 100
+
+
+class WireClosedError(Exception):
+    """The connection is gone.  last_word: what the node said before it hung up, if anything."""
+
+    def __init__(self, reason: str, last_word: ErrorMessage | None = None) -> None:
+        super().__init__(reason)
+        self.last_word = last_word
+
+
+class Wire:
+    """A socket that speaks the protocol."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = FrameReader(frame_bytes_max=RESPONSE_BYTES_MAX)
+        self._waiting: deque[ServerMessage] = deque()
+        self.side = ClientSide()
+        self.notices: list[str] = []
+        self.is_closed = False
+        self.welcome = Welcome(session_id=0, node_id=0, server_version="")
+
+    @classmethod
+    def open(cls, host: str, port: int, target: Target) -> "Wire":
+        """Connect to a node and open a session.  Raises OperationalError, or what the node answers."""
+        try:
+            sock = socket.create_connection((host, port), timeout=target.connect_timeout)
+        except OSError as error:
+            raise OperationalError(f"cannot connect to {host}:{port}: {error}", sqlstate="08001") from None
+        wire = cls(sock)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            wire._shake_hands(target)
+            sock.settimeout(None)
+        except (OSError, WireClosedError) as error:
+            wire.close()
+            said = getattr(error, "last_word", None)
+            if said is not None:
+                raise error_of(said.sqlstate, said.message, detail=said.detail, hint=said.hint) from None
+            raise OperationalError(f"cannot open a session at {host}:{port}: {error}", sqlstate="08001") from None
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    def _shake_hands(self, target: Target) -> None:
+        self._socket.sendall(SQL_MAGIC + encode_message(Hello(user=target.user, database=target.database, options=dict(target.options))))
+        message = self.receive()
+        if not isinstance(message, Welcome):
+            raise WireClosedError(f"the node answered {type(message).__name__} to a Hello")
+        self.welcome = message
+
+    def send(self, data: bytes) -> None:
+        """Send whole frames.  Raises WireClosedError: then the last of them did not arrive."""
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            self.close()
+            raise WireClosedError(f"the connection broke while sending: {error}") from None
+        except BaseException:
+            # Interrupted midway: nobody knows where in a frame.
+            self.close()
+            raise
+
+    def receive(self) -> ServerMessage:
+        """Give the next message that is no notice.  Raises WireClosedError."""
+        try:
+            while True:
+                while not self._waiting:
+                    self._read()
+                message = self._waiting.popleft()
+                self.side.heard(message)
+                if type(message) is Notice:
+                    self._keep_notice(message)
+                elif type(message) is ErrorMessage and message.stream == SESSION_STREAM:
+                    self.close()
+                    raise WireClosedError(message.message, message)
+                else:
+                    return message
+        except ProtocolError as error:
+            self.close()
+            raise WireClosedError(f"the peer does not speak dsdb's protocol: {error}") from None
+        except OSError as error:
+            self.close()
+            raise WireClosedError(f"the connection broke: {error}") from None
+        except WireClosedError:
+            raise
+        except BaseException:
+            # Interrupted (Ctrl-C): bytes may be lost between the socket and the reader.  The node cancels what it was doing for us.
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        data = self._socket.recv(_READ_BYTES_INSIDE_FRAME if self._reader.is_inside_frame else _READ_BYTES)
+        if not data:
+            self.close()
+            raise WireClosedError("the node closed the connection")
+        for frame in self._reader.receive(data):
+            self._waiting.append(decode_server_message(frame))
+
+    def _keep_notice(self, message: Notice) -> None:
+        self.notices.append(message.message)
+        if len(self.notices) > _NOTICES_KEPT_MAX:
+            del self.notices[0]
+
+    def is_usable(self) -> bool:
+        """Say whether the connection still stands, as far as this side can know without asking: between statements only."""
+        if self.is_closed or self._waiting:
+            return False
+        try:
+            # Between statements a node says nothing but its last word.
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        self.close()
+        return False
+
+    def close(self, *, politely: bool = False) -> None:
+        """Close the socket; politely: say so first."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        if politely:
+            try:
+                self._socket.settimeout(1.0)
+                self._socket.sendall(encode_message(Bye()))
+            except OSError:
+                pass
+        self._socket.close()
