@@ -160,9 +160,9 @@ def common_type(types: Sequence[SqlType], what: str = "UNION") -> SqlType:
 def _common_pair(left: SqlType, right: SqlType, what: str) -> SqlType:
     if left == right:
         return left
-    if left.name is TypeName.DECIMAL or right.name is TypeName.DECIMAL:
-        if not (left.is_float or right.is_float) and left.is_numeric and right.is_numeric:
-            return _common_decimal(left, right)
+    exact = left.is_numeric and right.is_numeric and not (left.is_float or right.is_float)
+    if exact and TypeName.DECIMAL in (left.name, right.name):
+        return _common_decimal(left, right)
     if left.is_text and right.is_text:
         return TEXT
     if cast_context(right, left) is CastContext.IMPLICIT:

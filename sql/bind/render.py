@@ -159,6 +159,8 @@ def render_constant(value: Datum, type_: SqlType) -> str:
     if name is TypeName.INTERVAL:
         assert isinstance(value, tuple)
         return f"(to_months({value[0]}) + to_days({value[1]}) + to_microseconds(CAST({value[2]} AS BIGINT)))"
+    if name in (TypeName.TIMESTAMP, TypeName.TIMESTAMPTZ, TypeName.DATE):
+        assert isinstance(value, int)
     if name is TypeName.TIMESTAMP:
         return f"make_timestamp(CAST({value} AS BIGINT))"
     if name is TypeName.TIMESTAMPTZ:
@@ -354,7 +356,8 @@ def _as_text(text: str, source: SqlType) -> str:
 
 def _float_text(text: str) -> str:
     plain = f"regexp_replace(CAST({text} AS VARCHAR), '\\.0$', '')"
-    return f"(CASE WHEN isnan({text}) THEN 'NaN' WHEN isinf({text}) THEN CASE WHEN {text} > 0 THEN 'Infinity' ELSE '-Infinity' END ELSE {plain} END)"
+    infinite = f"CASE WHEN {text} > 0 THEN 'Infinity' ELSE '-Infinity' END"
+    return f"(CASE WHEN isnan({text}) THEN 'NaN' WHEN isinf({text}) THEN {infinite} ELSE {plain} END)"
 
 
 def _fitted(text: str, source: SqlType, target: SqlType, explicit: bool) -> str:
@@ -365,7 +368,6 @@ def _fitted(text: str, source: SqlType, target: SqlType, explicit: bool) -> str:
     if not explicit and not (source.length is not None and source.length <= length):
         problem = f"error('[22001] value too long for type {target}')"
         cut = f"(CASE WHEN rtrim(substr({text}, {length + 1}), ' ') <> '' THEN {problem} ELSE {cut} END)"
-    # The engine's rpad counts bytes of no one's business: it pads to characters, as wanted.
     return f"rpad({cut}, {length}, ' ')" if target.name is TypeName.CHAR else cut
 
 

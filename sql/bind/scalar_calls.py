@@ -40,10 +40,8 @@ def is_aggregate(node: exp.Expr) -> bool:
 
 def contains_aggregate(node: exp.Expr) -> bool:
     """Say whether a bound tree calls an aggregate other than as a window function, sub-queries aside."""
-    for child in node.walk(prune=lambda inner: isinstance(inner, exp.Query)):
-        if is_aggregate(child) and not _is_windowed(child):
-            return True
-    return False
+    nodes = node.walk(prune=lambda inner: isinstance(inner, exp.Query))
+    return any(is_aggregate(child) and not _is_windowed(child) for child in nodes)
 
 
 def contains_window(node: exp.Expr) -> bool:

@@ -124,14 +124,14 @@ def _bind_clock(node: exp.Expr, binder: Binder) -> exp.Expr:
 
 @rule(exp.CurrentUser, exp.SessionUser, exp.CurrentSchema, exp.CurrentCatalog, exp.CurrentRole)
 def _bind_session_name(node: exp.Expr, binder: Binder) -> exp.Expr:
-    name = {
+    names: dict[type[exp.Expr], str] = {
         exp.CurrentUser: "current_user",
         exp.SessionUser: "current_user",
         exp.CurrentRole: "current_user",
         exp.CurrentSchema: "current_schema",
         exp.CurrentCatalog: "current_database",
-    }[type(node)]
-    return setting(name, binder)
+    }
+    return setting(names[type(node)], binder)
 
 
 def setting(name: str, binder: Binder) -> exp.Expr:

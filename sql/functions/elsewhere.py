@@ -1,7 +1,6 @@
 """Names of common functions that Postgres has and dsdb has not, so that the error can say which of the two a name is."""
 
-POSTGRES_FUNCTIONS = frozenset(
-    """
+_NAMES = """
     array_agg array_append array_cat array_dims array_length array_lower array_ndims array_position array_positions array_prepend
     array_remove array_replace array_to_string array_upper cardinality string_to_array unnest generate_series generate_subscripts
     json_agg jsonb_agg json_build_object jsonb_build_object json_build_array jsonb_build_array json_object_agg jsonb_object_agg
@@ -13,7 +12,7 @@ POSTGRES_FUNCTIONS = frozenset(
     pg_table_size pg_relation_size pg_total_relation_size pg_database_size obj_description col_description has_table_privilege
     set_config current_setting inet_client_addr txid_current pg_advisory_lock pg_try_advisory_lock grouping mode rank_disc
     range_agg int4range numrange tsrange daterange lower_inc upper_inc isempty crypt digest gen_salt get_bit set_bit get_byte
-    set_byte ts_rank to_tsvector to_tsquery plainto_tsquery width_bucket_array setseed isfinite justify_days justify_hours
+    set_byte ts_rank to_tsvector to_tsquery plainto_tsquery width_bucket_array setseed isfinite justify_days
     normalize is_normalized unistr host netmask masklen network scale min_scale trim_scale
-    """.split()
-)
+"""
+POSTGRES_FUNCTIONS = frozenset(_NAMES.split())

@@ -31,7 +31,9 @@ def _define_integers() -> None:
         define(f"div({code}, {code}) -> {code}", engine="({0} // {1})", evaluate=checked(code, _quotient))
     define("factorial(int8) -> numeric", evaluate=_factorial, result_rule=lambda types, values: SqlType(TypeName.DECIMAL))
     define("bit_count(int8) -> int8", engine=None, evaluate=lambda value: (value & (2**64 - 1)).bit_count())
-    define("to_hex(int4) -> text", engine="lower(to_hex({0}))", evaluate=lambda value: f"{value & 0xFFFFFFFF:x}")
+    define(
+        "to_hex(int4) -> text", engine="lower(to_hex(CAST({0} AS BIGINT) & 4294967295))", evaluate=lambda value: f"{value & 0xFFFFFFFF:x}"
+    )
     define("to_hex(int8) -> text", engine="lower(to_hex({0}))", evaluate=lambda value: f"{value & (2**64 - 1):x}")
     define(
         "width_bucket(float8, float8, float8, int4) -> int4",
@@ -191,15 +193,18 @@ def _round_half_even(value: float) -> float:
     return float(round(value)) if math.isfinite(value) else value
 
 
+def _integral(function: Callable[[float], int]) -> Callable[[float], float]:
+    return lambda value: float(function(value)) if math.isfinite(value) else value
+
+
 def _define_floats() -> None:
     for code in ("float4", "float8"):
         define(f"abs({code}) -> {code}", engine="abs({0})", evaluate=abs)
-    infinite = lambda function: lambda value: float(function(value)) if math.isfinite(value) else value  # noqa: E731
     for name, engine, function in (
-        ("ceil", "ceil({0})", infinite(math.ceil)),
-        ("ceiling", "ceil({0})", infinite(math.ceil)),
-        ("floor", "floor({0})", infinite(math.floor)),
-        ("trunc", "trunc({0})", infinite(math.trunc)),
+        ("ceil", "ceil({0})", _integral(math.ceil)),
+        ("ceiling", "ceil({0})", _integral(math.ceil)),
+        ("floor", "floor({0})", _integral(math.floor)),
+        ("trunc", "trunc({0})", _integral(math.trunc)),
         ("round", "round_even({0}, 0)", _round_half_even),
         ("sign", "CAST(sign({0}) AS DOUBLE)", lambda value: float(_sign(value))),
         ("sqrt", "sqrt({0})", _domain(math.sqrt, "cannot take square root of a negative number")),
@@ -228,7 +233,11 @@ def _define_floats() -> None:
     for name in ("power", "pow", "^"):
         define(f"{name}(float8, float8) -> float8", engine="pow({0}, {1})", evaluate=finite(_power))
     define("atan2(float8, float8) -> float8", engine="atan2({0}, {1})", evaluate=math.atan2)
-    define("log(float8, float8) -> float8", engine="(ln({1}) / ln({0}))", evaluate=lambda base, value: _log(value) / _log(base))
+    define(
+        "log(float8, float8) -> float8",
+        engine="(CASE WHEN {0} IS NOT NULL AND {1} IS NOT NULL THEN ln({1}) / ln({0}) END)",
+        evaluate=lambda base, value: _log(value) / _log(base),
+    )
 
 
 _define_integers()
