@@ -95,6 +95,8 @@ class Node:
         """Where it listens; the real port once `run` has started."""
         self.http_address: Address | None = None
         self.node_id = NodeId(0)
+        self.parts: NodeParts | None = None
+        """What it is made of, once `run` has opened the store."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start, serve until `stop` or cancellation, and close everything.  Raises StartError."""
@@ -130,6 +132,7 @@ class Node:
 
     async def _serve(self, opened: OpenStore, listener: NodeListener, task_status: trio.TaskStatus[None]) -> None:
         parts = NodeParts(self._config, opened, self.address, self._clock, self._network, self._disk, self._random)
+        self.parts = parts
         self.node_id = parts.identity.node_id
         http = self._open_http(parts)
         try:
