@@ -78,6 +78,11 @@ class QueryEngine:
         """Permits to take from `_idle`, first come, first served."""
         self._threads = trio.CapacityLimiter(self._limits.connections)
 
+    @property
+    def exchange_bytes_max(self) -> int:
+        """Give how many bytes the inputs of a query may have together, and its result."""
+        return self._limits.exchange_bytes_max
+
     def close(self) -> None:
         """Close all connections and remove what was spilled.  No query may run."""
         for connection in self._idle:

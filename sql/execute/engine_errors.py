@@ -56,11 +56,24 @@ def _of_datetime(found: re.Match[str]) -> errors.SqlError:
     return errors.InvalidDatetimeError(f'invalid input syntax for type {found["type"]}: "{found["text"]}"')
 
 
+def _classes_below(base: type[errors.SqlError]) -> dict[str, type[errors.SqlError]]:
+    return {found.sqlstate: found for found in base.__subclasses__()}
+
+
+_BY_SQLSTATE = _classes_below(errors.SqlError)
+
+
+def _of_own(found: re.Match[str]) -> errors.SqlError:
+    return _BY_SQLSTATE[found["sqlstate"]](found["message"])
+
+
 _Make = Callable[["re.Match[str]"], errors.SqlError]
 
 _RULES: tuple[tuple[re.Pattern[str], _Make], ...] = tuple(
     (re.compile(pattern), make)
     for pattern, make in (
+        # What the binder has the engine raise: error('[22003] …').
+        (r"(?s)^\[(?P<sqlstate>" + "|".join(sorted(_BY_SQLSTATE)) + r")\] (?P<message>.*)", _of_own),
         (r"Division by zero", lambda _: errors.DivisionByZeroError("division by zero")),
         (
             r"More than one row returned by a subquery",

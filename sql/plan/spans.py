@@ -18,7 +18,7 @@ from typing import TypeAlias
 import msgspec
 from sqlglot import exp
 
-from dsdb.sql.bind.scalar import type_of
+from dsdb.sql.bind.bound import type_of
 from dsdb.sql.errors import NumericOutOfRangeError
 from dsdb.sql.evaluate import compile_scalar, is_evaluable
 from dsdb.sql.rows import TableRows, rows_of
@@ -125,17 +125,6 @@ def spans_of(
     """Give the spans of a conjunction for these parameters, and the conjuncts that the spans do not decide."""
     access = key_access(table, conjuncts, columns)
     return access.spans(parameters), access.residual
-
-
-def conjuncts_of(condition: exp.Expr | None) -> list[exp.Expr]:
-    """Cut a condition into the parts that AND joins; none for None."""
-    if condition is None:
-        return []
-    if isinstance(condition, exp.Paren):
-        return conjuncts_of(condition.this)
-    if isinstance(condition, exp.And):
-        return [part for side in (condition.this, condition.expression) for part in conjuncts_of(side)]
-    return [condition]
 
 
 class _Condition(msgspec.Struct, frozen=True):

@@ -185,6 +185,7 @@ def test_inputs_are_bounded(engine: QueryEngine) -> None:
         ("SELECT CAST('2020-13-01' AS DATE)", errors.DatetimeOverflowError, 'date/time field value out of range: "2020-13-01"'),
         ("SELECT (SELECT range FROM range(2))", errors.CardinalityViolationError, "more than one row returned by a subquery"),
         ("SELECT regexp_matches('a', '(')", errors.InvalidParameterError, "invalid regular expression"),
+        ("SELECT error('[22001] value too long')", errors.StringTruncationError, "^value too long$"),
         ("SELECT 1 LIMIT -1", errors.InvalidParameterError, "must not be negative"),
     ],
 )

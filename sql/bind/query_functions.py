@@ -1,0 +1,70 @@
+"""Binds functions that give rows: generate_series, in FROM.
+
+    generate_series(1, a.n) WITH ORDINALITY  ─▶  (SELECT unnest(generate_series(…)) AS c1, …) AS q2
+
+Invariants:
+- A step of zero is an error; a NULL argument gives no rows.
+"""
+
+from sqlglot import exp
+
+from dsdb.sql.bind.bound import constant_of, is_constant
+from dsdb.sql.bind.query_scope import FromItem, QueryScope, Relation, RelationColumn
+from dsdb.sql.bind.query_state import Clause, Environment, QueryState, refuse_clauses
+from dsdb.sql.bind.render import engine_type
+from dsdb.sql.bind.scalar import coerce
+from dsdb.sql.errors import FeatureNotSupportedError, InvalidColumnReferenceError, InvalidParameterError, UndefinedFunctionError
+from dsdb.sql.parse import position_of
+from dsdb.sql.types import BIGINT, INT, INTERVAL, TIMESTAMP, TIMESTAMPTZ, SqlType
+
+
+def bind_function(state: QueryState, node: exp.Expr, environment: Environment) -> FromItem:
+    """Bind a function in FROM.  Raises UndefinedFunctionError, FeatureNotSupportedError."""
+    refuse_clauses(node, "this", "alias", "joins", "ordinality", "view", "outer", "cross_apply")
+    if node.args.get("joins"):
+        raise FeatureNotSupportedError("a JOIN right behind a function in FROM is not supported here", position=position_of(node))
+    function = node.this
+    name = function.name if isinstance(function, exp.Anonymous) else str(function.key)
+    if name != "generate_series":
+        raise FeatureNotSupportedError(f"function {name} in FROM is not supported", position=position_of(node))
+    scope = environment.parent or QueryScope((), ())
+    values, element_type = _series(state, [state.scalar(argument, scope, Clause.FUNCTION) for argument in function.expressions], node)
+    alias = node.args.get("alias")
+    relation_name = alias.name if alias is not None else name
+    names = [column.name for column in alias.columns] if alias is not None else []
+    columns = [
+        RelationColumn(name=names[0] if names else relation_name, engine_name=state.engine_name(), type=element_type, nullable=False)
+    ]
+    element = exp.Cast(this=exp.Anonymous(this="unnest", expressions=[values]), to=exp.DataType.build(engine_type(element_type), "duckdb"))
+    projections = [exp.alias_(element, columns[0].engine_name, copy=False)]
+    if node.args.get("ordinality"):
+        ordinality = names[1] if len(names) > 1 else "ordinality"
+        columns.append(RelationColumn(name=ordinality, engine_name=state.engine_name(), type=BIGINT, nullable=False, ordinal=1))
+        length = exp.Anonymous(this="len", expressions=[values.copy()])
+        numbers = exp.Anonymous(this="generate_series", expressions=[exp.Literal.number(1), length])
+        projections.append(exp.alias_(exp.Anonymous(this="unnest", expressions=[numbers]), columns[1].engine_name, copy=False))
+    if len(names) > len(columns):
+        raise InvalidColumnReferenceError(
+            f'table "{relation_name}" has {len(columns)} columns available but {len(names)} columns specified', position=position_of(node)
+        )
+    tree = exp.Select(expressions=projections).subquery(state.query_name(), copy=False)
+    relation = Relation(alias=relation_name, columns=tuple(columns))
+    return FromItem(tree=tree, joins=[], relations=(relation,), visible=relation.columns, filterable=())
+
+
+def _series(state: QueryState, arguments: list[exp.Expr], node: exp.Expr) -> tuple[exp.Expr, SqlType]:
+    """Give the engine's list of a series, and its elements' type."""
+    types = [state.type_of(argument) for argument in arguments]
+    if len(arguments) in (2, 3) and all(type_.is_integer or type_.name.name == "UNKNOWN" for type_ in types):
+        element = BIGINT if BIGINT in types else INT
+        cast = [coerce(argument, BIGINT) for argument in arguments]
+    elif len(arguments) == 3 and {type_.name.name for type_ in types[:2]} <= {"DATE", "TIMESTAMP", "TIMESTAMPTZ", "UNKNOWN"}:
+        element = TIMESTAMPTZ if TIMESTAMPTZ in types[:2] else TIMESTAMP
+        cast = [coerce(argument, wanted) for argument, wanted in zip(arguments, (element, element, INTERVAL))]
+    else:
+        spelled = ", ".join(str(type_) for type_ in types)
+        raise UndefinedFunctionError(f"function generate_series({spelled}) does not exist", position=position_of(node))
+    if len(cast) == 3 and is_constant(cast[2]) and constant_of(cast[2]) in (0, (0, 0, 0)):
+        raise InvalidParameterError("step size cannot equal zero")
+    series: exp.Expr = exp.Anonymous(this="generate_series", expressions=cast)
+    return series, element

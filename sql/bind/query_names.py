@@ -1,0 +1,75 @@
+"""What output columns are called that have no alias: as Postgres calls them."""
+
+from sqlglot import exp
+
+from dsdb.sql.types import TypeName
+
+UNNAMED = "?column?"
+
+_CAST_NAMES = {
+    TypeName.BOOL: "bool",
+    TypeName.SMALLINT: "int2",
+    TypeName.INT: "int4",
+    TypeName.BIGINT: "int8",
+    TypeName.REAL: "float4",
+    TypeName.DOUBLE: "float8",
+    TypeName.DECIMAL: "numeric",
+    TypeName.TEXT: "text",
+    TypeName.VARCHAR: "varchar",
+    TypeName.CHAR: "bpchar",
+    TypeName.BYTEA: "bytea",
+    TypeName.DATE: "date",
+    TypeName.TIME: "time",
+    TypeName.TIMESTAMP: "timestamp",
+    TypeName.TIMESTAMPTZ: "timestamptz",
+    TypeName.INTERVAL: "interval",
+    TypeName.UUID: "uuid",
+}
+
+_NODE_NAMES: tuple[tuple[type[exp.Expr], str], ...] = (
+    (exp.Coalesce, "coalesce"),
+    (exp.Nullif, "nullif"),
+    (exp.Exists, "exists"),
+    (exp.Array, "array"),
+    (exp.Extract, "extract"),
+    (exp.CurrentDate, "current_date"),
+    (exp.CurrentTime, "current_time"),
+    (exp.CurrentTimestamp, "current_timestamp"),
+    (exp.Boolean, "bool"),
+    (exp.Interval, "interval"),
+    (exp.AtTimeZone, "timezone"),
+)
+
+
+def output_name(node: exp.Expr, type_name: TypeName) -> str:
+    """Name the column of an unbound expression whose type is known."""
+    return _name(node, type_name) or UNNAMED
+
+
+def _name(node: exp.Expr, type_name: TypeName | None) -> str | None:
+    """Give a name, or None if the expression suggests none."""
+    match node:
+        case exp.Alias():
+            return str(node.alias)
+        case exp.Column() | exp.Dot():
+            return str(node.name)
+        case exp.Paren() | exp.Collate():
+            return _name(node.this, None)
+        case exp.Cast():
+            # A typed literal (DATE '…') is a cast too.
+            return _name(node.this, None) or (_CAST_NAMES.get(type_name) if type_name is not None else None)
+        case exp.Window() | exp.Filter() | exp.WithinGroup():
+            return _name(node.this, None)
+        case exp.Anonymous():
+            return str(node.name)
+        case exp.Case():
+            default = node.args.get("default")
+            return (_name(default, None) if isinstance(default, exp.Column) else None) or "case"
+        case exp.Subquery() if isinstance(node.this, exp.Select) and node.this.expressions:
+            return _name(node.this.expressions[0], None)
+    for node_type, name in _NODE_NAMES:
+        if isinstance(node, node_type):
+            return name
+    if isinstance(node, exp.Func) and not isinstance(node, exp.Connector | exp.Binary):
+        return str(node.sql_name()).lower()
+    return None

@@ -1,0 +1,151 @@
+"""Runs planned queries: leaf stages where the rows lie, then the gateway's query over what they gave.
+
+    streaming     leaf ══ batches ══▶ result                         the leaf's query is the whole query
+    gathering     leaves ══▶ tables t1, t2, … ─▶ engine ─▶ result    all leaves at once, bounded in bytes
+
+Invariants:
+- A result's batches have exactly the schema of its columns.
+- Closing a result's batches early stops its leaves.
+- A query that gathers has read everything before `run_select` returns: its transaction's reads are then known.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import trio
+
+from dsdb.sql.errors import OutOfMemoryError
+from dsdb.sql.execute.engine import QueryEngine
+from dsdb.sql.execute.result import Result, ResultColumn, arrow_schema
+from dsdb.sql.plan.select import LeafPlan, SelectPlan
+from dsdb.sql.plan.stages import gateway_sql, leaf_schema, leaf_stage, row_count
+from dsdb.sql.ports import LeafStage, StageRunner, Transaction
+from dsdb.sql.types import NUMERIC
+from dsdb.storage.datum import Datum
+
+STREAMED_BATCH_ROWS = 16_384
+"""Rows of a batch of a result that the gateway computed."""
+
+
+async def run_select(plan: SelectPlan, parameters: Sequence[Datum], txn: Transaction, runner: StageRunner, engine: QueryEngine) -> Result:
+    """Run a planned query.  parameters: the statement's, and the statement values behind them (`STATEMENT_VALUES`).
+
+    Raises SqlError's; of a streaming plan those of its leaf come from the batches.
+    """
+    if plan.gateway is None:
+        return _streamed(plan, parameters, txn, runner)
+    table = await run_table(plan, parameters, txn, runner, engine)
+    return Result("SELECT", columns=plan.columns, batches=_batches_of(table), row_count=table.num_rows)
+
+
+async def run_table(plan: SelectPlan, parameters: Sequence[Datum], txn: Transaction, runner: StageRunner, engine: QueryEngine) -> pa.Table:
+    """Run a planned query to its end; give all rows as a table of `arrow_schema(plan.columns)`."""
+    if plan.gateway is None:
+        result = _streamed(plan, parameters, txn, runner)
+        assert result.batches is not None, "a streaming plan gives batches"
+        return pa.Table.from_batches([batch async for batch in result.batches], arrow_schema(plan.columns))
+    stages = {leaf.input_name: leaf_stage(leaf, parameters) for leaf in plan.leaves}
+    sql = gateway_sql(plan, parameters)
+    inputs = await _gather(plan.leaves, stages, txn, runner, engine.exchange_bytes_max)
+    table = await engine.run(sql, inputs)
+    schema = arrow_schema(plan.columns)
+    return pa.Table.from_arrays(
+        [_as_result(array, column, field.type) for array, column, field in zip(table.columns, plan.columns, schema)], schema=schema
+    )
+
+
+async def _batches_of(table: pa.Table) -> AsyncIterator[pa.RecordBatch]:
+    for batch in table.to_batches(max_chunksize=STREAMED_BATCH_ROWS):
+        yield batch
+
+
+async def _gather(
+    leaves: Sequence[LeafPlan], stages: dict[str, LeafStage], txn: Transaction, runner: StageRunner, bytes_max: int
+) -> dict[str, pa.Table]:
+    """Run all leaves at once and collect what they give.  Raises OutOfMemoryError beyond `bytes_max`."""
+    gathered: dict[str, pa.Table] = {}
+    failures: list[Exception] = []
+    size = 0
+
+    async def gather_one(leaf: LeafPlan) -> None:
+        nonlocal size
+        schema = leaf_schema(leaf)
+        batches: list[pa.RecordBatch] = []
+        try:
+            async with contextlib.aclosing(runner.run(stages[leaf.input_name], txn)) as stream:  # type: ignore[type-var]
+                async for batch in stream:
+                    size += batch.nbytes
+                    if size > bytes_max:
+                        raise OutOfMemoryError("the query gathers more rows at its gateway than fit the memory allowed for them")
+                    batches.append(batch.cast(schema) if batch.schema != schema else batch)
+        except Exception as error:  # the root of a task: handed to whoever waits, unwrapped
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+            return
+        gathered[leaf.input_name] = pa.Table.from_batches(batches, schema)
+
+    async with trio.open_nursery() as nursery:
+        for leaf in leaves:
+            if not stages[leaf.input_name].scan.spans:
+                gathered[leaf.input_name] = leaf_schema(leaf).empty_table()
+                continue
+            nursery.start_soon(gather_one, leaf)
+    if failures:
+        raise failures[0]
+    return gathered
+
+
+def _streamed(plan: SelectPlan, parameters: Sequence[Datum], txn: Transaction, runner: StageRunner) -> Result:
+    limit = row_count(plan.limit, parameters, "LIMIT")
+    offset = row_count(plan.offset, parameters, "OFFSET") or 0
+    leaf = plan.leaves[0]
+    stage = leaf_stage(leaf, parameters, limit=None if limit is None else limit + offset)
+    return Result("SELECT", columns=plan.columns, batches=_stream(plan, stage, txn, runner, limit, offset))
+
+
+async def _stream(
+    plan: SelectPlan, stage: LeafStage, txn: Transaction, runner: StageRunner, limit: int | None, offset: int
+) -> AsyncIterator[pa.RecordBatch]:
+    """Give the leaf's batches with the columns and rows of the result."""
+    schema = arrow_schema(plan.columns)
+    if limit == 0 or not stage.scan.spans:
+        return
+    async with contextlib.aclosing(runner.run(stage, txn)) as stream:  # type: ignore[type-var]
+        async for batch in stream:
+            rows = batch.slice(offset)
+            offset -= batch.num_rows - rows.num_rows
+            if limit is not None:
+                rows = rows.slice(0, limit)
+                limit -= rows.num_rows
+            if rows.num_rows:
+                yield _result_batch(rows, plan, stage, schema)
+            if limit == 0:
+                return
+
+
+def _result_batch(batch: pa.RecordBatch, plan: SelectPlan, stage: LeafStage, schema: pa.Schema) -> pa.RecordBatch:
+    arrays = batch.columns
+    if stage.sql is None:
+        # The scan gives its columns in its own order, each once.
+        arrays = [batch.column(output.this.name) for output in plan.leaves[0].outputs or ()]
+    return pa.RecordBatch.from_arrays(
+        [_as_result(array, column, field.type) for array, column, field in zip(arrays, plan.columns, schema)], schema=schema
+    )
+
+
+def _as_result(array: pa.Array | pa.ChunkedArray, column: ResultColumn, wanted: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Give an array of the engine's as one of the result's type.  The engine's type is the bound one, up to its width."""
+    if array.type == wanted:
+        return array
+    if column.type == NUMERIC and pa.types.is_decimal(array.type):
+        return _plain_spelling(array)
+    return array.cast(wanted)
+
+
+def _plain_spelling(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Spell decimals out, without zeros at the end: the engine knows one scale for all."""
+    spelled = pa.array([None if value is None else format(value, "f") for value in array.to_pylist()], pa.string())
+    has_point = pc.match_substring(spelled, ".")
+    return pc.if_else(has_point, pc.utf8_rtrim(pc.utf8_rtrim(spelled, "0"), "."), spelled)

@@ -1,0 +1,159 @@
+"""Plans a query: one leaf stage for each use of a base table, and one query over what they give at the gateway.
+
+    SELECT name, count(*) FROM users JOIN orders ON … WHERE users.id > 5 GROUP BY name
+
+        leaf t1 (where users lie)   SELECT c1, c2 FROM input          spans: id > 5
+        leaf t2 (where orders lie)  SELECT c7 FROM input WHERE …
+        gateway                     SELECT … FROM t1 JOIN t2 ON … GROUP BY …
+
+A query of one table that neither sorts, groups nor combines rows has no query at the gateway: its leaf computes the outputs, and
+batches stream through.
+
+Invariants:
+- Each condition of the text stands in exactly one place: a leaf's spans, a leaf's query, or the gateway's query.
+- A plan holds no value of a parameter: the same plan serves every execution of its text.
+
+Not here: binding (`dsdb.sql.bind.query`), values and running (`dsdb.sql.execute.select`).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from sqlglot import exp
+
+from dsdb.sql.bind.query import bind_query
+from dsdb.sql.bind.query_scope import BaseSource, BoundQuery
+from dsdb.sql.bind.query_state import Environment, QueryState
+from dsdb.sql.bind.scalar import BindContext, contains_aggregate
+from dsdb.sql.execute.result import ResultColumn
+from dsdb.sql.plan.spans import KeyAccess, key_access
+from dsdb.sql.ports import CatalogSnapshot
+from dsdb.sql.schema import TableDescriptor
+from dsdb.sql.types import NUMERIC
+from dsdb.storage.datum import Kind
+
+RAW_SUFFIX = "r"
+"""Behind the engine name of a DECIMAL without precision: the same column as its stored text, spelling and all."""
+
+
+class LeafPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of one use of a base table.
+
+    columns: engine name and position in the table of each column read; filters: bound conditions that its query applies; outputs: of
+    a streaming plan, the bound outputs that it computes, each an Alias; shipped: else, the names of the columns that it gives.
+    """
+
+    input_name: str
+    table: TableDescriptor
+    access: KeyAccess
+    columns: tuple[tuple[str, int], ...]
+    filters: tuple[exp.Expr, ...]
+    outputs: tuple[exp.Expr, ...] | None = None
+    shipped: tuple[str, ...] = ()
+
+    def is_numeric(self, position: int) -> bool:
+        """Say whether a column is a DECIMAL without precision, which is stored as text."""
+        return self.table.columns[position].type == NUMERIC
+
+
+class SelectPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A planned query.
+
+    columns: of the result; leaves: in the order of their input names; gateway: the bound query over them, or None if the only leaf
+    streams; limit, offset: bound, of a streaming plan (the gateway's query has its own inside).
+    """
+
+    columns: tuple[ResultColumn, ...]
+    leaves: tuple[LeafPlan, ...]
+    gateway: exp.Query | None
+    limit: exp.Expr | None = None
+    offset: exp.Expr | None = None
+
+
+def plan_select(
+    tree: exp.Expr,
+    catalog: CatalogSnapshot,
+    database_id: int,
+    context: BindContext,
+    *,
+    database: str = "",
+) -> SelectPlan:
+    """Bind and plan a query.  database: the current database's name, for qualified names.
+
+    Raises SqlError's about the query.
+    """
+    state = query_state(catalog, database_id, context, database=database)
+    return plan_bound(state, bind_query(state, tree, Environment()))
+
+
+def query_state(catalog: CatalogSnapshot, database_id: int, context: BindContext, *, database: str = "") -> QueryState:
+    """Make the state for binding one statement's queries; sub-queries in its scalars are bound by it too."""
+    name = database or next((found.name for found in catalog.databases() if found.database_id == database_id), "")
+    return QueryState(catalog, database_id, name, context, bind_query)
+
+
+def plan_bound(state: QueryState, bound: BoundQuery) -> SelectPlan:
+    """Plan a bound query."""
+    columns = tuple(ResultColumn(found.name, found.type) for found in bound.columns)
+    streaming = _streaming(state.sources, bound)
+    if streaming is not None:
+        tree, source = streaming
+        leaf = _leaf(source, _column_names(tree.expressions), tuple(tree.expressions))
+        limit, offset = tree.args.get("limit"), tree.args.get("offset")
+        return SelectPlan(
+            columns=columns,
+            leaves=(leaf,),
+            gateway=None,
+            limit=limit.expression if limit is not None else None,
+            offset=offset.expression if offset is not None else None,
+        )
+    used = _column_names([bound.tree])
+    leaves = tuple(_leaf(source, used) for source in state.sources)
+    return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree)
+
+
+def _streaming(sources: Sequence[BaseSource], bound: BoundQuery) -> tuple[exp.Select, BaseSource] | None:
+    """Give the SELECT and its source if rows of the one table become rows of the result one by one."""
+    tree = bound.tree
+    if len(sources) != 1 or not isinstance(tree, exp.Select):
+        return None
+    if any(tree.args.get(name) for name in ("with_", "joins", "where", "group", "having", "distinct", "order")):
+        return None
+    from_ = tree.args.get("from_")
+    if from_ is None or not isinstance(from_.this, exp.Table) or from_.this.name != sources[0].input_name:
+        return None
+    if any(part.find(exp.Query, exp.Window) is not None or contains_aggregate(part) for part in tree.expressions):
+        return None
+    return tree, sources[0]
+
+
+def _column_names(nodes: Iterable[exp.Expr]) -> set[str]:
+    return {column.name for node in nodes for column in node.find_all(exp.Column)}
+
+
+def _leaf(source: BaseSource, used: set[str], outputs: tuple[exp.Expr, ...] | None = None) -> LeafPlan:
+    """Plan a leaf.  used: names of the columns that are needed of it, besides those of its filters."""
+    access = key_access(source.table, source.filters, source.positions)
+    read = used | _column_names(access.residual)
+    columns = tuple((name, position) for name, position in source.positions.items() if name in read)
+    shipped = tuple(name for name, _ in columns if name in used)
+    if not shipped:
+        # Rows are counted by some column.
+        name, position = _cheapest(source) if not columns else columns[0]
+        shipped, columns = (name,), columns or ((name, position),)
+    return LeafPlan(
+        input_name=source.input_name,
+        table=source.table,
+        access=access,
+        columns=columns,
+        filters=access.residual,
+        outputs=outputs,
+        shipped=shipped if outputs is None else (),
+    )
+
+
+def _cheapest(source: BaseSource) -> tuple[str, int]:
+    """Give a column to count rows by: numbers are narrower than text."""
+    kinds = {name: source.table.columns[position].type.kind for name, position in source.positions.items()}
+    name = min(kinds, key=lambda name: (kinds[name] in (Kind.TEXT, Kind.BYTES, Kind.DECIMAL), source.positions[name]))
+    return name, source.positions[name]

@@ -1,0 +1,144 @@
+"""Plans with values in the place of parameters: leaf stages and the gateway's query as the engine's SQL.
+
+    SELECT c1, c2 FROM (SELECT c1, CAST(c2 AS DECIMAL(38,12)) AS c2 FROM input) AS input WHERE c1 > 5
+
+Invariants:
+- What a leaf gives has the engine's types, except of a streaming plan, whose bare columns are given as they are stored.
+- LIMIT and OFFSET reach the engine as numbers ≥ 0, or not at all.
+- A LIMIT reaches a leaf only where every row that the leaf gives is a row of the result.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from sqlglot import exp
+
+from dsdb.sql.bind.bound import conjunction, type_of
+from dsdb.sql.bind.render import engine_input, engine_output, engine_tree, render, substitute_parameters
+from dsdb.sql.errors import InvalidParameterError
+from dsdb.sql.evaluate import compile_scalar
+from dsdb.sql.execute.result import arrow_type
+from dsdb.sql.functions.decimals import ENGINE_SCALE, PRECISION_MAX
+from dsdb.sql.plan.select import RAW_SUFFIX, LeafPlan, SelectPlan
+from dsdb.sql.ports import LeafStage, TableScan
+from dsdb.sql.rows import rows_of
+from dsdb.sql.types import NUMERIC
+from dsdb.storage.datum import Datum
+
+INPUT = "input"
+"""What a leaf's query calls its scan."""
+
+
+def leaf_stage(leaf: LeafPlan, parameters: Sequence[Datum], *, limit: int | None = None) -> LeafStage:
+    """Give the stage of a leaf for these parameters.  limit: rows of its result that are enough.
+
+    Raises SqlError's about a parameter's value.
+    """
+    query = leaf_query(leaf, parameters)
+    scan_limit = None
+    if limit is not None and not leaf.filters:
+        scan_limit = limit
+    elif limit is not None and query is not None:
+        query.set("limit", exp.Limit(expression=exp.Literal.number(limit)))
+    layout = rows_of(leaf.table).layout
+    scan = TableScan(
+        spans=leaf.access.spans(parameters),
+        layouts=(layout,),
+        columns=tuple(layout.columns[position] for _, position in leaf.columns),
+        names=tuple(name for name, _ in leaf.columns),
+        limit=scan_limit,
+    )
+    return LeafStage(scan=scan, sql=None if query is None else query.sql(dialect="duckdb"))
+
+
+def leaf_query(leaf: LeafPlan, parameters: Sequence[Datum]) -> exp.Select | None:
+    """Give the query of a leaf, or None if its scan is its result."""
+    numerics = [name for name, position in leaf.columns if leaf.is_numeric(position)]
+    outputs: list[exp.Expr]
+    if leaf.outputs is None:
+        outputs = [exp.column(name) for name in leaf.shipped]
+        if not leaf.filters and not numerics:
+            return None
+    else:
+        if not leaf.filters and all(isinstance(output.this, exp.Column) for output in leaf.outputs):
+            return None
+        outputs = [_output(output, numerics, parameters) for output in leaf.outputs]
+    query = exp.Select(expressions=outputs, from_=exp.From(this=_scan(leaf, numerics)))
+    where = conjunction(leaf.filters)
+    if where is not None:
+        query.set("where", exp.Where(this=_engine(where, parameters)))
+    return query
+
+
+def _scan(leaf: LeafPlan, numerics: Sequence[str]) -> exp.Expr:
+    scan = exp.Table(this=exp.to_identifier(INPUT))
+    if not numerics:
+        return scan
+    projections: list[exp.Expr] = []
+    for name, _ in leaf.columns:
+        if name in numerics:
+            projections += (exp.alias_(exp.Var(this=engine_input(name, NUMERIC)), name), exp.alias_(exp.column(name), name + RAW_SUFFIX))
+        else:
+            projections.append(exp.column(name))
+    return exp.Select(expressions=projections, from_=exp.From(this=scan)).subquery(INPUT, copy=False)
+
+
+def _output(output: exp.Expr, numerics: Sequence[str], parameters: Sequence[Datum]) -> exp.Expr:
+    """Give an output in the type of its column; a stored DECIMAL that is an output itself as its text."""
+    node = output.this
+    if isinstance(node, exp.Column) and node.name in numerics:
+        return exp.alias_(exp.column(node.name + RAW_SUFFIX), output.alias)
+    if isinstance(node, exp.Column):
+        return exp.alias_(exp.column(node.name), output.alias)
+    return exp.alias_(exp.Var(this=engine_output(render(substitute_parameters(node, parameters)), type_of(node))), output.alias)
+
+
+def gateway_sql(plan: SelectPlan, parameters: Sequence[Datum]) -> str:
+    """Give the gateway's query for these parameters.  Raises SqlError's about a parameter's value."""
+    assert plan.gateway is not None, "a streaming plan has no query at the gateway"
+    tree: exp.Expr = plan.gateway.copy()
+    for name, node_class in (("limit", exp.Limit), ("offset", exp.Offset)):
+        for node in list(tree.find_all(node_class)):
+            count = row_count(node.expression, parameters, name.upper())
+            if count is None:
+                node.pop()
+            else:
+                node.set("expression", exp.Literal.number(count))
+    tree = _engine(tree, parameters)
+    if isinstance(plan.gateway, exp.Select) and all(isinstance(output, exp.Alias) for output in plan.gateway.expressions):
+        for output, bound in zip(tree.expressions, plan.gateway.expressions):
+            # An output may be what rows are ordered by: plain decimals become text only behind the engine.
+            if type_of(bound.this) != NUMERIC:
+                output.set("this", exp.Var(this=engine_output(output.this.sql(dialect="duckdb"), type_of(bound.this))))
+    return tree.sql(dialect="duckdb")
+
+
+def row_count(node: exp.Expr | None, parameters: Sequence[Datum], clause: str) -> int | None:
+    """Compute a LIMIT or OFFSET; None if there is none.  Raises InvalidParameterError if it is negative."""
+    if node is None:
+        return None
+    if isinstance(node, exp.Literal) and "type" not in node.meta:
+        return int(node.this)
+    value = compile_scalar(node, {})((), parameters)
+    if value is None:
+        return None
+    assert isinstance(value, int), "bound as a BIGINT"
+    if value < 0:
+        raise InvalidParameterError(f"{clause} must not be negative")
+    return value
+
+
+def leaf_schema(leaf: LeafPlan) -> pa.Schema:
+    """Give the schema of what a gathered leaf gives."""
+    decimal = pa.decimal128(PRECISION_MAX, ENGINE_SCALE)
+    return pa.schema(
+        [
+            pa.field(name, decimal if leaf.is_numeric(position) else arrow_type(leaf.table.columns[position].type))
+            for name, position in leaf.columns
+            if name in leaf.shipped
+        ]
+    )
+
+
+def _engine(tree: exp.Expr, parameters: Sequence[Datum]) -> exp.Expr:
+    return engine_tree(substitute_parameters(tree, parameters))
