@@ -19,6 +19,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How much faster or slower than ours another store's clock may run, as a fraction."""
     campaign_jitter_s: float = 0.15
     """Replicas that lost their leader campaign after a random part of this, so that they do not split the votes."""
+    inquiry_interval_s: float = 2.0
+    """How long a replica without a leader waits before it asks, again and again, whether it was removed."""
     latch_wait_s: float = 5.0
     """A request that waits longer for latches is answered Unavailable: its client can decide better than a queue."""
     latch_waiters_max: int = 10_000

@@ -64,6 +64,8 @@ class StoreFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Replicas of the receiver that the sender's applied descriptor says were removed."""
     missing: tuple[ReplicaNotice, ...] = ()
     """Replicas of the sender, as the receiver believes, that are not there: they need a Raft snapshot."""
+    inquiries: tuple[ReplicaNotice, ...] = ()
+    """Replicas of the sender that hear of no leader: were they removed?"""
     gossip: bytes = b""
     """Whatever the node attached; opaque here."""
 

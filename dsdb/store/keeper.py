@@ -3,7 +3,7 @@
 Invariants:
 - A quiet group costs nothing: it is neither ticked nor looked at, until a message, a request or the end of a promise wakes it.
 - A replica whose store has promised support to its leader's store neither campaigns nor votes; its core is told every change of either.
-- Support is asked of the stores that hold voters of groups led here, and of no others.
+- Support is asked of the stores that hold replicas of groups led here, and of no others.
 """
 
 import logging
@@ -13,7 +13,7 @@ from dsdb.kv.ids import RangeId, StoreId
 from dsdb.raft.messages import NO_REPLICA
 from dsdb.raft.ready import Role, RoleChange
 from dsdb.store.context import StoreContext
-from dsdb.store.frame import StoreFrame
+from dsdb.store.frame import ReplicaNotice, StoreFrame
 from dsdb.store.loop import RaftLoop, follows, is_quiet
 from dsdb.store.replica import Replica
 
@@ -33,7 +33,7 @@ class Keeper:
         self._is_barred = True
         self._next_request = 0.0
         self._peers: list[StoreId] | None = None
-        """Stores with voters of groups led here, ascending; None when it must be found out again."""
+        """Stores with replicas of groups led here, ascending; None when it must be found out again."""
         self._incarnations: dict[StoreId, int] = {}
         """Store → the life in which it asked for support last."""
 
@@ -114,9 +114,38 @@ class Keeper:
             elif is_quiet(replica, promises):
                 awake.discard(range_id)
                 continue
+            self._inquire_when_orphaned(replica, now)
             replica.raft.tick()
             if replica.raft.has_ready:
                 self._loop.mark(range_id)
+
+    def _inquire_when_orphaned(self, replica: Replica, now: float) -> None:
+        """Ask, once in a while, whether a replica that hears of no leader was removed: nobody would speak to it any more."""
+        store = follows(replica)
+        if replica.is_leader or (store is not None and self._context.liveness.promises(store)):
+            replica.inquire_at = math.inf
+            return
+        interval_s = self._context.config.inquiry_interval_s
+        if replica.inquire_at <= now:
+            notice = ReplicaNotice(replica.range_id, replica.replica_id)
+            for member in replica.descriptor.replicas:
+                if member.replica_id != replica.replica_id:
+                    self._loop.outbox.inquire(member.store_id, notice)
+            replica.inquire_at = now + interval_s
+        replica.inquire_at = min(replica.inquire_at, now + interval_s)
+
+    def answer_inquiry(self, sender: StoreId, notice: ReplicaNotice) -> None:
+        """Tell a replica that it was removed, or, if we lead it, that it is led."""
+        replica = self._replicas.get(notice.range_id)
+        if replica is None or replica.is_installing:
+            return
+        if replica.has_removed(notice.replica_id):
+            self._loop.outbox.tell_removed(sender, notice)
+            self._loop.schedule()
+        elif replica.is_leader:
+            replica.raft.renew_support(notice.replica_id)
+            replica.doubt_lease()
+            self._loop.mark(notice.range_id)
 
     def _on_lapsed(self, store: StoreId, now: float) -> None:
         """Set free the replicas that follow a store whose promise has passed."""
@@ -139,7 +168,7 @@ class Keeper:
             needed: set[StoreId] = set()
             for replica in self._replicas.values():
                 if replica.is_leader:
-                    needed.update(member.store_id for member in replica.descriptor.voters)
+                    needed.update(member.store_id for member in replica.descriptor.replicas)
             needed.discard(own)
             self._peers = sorted(needed)
         return self._peers

@@ -11,7 +11,7 @@ from dsdb.store.frame import RaftEnvelope, ReplicaNotice, StoreFrame, SupportGra
 class _Parcel:
     """What one peer will get."""
 
-    __slots__ = ("grant", "messages", "missing", "removed", "request")
+    __slots__ = ("grant", "inquiries", "messages", "missing", "removed", "request")
 
     def __init__(self) -> None:
         self.messages: list[RaftEnvelope] = []
@@ -19,6 +19,7 @@ class _Parcel:
         self.grant: SupportGrant | None = None
         self.removed: list[ReplicaNotice] = []
         self.missing: list[ReplicaNotice] = []
+        self.inquiries: list[ReplicaNotice] = []
 
 
 class Outbox:
@@ -55,6 +56,10 @@ class Outbox:
         """Tell a store that the replica to which it speaks is not here."""
         self._to(to).missing.append(notice)
 
+    def inquire(self, to: StoreId, notice: ReplicaNotice) -> None:
+        """Ask a store whether our replica was removed."""
+        self._to(to).inquiries.append(notice)
+
     def flush(self) -> None:
         """Send a frame to everyone who has something."""
         if not self._parcels:
@@ -71,5 +76,6 @@ class Outbox:
                     grant=parcel.grant,
                     removed=tuple(parcel.removed),
                     missing=tuple(parcel.missing),
+                    inquiries=tuple(parcel.inquiries),
                 ),
             )

@@ -93,6 +93,8 @@ class Replica:
         self._low_waiters: list[Waiter[None]] = []
         self.campaign_at = math.inf
         """When to campaign, as the leader's store has lost our support."""
+        self.inquire_at = math.inf
+        """When to ask the others whether this replica was removed: it has had no leader for a while."""
         self.is_changing = False
         """A change of replicas is under way."""
         self.incoming: Incoming | None = None
@@ -121,6 +123,10 @@ class Replica:
         """Take over where a descriptor says the replicas are."""
         for replica in descriptor.replicas:
             self.stores[replica.replica_id] = replica.store_id
+
+    def has_removed(self, replica_id: ReplicaId) -> bool:
+        """Say whether the applied descriptor shows that a replica was removed: ids are given in order, and never again."""
+        return replica_id < self.descriptor.next_replica_id and self.descriptor.replica(replica_id) is None
 
     @property
     def leader_store(self) -> StoreId | None:

@@ -228,8 +228,7 @@ class Store(LoopEvents):
                 continue
             if message.to != replica.replica_id or replica.is_installing or replica.damage is not None:
                 continue
-            descriptor = replica.descriptor
-            if message.sender < descriptor.next_replica_id and descriptor.replica(message.sender) is None:
+            if replica.has_removed(message.sender):
                 self._loop.outbox.tell_removed(frame.sender, ReplicaNotice(range_id, message.sender))
                 self._loop.schedule()
                 continue
@@ -238,6 +237,8 @@ class Store(LoopEvents):
             self._loop.mark(range_id)
         for notice in frame.missing:
             self._sender.hear_missing(frame.sender, notice.range_id, notice.replica_id)
+        for notice in frame.inquiries:
+            self._keeper.answer_inquiry(frame.sender, notice)
         for notice in frame.removed:
             replica = self._replicas.get(notice.range_id)
             if replica is not None and replica.replica_id == notice.replica_id:

@@ -192,6 +192,8 @@ def test_a_follower_far_behind_takes_a_snapshot_also_across_a_split() -> None:
         await cluster.replicate(TABLES, [2, 3])
         leader = await cluster.wait_leaseholder(TABLES)
         cluster.network.isolate(StoreId(3), cluster.ids)
+        await cluster.put(key(0), b"unseen")
+        await trio.sleep(3)
         for number in range(60):
             await cluster.put(key(number), b"y" * 50)
         await leader.serve(SplitRequest(TABLES, key(30), RangeId(7)))
