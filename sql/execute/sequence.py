@@ -114,6 +114,11 @@ class SequenceCache:
             return
         raise SerializationError(f'sequence "{sequence.name}" is used by too many others at the same time', hint="Run the statement again.")
 
+    def restart(self, sequence: SequenceDescriptor, txn: Transaction) -> None:
+        """Begin anew at START, as part of a transaction; this node's block is dropped at once."""
+        txn.delete(sequence_value_key(sequence.sequence_id))
+        self._blocks.pop(sequence.sequence_id, None)
+
 
 class SequenceLimitError(NumericOutOfRangeError):
     """A sequence has no further value."""

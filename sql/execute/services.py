@@ -68,9 +68,12 @@ class Services:
 
 
 class Execution:
-    """One attempt at a statement."""
+    """One attempt at a statement.
 
-    __slots__ = ("catalog", "now", "parameters", "services", "session", "txn")
+    is_holding: it still holds its catalogue, which then no change may make older than the last but one.
+    """
+
+    __slots__ = ("catalog", "is_holding", "now", "parameters", "services", "session", "txn")
 
     def __init__(
         self, services: Services, session: SessionState, catalog: Catalog, txn: Transaction, parameters: Sequence[Datum], now: int
@@ -81,15 +84,23 @@ class Execution:
         self.txn = txn
         self.parameters = parameters
         self.now = now
+        self.is_holding = True
+
+    def release_catalog(self) -> None:
+        """Let go of the catalogue, before a change of it that would wait for this statement."""
+        if self.is_holding:
+            self.is_holding = False
+            self.services.catalogs.release(self.catalog)
 
 
 class Plan(Protocol):
     """A statement, bound to one version of the catalogue; run any number of times.
 
-    is_writing: it buffers writes, to be committed below the catalogue's lease.  is_ddl: it changes the catalogue by itself.
+    is_writing: it buffers writes, to be committed below the catalogue's lease; is_reading: it reads rows, at a timestamp below the lease.
     """
 
     is_writing: bool
+    is_reading: bool
 
     async def run(self, execution: Execution) -> Result:
         """Run it in the attempt's transaction."""

@@ -142,7 +142,7 @@ class LocalRunner:
             return
         cursor = self.connection.cursor()
         cursor.register("input", pa.Table.from_batches(batches))
-        table: pa.Table = cursor.execute(stage.sql).to_arrow_table()
+        table = cursor.sql(stage.sql).to_arrow_table()
         for batch in table.to_batches():
             yield batch
 
