@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 import dsdb
-from dsdb.cli.demo_data import TABLES, DemoTable, read_rows
+from dsdb.cli.demo_data import TABLES, DataMissingError, DemoTable, read_rows
 from dsdb.cli.processes import NodeProcess, ProcessCluster
 
 LOAD_BATCH_ROWS = 2_000
@@ -72,6 +72,8 @@ def demo_command(nodes: int, no_shell: bool) -> None:
             if has_shell:
                 click.echo(f"\nThe shell, on {cluster.url} — \\q ends it and the cluster.")
                 subprocess.run([sys.executable, "-m", "dsdb.cli", "sql", cluster.url], check=False)
+    except DataMissingError as error:
+        raise click.ClickException(str(error)) from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

