@@ -191,7 +191,7 @@ class RaftLoop:
             self._dirty.clear()
             for range_id in range_ids:
                 replica = self._replicas.get(range_id)
-                if replica is not None and not replica.is_installing and replica.damage is None:
+                if replica is not None and not replica.is_installing:
                     self._perform(replica)
             if not self._write():
                 break
@@ -383,6 +383,8 @@ class RaftLoop:
         """Tell everyone who waits that the store has stopped."""
         for range_id in sorted(self._replicas):
             replica = self._replicas[range_id]
+            replica.is_destroyed = True
+            replica.end_lease()
             replica.fail_pending(AmbiguousResult("the store has stopped"))
 
 

@@ -17,7 +17,17 @@ import math
 from typing import TYPE_CHECKING
 
 from dsdb.kv.descriptor import RangeDescriptor
-from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable
+from dsdb.kv.errors import (
+    AmbiguousResult,
+    DiskTrouble,
+    KvError,
+    KvErrorDetail,
+    NotLeaseholder,
+    RangeKeyMismatch,
+    RangeNotFound,
+    Refused,
+    Unavailable,
+)
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.kv.requests import CommitReply, Reply
 from dsdb.raft.messages import NO_REPLICA, MembershipChange, ReplicaId
@@ -187,6 +197,8 @@ class Replica:
         """Say why this replica cannot serve, and who probably can."""
         if self.damage is not None:
             return DiskTrouble(self.damage, damaged=True)
+        if self.is_destroyed:
+            return RangeNotFound(self.range_id)
         leader = self.leader_store
         return NotLeaseholder(self.range_id, None if leader == self.context.store_id else leader, self.descriptor)
 

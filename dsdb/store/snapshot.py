@@ -218,7 +218,8 @@ class SnapshotReceiver:
         """Refuse what has no place here.  Raises TransportError."""
         descriptor = header.descriptor
         member = descriptor.replica(header.to)
-        if member is None or member.store_id != self._context.store_id:
+        is_member = header.to in header.metadata.membership.members()
+        if member is None or member.store_id != self._context.store_id or not is_member:
             raise TransportError(f"replica {header.to} of range {descriptor.range_id} does not belong to store {self._context.store_id}")
         if read_tombstone(self._context.engine, descriptor.range_id) > header.to:
             raise TransportError(f"replica {header.to} of range {descriptor.range_id} was removed from store {self._context.store_id}")

@@ -10,12 +10,12 @@ Invariants:
 """
 
 import heapq
-from typing import TypeAlias, assert_never
+from typing import TypeAlias, assert_never, get_args
 
 import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
-from dsdb.kv.errors import AmbiguousResult, Gone, InvalidRequest, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable
+from dsdb.kv.errors import Gone, InvalidRequest, KvErrorDetail, RangeKeyMismatch, Refused, Unavailable
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.requests import (
     ChangeReplicasReply,
@@ -273,7 +273,7 @@ def _other_term(lease_term: int, term: int) -> KvErrorDetail:
     return Unavailable(f"the command of lease term {lease_term} was logged in term {term}")
 
 
-_ERRORS = (AmbiguousResult, Gone, InvalidRequest, NotLeaseholder, RangeKeyMismatch, Refused, Unavailable)
+_ERRORS = get_args(KvErrorDetail)
 
 
 def is_error(result: Result) -> bool:

@@ -226,7 +226,8 @@ class Store(LoopEvents):
             if replica is None:
                 self._receive_stray(frame.sender, range_id, message)
                 continue
-            if message.to != replica.replica_id or replica.is_installing or replica.damage is not None:
+            if message.to != replica.replica_id or replica.is_installing or isinstance(message, InstallSnapshot):
+                # A Raft snapshot comes with its data, by `receive_snapshot`, or not at all.
                 continue
             if replica.has_removed(message.sender):
                 self._loop.outbox.tell_removed(frame.sender, ReplicaNotice(range_id, message.sender))
@@ -290,7 +291,17 @@ class Store(LoopEvents):
             log.error("%s; the replica is out of service", reason)
             replica.damage = reason
             replica.end_lease()
+            self._give_lead_away(replica)
         return KvError(DiskTrouble(reason, damaged=isinstance(error, CorruptionError)))
+
+    def _give_lead_away(self, replica: Replica) -> None:
+        """Have another replica lead a range whose copy here is damaged; this one goes on voting."""
+        if not replica.is_leader:
+            return
+        for progress in sorted(replica.raft.status().progress, key=lambda progress: (-progress.match, progress.replica)):
+            if progress.is_recently_active and replica.raft.transfer_leadership(progress.replica):
+                self._loop.mark(replica.range_id)
+                return
 
     # ---- What the loop tells ----
 
@@ -299,6 +310,8 @@ class Store(LoopEvents):
         self._keeper.on_role(replica, change)
         if change.role is Role.LEADER:
             log.info("range %d: replica %d leads in term %d", replica.range_id, replica.replica_id, change.term)
+            if replica.damage is not None:
+                self._give_lead_away(replica)
         elif replica.lease_term:
             log.info("range %d: replica %d leads no more; term %d", replica.range_id, replica.replica_id, change.term)
             replica.lease_term = 0
@@ -345,6 +358,7 @@ class Store(LoopEvents):
     def on_removed(self, replica: Replica, batch: WriteBatch) -> Callable[[], None]:
         """Remove a replica from this store for good."""
         replica.is_destroyed = True
+        replica.doubt_lease()
         clear_keys(batch, replica.descriptor.span)
         clear_replica(batch, replica.range_id)
         put_tombstone(batch, replica.range_id, ReplicaId(replica.replica_id + 1))

@@ -10,7 +10,7 @@ import trio.testing
 
 from dsdb.env import InlineDisk
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
-from dsdb.kv.errors import AmbiguousResult, KvError, NotLeaseholder, RangeKeyMismatch, Unavailable
+from dsdb.kv.errors import AmbiguousResult, KvError, NotLeaseholder, RangeKeyMismatch, RangeNotFound, Unavailable
 from dsdb.kv.ids import AttemptId, NodeId, RangeId, StoreId
 from dsdb.kv.requests import (
     ChangeReplicasRequest,
@@ -223,7 +223,7 @@ class Cluster:
 
     async def eventually(self, check: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
         with trio.fail_after(timeout_s):
-            while not check():
+            while not check():  # noqa: ASYNC110  # what is waited for has no event
                 await trio.sleep(0.02)
 
     async def call(self, make: Callable[[RangeId], Request], key: bytes, *, timeout_s: float = 20.0) -> Reply:
@@ -238,7 +238,7 @@ class Cluster:
                     try:
                         return await store.serve(make(desc.range_id))
                     except KvError as error:
-                        if not isinstance(error.detail, NotLeaseholder | RangeKeyMismatch | Unavailable):
+                        if not isinstance(error.detail, NotLeaseholder | RangeKeyMismatch | RangeNotFound | Unavailable):
                             raise
                 await trio.sleep(0.02)
 
