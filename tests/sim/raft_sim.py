@@ -187,8 +187,9 @@ def simulate(seed: int, seconds: float, rules: Rules | None = None) -> Simulatio
     simulation = Simulation(seed, rules)
     try:
         simulation.run(seconds)
-    except AssertionError as error:
-        raise Violation(f"seed {seed} at {simulation.now:.1f} ms: {error}") from error
+    except (AssertionError, LookupError) as error:
+        # A core that trips over its own log has broken a property too.
+        raise Violation(f"seed {seed} at {simulation.now:.1f} ms: {error!r}") from error
     return simulation
 
 

@@ -14,31 +14,36 @@ from tests.sim.raft_checker import Violation
 from tests.sim.raft_sim import simulate
 from tests.sim.raft_world import Rules
 
-SEEDS = range(1, 41)
+SEEDS = range(1, 61)
 SECONDS = 12.0
 
 AT_LEAST = {
-    "acknowledged": 2000,
-    "crash": 300,
-    "joint entered": 50,
+    "acknowledged": 1500,
+    "crash": 400,
+    "joint entered": 10,
     "leader elected": 200,
     "lease checked": 20000,
-    "log compacted": 500,
-    "log truncated": 5,
-    "membership applied": 300,
-    "membership proposed": 100,
+    "log compacted": 300,
+    "log truncated": 15,
+    "membership applied": 150,
+    "membership proposed": 50,
     "message doubled": 2000,
     "message late": 1000,
     "message lost": 20000,
-    "one-way partition": 40,
-    "partition": 100,
+    "message muted": 3000,
+    "one-way partition": 25,
+    "partition": 60,
     "read confirmed": 200,
-    "snapshot installed": 80,
-    "stale sync reported": 3,
-    "support renewed": 500,
-    "swap proposed": 10,
-    "tick spared": 5000,
-    "transfer": 30,
+    "snapshot installed": 50,
+    "stale sync reported": 5,
+    "support renewed": 400,
+    "swap proposed": 2,
+    "tick spared": 10000,
+    "transfer": 15,
+    "usurped by cut": 30,
+    "usurped by mute": 30,
+    "usurped by restart": 30,
+    "usurped by transfer": 30,
     "write lost in a crash": 150,
 }
 
@@ -151,8 +156,8 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("vote not persisted", Rules(node_class=ForgetsVote), 60),
-    Mutant("stale sync counted", Rules(node_class=CountsStaleSync), 60),
+    Mutant("vote not persisted", Rules(node_class=ForgetsVote), 200),
+    Mutant("stale sync counted", Rules(node_class=CountsStaleSync), 100),
     Mutant("old terms commit by counting", Rules(node_class=CountsOldTerms), 60),
     Mutant("learners counted", Rules(node_class=CountsLearners), 60),
     Mutant("unsynced counted", Rules(node_class=CountsUnsynced), 60),
