@@ -223,7 +223,7 @@ class RaftNode(Election):
         if self._heartbeats_due:
             self._send_heartbeats()
         snapshot, log.snapshot = log.snapshot, None
-        entries = log.take_unwritten()
+        entries = log.take_unwritten() if log.handed != log.last_index else ()
         hard_state = None
         stable = None
         if entries or self._is_hard_dirty or snapshot is not None:
@@ -232,7 +232,7 @@ class RaftNode(Election):
             if self._is_hard_dirty or log.commit != self._hard_commit:
                 hard_state = self._hard_state()
             stable = (log.last_index, log.generation)
-        committed = log.take_committed(self.config.apply_bytes_max)
+        committed = log.take_committed(self.config.apply_bytes_max) if log.applying < log.commit else ()
         if committed and self._uncommitted_bytes:
             self._uncommitted_bytes = max(0, self._uncommitted_bytes - sum([len(entry.data) for entry in committed]))
         messages: tuple[Message, ...] = ()

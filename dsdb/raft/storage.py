@@ -10,6 +10,10 @@ class LogStorage(Protocol):
 
     Right after a start it shows exactly what survived. Implementations answer from memory or the engine without waiting; they may assume
     that the core asks for a term or entries only within [first_index - 1, last_index] and [first_index, last_index] respectively.
+
+    The first replicas of a group are born with a state at some index above 0 (its term is 0), so that first_index() is never 1: a
+    replica that starts empty, without a membership, then always takes a snapshot, which tells it the membership, instead of a log from
+    the beginning.
     """
 
     def initial_state(self) -> tuple[HardState, Membership, int]:
@@ -17,7 +21,7 @@ class LogStorage(Protocol):
         ...
 
     def first_index(self) -> int:
-        """Give the index of the first entry kept: 1 for a log never compacted, last_index() + 1 for one that is empty."""
+        """Give the index of the first entry kept; last_index() + 1 when there is none."""
         ...
 
     def last_index(self) -> int:
