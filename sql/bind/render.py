@@ -161,13 +161,16 @@ def render_constant(value: Datum, type_: SqlType) -> str:
         return f"(to_months({value[0]}) + to_days({value[1]}) + to_microseconds(CAST({value[2]} AS BIGINT)))"
     if name in (TypeName.TIMESTAMP, TypeName.TIMESTAMPTZ, TypeName.DATE):
         assert isinstance(value, int)
-    if name is TypeName.TIMESTAMP:
-        return f"make_timestamp(CAST({value} AS BIGINT))"
-    if name is TypeName.TIMESTAMPTZ:
-        return f"CAST(make_timestamp(CAST({value} AS BIGINT)) AS TIMESTAMPTZ)"
+        return _render_moment(value, name)
+    return f"CAST('{format_text(value, type_)}' AS {engine_type(type_)})"
+
+
+def _render_moment(value: int, name: TypeName) -> str:
+    # By number, not by text: the engine's reading of years before 1 or after 9999 is its own.
     if name is TypeName.DATE:
         return f"(DATE '1970-01-01' + CAST({value} AS INTEGER))"
-    return f"CAST('{format_text(value, type_)}' AS {engine_type(type_)})"
+    timestamp = f"make_timestamp(CAST({value} AS BIGINT))"
+    return timestamp if name is TypeName.TIMESTAMP else f"CAST({timestamp} AS TIMESTAMPTZ)"
 
 
 def _render_call(node: exp.Expr, clause: str) -> str:

@@ -10,6 +10,7 @@ from dsdb.sql.bind.binder import BindContext, Binder, Scope, rule
 from dsdb.sql.bind.bound import call_of, constant, constant_of, is_constant, mark, nullable_of, type_of
 from dsdb.sql.bind.choose import make_call
 from dsdb.sql.bind.coerce import coerce, is_unknown, unify
+from dsdb.sql.bind.scalar_operators import negated
 from dsdb.sql.bind.scalar_syntax import cast_to, setting
 from dsdb.sql.errors import (
     FeatureNotSupportedError,
@@ -19,8 +20,9 @@ from dsdb.sql.errors import (
     WindowingError,
 )
 from dsdb.sql.functions import OVERLOADS, FunctionKind, is_aggregate_name, is_window_name
+from dsdb.sql.functions.casts import CastContext
 from dsdb.sql.parse import position_of
-from dsdb.sql.types import BIGINT, DATE, INTERVAL, REAL, TEXT, TIMESTAMP, TIMESTAMPTZ, SqlType, TypeName
+from dsdb.sql.types import BIGINT, BOOL, DATE, INTERVAL, REAL, TEXT, TIMESTAMP, TIMESTAMPTZ, SqlType, TypeName
 
 _NOW = frozenset({"now", "transaction_timestamp", "statement_timestamp"})
 _SETTINGS = {
@@ -116,8 +118,22 @@ def _bind_date_part(node: exp.Expr, arguments: list[exp.Expr], binder: Binder) -
     return make_call("date_part", [constant(str(constant_of(field)).lower(), TEXT), source], position_of(node))
 
 
+def _bind_concat(node: exp.Expr, arguments: list[exp.Expr], binder: Binder) -> exp.Expr:
+    """Let concat and concat_ws take any values, as they print (a BOOL as t or f)."""
+    texts = []
+    for argument in arguments:
+        value = binder.bind(argument)
+        if not is_unknown(value) and type_of(value) == BOOL:
+            letters = [exp.If(this=value, true=constant("t", TEXT)), exp.If(this=negated(value.copy()), true=constant("f", TEXT))]
+            value = mark(exp.Case(ifs=letters, default=constant(None, TEXT)), TEXT)
+        texts.append(coerce(value, TEXT, CastContext.ASSIGNMENT))
+    return make_call(str(node.this), texts, position_of(node))
+
+
 _SPECIAL = {
     "coalesce": _bind_coalesce,
+    "concat": _bind_concat,
+    "concat_ws": _bind_concat,
     "pg_typeof": _bind_typeof,
     "date_part": _bind_date_part,
     **dict.fromkeys(_NOW, _bind_now),

@@ -5,6 +5,8 @@ Invariants:
 - A column that is compared with a constant of its own kind stays bare, so that the planner sees the key in it.
 """
 
+from decimal import Decimal
+
 from sqlglot import exp
 
 from dsdb.sql.bind.binder import Binder, rule
@@ -95,7 +97,7 @@ def _like_operand(node: exp.Expr, type_: SqlType) -> exp.Expr:
         if isinstance(value, str) and type_.length is not None and len(value.rstrip(" ")) <= type_.length:
             return constant(fit_string(value.rstrip(" "), type_), type_)
         return decided if "parameter" not in decided.meta else coerce(decided, SqlType(TypeName.CHAR, length=type_.length))
-    return coerce(node, SqlType(type_.name) if type_.is_text else type_)
+    return coerce(node, TEXT if type_.is_text else type_)
 
 
 def _compare_char(left: exp.Expr, right: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
@@ -316,6 +318,10 @@ def _bind_prefix(node: exp.Expr, binder: Binder) -> exp.Expr:
         if least is not None:
             return least
     operand = binder.bind(node.this)
+    if isinstance(node, exp.Neg) and is_constant(operand) and type_of(operand).name is TypeName.DECIMAL:
+        value = constant_of(operand)
+        if isinstance(value, Decimal):
+            return constant(value.copy_negate() if value else value, type_of(operand))
     name = _PREFIX[type(node)]
     return make_call(name, [operand], position_of(node), node=type(node)() if name in ("neg", "~") else None)
 

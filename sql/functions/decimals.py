@@ -144,7 +144,9 @@ def check_digits(value: Decimal, type_: SqlType) -> Decimal:
 
     Raises: NumericOutOfRangeError.
     """
-    if type_.precision is not None and value and value.adjusted() >= type_.precision - (type_.scale or 0):
+    if not value:
+        return value.copy_abs()  # there is no negative zero
+    if type_.precision is not None and value.is_finite() and value.adjusted() >= type_.precision - (type_.scale or 0):
         raise NumericOutOfRangeError(f"value out of range: more than {type_.precision} digits")
     return value
 

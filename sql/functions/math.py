@@ -164,8 +164,10 @@ def _domain(function: Callable[..., float], message: str) -> Callable[..., float
             return function(*values)
         except ValueError:
             raise InvalidParameterError(message) from None
+        except OverflowError:
+            raise NumericOutOfRangeError("value out of range: overflow") from None
 
-    return finite(evaluate)
+    return evaluate
 
 
 def _power(base: float, exponent: float) -> float:
@@ -193,6 +195,17 @@ def _round_half_even(value: float) -> float:
     return float(round(value)) if math.isfinite(value) else value
 
 
+_ENGINE_POWER = (
+    "(CASE WHEN {0} < 0 AND {1} <> floor({1}) "
+    "THEN error('[22023] a negative number raised to a non-integer power yields a complex result') ELSE pow({0}, {1}) END)"
+)
+_ENGINE_ACOSH = "(CASE WHEN {0} < 1 THEN error('[22003] input is out of range') ELSE acosh({0}) END)"
+
+
+def _atanh(value: float) -> float:
+    return math.copysign(math.inf, value) if abs(value) == 1 else math.atanh(value)
+
+
 def _integral(function: Callable[[float], int]) -> Callable[[float], float]:
     return lambda value: float(function(value)) if math.isfinite(value) else value
 
@@ -218,7 +231,11 @@ def _define_floats() -> None:
         ("sin", "sin({0})", _domain(math.sin, "input is out of range")),
         ("cos", "cos({0})", _domain(math.cos, "input is out of range")),
         ("tan", "tan({0})", _domain(math.tan, "input is out of range")),
-        ("cot", "cot({0})", _domain(lambda value: 1 / math.tan(value) if value else math.inf, "input is out of range")),
+        (
+            "cot",
+            "(CASE WHEN {0} = 0 THEN CAST('Infinity' AS DOUBLE) ELSE cot({0}) END)",
+            _domain(lambda value: 1 / math.tan(value) if value else math.inf, "input is out of range"),
+        ),
         ("asin", "asin({0})", _domain(math.asin, "input is out of range")),
         ("acos", "acos({0})", _domain(math.acos, "input is out of range")),
         ("atan", "atan({0})", math.atan),
@@ -226,12 +243,12 @@ def _define_floats() -> None:
         ("cosh", "cosh({0})", finite(math.cosh)),
         ("tanh", "tanh({0})", math.tanh),
         ("asinh", "asinh({0})", math.asinh),
-        ("acosh", "acosh({0})", _domain(math.acosh, "input is out of range")),
-        ("atanh", "atanh({0})", _domain(math.atanh, "input is out of range")),
+        ("acosh", _ENGINE_ACOSH, _domain(math.acosh, "input is out of range")),
+        ("atanh", "atanh({0})", _domain(_atanh, "input is out of range")),
     ):
         define(f"{name}(float8) -> float8", engine=engine, evaluate=function)
     for name in ("power", "pow", "^"):
-        define(f"{name}(float8, float8) -> float8", engine="pow({0}, {1})", evaluate=finite(_power))
+        define(f"{name}(float8, float8) -> float8", engine=_ENGINE_POWER, evaluate=finite(_power))
     define("atan2(float8, float8) -> float8", engine="atan2({0}, {1})", evaluate=math.atan2)
     define(
         "log(float8, float8) -> float8",

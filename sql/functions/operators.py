@@ -224,19 +224,23 @@ def _define_times() -> None:
     define("neg(interval) -> interval", engine="(-{0})", evaluate=_negate_interval)
     define("*(interval, float8) -> interval", engine=_engine_scaled("{0}", "{1}"), evaluate=scale_interval)
     define("*(float8, interval) -> interval", engine=_engine_scaled("{1}", "{0}"), evaluate=lambda by, span: scale_interval(span, by))
-    define("/(interval, float8) -> interval", engine=_engine_scaled("{0}", "(1.0::DOUBLE / {1})"), evaluate=_divide_interval)
+    define(
+        "/(interval, float8) -> interval",
+        engine=_engine_scaled("{0}", "(CASE WHEN {0} IS NOT NULL THEN 1.0::DOUBLE / {1} END)"),
+        evaluate=_divide_interval,
+    )
 
 
 def _engine_scaled(interval: str, factor: str) -> str:
     # Months, days and microseconds by themselves, because the engine's own product rounds each away.
     months = f"(datepart('year', {interval}) * 12 + datepart('month', {interval})) * {factor}"
-    days = f"datepart('day', {interval}) * {factor} + (({months}) - trunc({months})) * 30"
-    days = f"round({days}, 6)"
+    days = f"datepart('day', {interval}) * {factor}"
+    month_days = f"round((({months}) - trunc({months})) * 30, 6)"
+    rest = f"round({days} - trunc({days}) + {month_days} - trunc({month_days}), 6)"
+    whole = f"CAST(trunc({days}) + trunc({month_days}) + trunc({rest}) AS INTEGER)"
     clock = f"(datepart('hour', {interval}) * 3600000000 + datepart('minute', {interval}) * 60000000 + datepart('microsecond', {interval}))"
-    rest = f"round({clock} * {factor} + round({days} - trunc({days}), 6) * 86400000000)"
-    return (
-        f"(to_months(CAST(trunc({months}) AS INTEGER)) + to_days(CAST(trunc({days}) AS INTEGER)) + to_microseconds(CAST({rest} AS BIGINT)))"
-    )
+    micros = f"round_even({clock} * {factor} + ({rest} - trunc({rest})) * 86400000000, 0)"
+    return f"(to_months(CAST(trunc({months}) AS INTEGER)) + to_days({whole}) + to_microseconds(CAST({micros} AS BIGINT)))"
 
 
 def _commuting(pair: str, result: str, engine: str, evaluate: Callable[[Any, Any], Any]) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 
-from dsdb.sql.errors import InvalidParameterError, ProgramLimitError
+from dsdb.sql.errors import FeatureNotSupportedError, InvalidParameterError, ProgramLimitError
 from dsdb.sql.functions.registry import define
 from dsdb.sql.types import SqlType
 
@@ -194,7 +194,11 @@ def _regexp_replace(text: str, pattern: str, replacement: str, options: str = ""
 
 
 def _engine_replace(arguments: Sequence[str], _: Sequence[SqlType], __: SqlType) -> str:
-    options = f"({arguments[3]} || 's')" if len(arguments) > 3 else "'s'"
+    options = "'s'"
+    if len(arguments) > 3:
+        if not arguments[3].startswith("'"):
+            raise FeatureNotSupportedError("the flags of regexp_replace must be a literal over the rows of a query")
+        options = f"({arguments[3]} || 's')"
     return f"regexp_replace({arguments[0]}, {arguments[1]}, replace({arguments[2]}, '\\&', '\\0'), {options})"
 
 
@@ -206,7 +210,7 @@ def _regexp_substring(text: str, pattern: str) -> str | None:
 
 
 _START = "(CASE WHEN {1} < 1 THEN 1 ELSE {1} END)"
-_NEGATIVE = "WHEN {2} < 0 THEN error('[22023] negative substring length not allowed')"
+_NEGATIVE = "WHEN {0} IS NOT NULL AND {1} IS NOT NULL AND {2} < 0 THEN error('[22023] negative substring length not allowed')"
 _SUBSTRING = (
     f"(CASE {_NEGATIVE} WHEN CAST({{1}} AS BIGINT) + {{2}} <= 1 THEN substr({{0}}, 1, {{2}} * 0 + {{1}} * 0) "
     f"ELSE substr({{0}}, {_START}, CAST({{1}} AS BIGINT) + {{2}} - {_START}) END)"
@@ -277,7 +281,7 @@ def _define_parts() -> None:
     define("substring(text, text) -> text", evaluate=_regexp_substring)
     define(
         "split_part(text, text, int4) -> text",
-        engine="(CASE WHEN {2} = 0 THEN error('[22023] field position must not be zero') "
+        engine="(CASE WHEN {0} IS NOT NULL AND {1} IS NOT NULL AND {2} = 0 THEN error('[22023] field position must not be zero') "
         "WHEN {1} = '' THEN CASE WHEN abs({2}) = 1 THEN {0} ELSE left({0}, 0) END ELSE split_part({0}, {1}, {2}) END)",
         evaluate=_split_part,
     )

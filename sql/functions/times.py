@@ -23,7 +23,7 @@ from dsdb.sql.civil import (
 from dsdb.sql.errors import DatetimeOverflowError, FeatureNotSupportedError, InvalidParameterError
 from dsdb.sql.functions.decimals import decimal_of
 from dsdb.sql.functions.registry import define
-from dsdb.sql.types import NUMERIC, SqlType, TypeName
+from dsdb.sql.types import DOUBLE, SqlType, TypeName
 from dsdb.storage.datum import DAY_MICROSECONDS, Interval
 
 _UTC = frozenset({"utc", "gmt", "z", "zulu", "+00", "+00:00", "etc/utc"})
@@ -150,12 +150,40 @@ def _extract_interval(name: str, value: Interval) -> Decimal:
     return clock * sign
 
 
+_CLOCK_FIELDS = frozenset({"hour", "minute", "second", "milliseconds", "microseconds", "epoch"})
+_DAY_FIELDS = frozenset({"year", "month", "day", "decade", "century", "millennium", "quarter", "dow", "isodow", "doy", "week", "isoyear"})
+_SPAN_FIELDS = frozenset({"year", "month", "day", "decade", "century", "millennium", "quarter"}) | _CLOCK_FIELDS
+_FIELDS = {
+    TypeName.DATE: _DAY_FIELDS | {"epoch"},
+    TypeName.TIME: _CLOCK_FIELDS,
+    TypeName.INTERVAL: _SPAN_FIELDS,
+    TypeName.TIMESTAMP: _DAY_FIELDS | _CLOCK_FIELDS,
+    TypeName.TIMESTAMPTZ: _DAY_FIELDS | _CLOCK_FIELDS,
+}
+
+
+def _check_field(name: object, type_: SqlType) -> str:
+    """Give a field's proper name if its type has it.
+
+    Raises: InvalidParameterError, FeatureNotSupportedError (a field that is not a literal).
+    """
+    if not isinstance(name, str):
+        raise FeatureNotSupportedError("the field must be a literal")
+    field = _field(name)
+    if field not in _FIELDS[type_.name]:
+        raise _unknown_field(name, str(SqlType(type_.name)))
+    return field
+
+
 def _extract_type(types: Sequence[SqlType], values: Sequence[Any]) -> SqlType:
-    if not isinstance(values[0], str):
-        return NUMERIC
-    field = _field(values[0])
+    field = _check_field(values[0], types[1])
     scale = 0 if field == "epoch" and types[1].name is TypeName.DATE else _FRACTIONS.get(field, 0)
     return decimal_of(20, scale)
+
+
+def _part_type(types: Sequence[SqlType], values: Sequence[Any]) -> SqlType:
+    _check_field(values[0], types[1])
+    return DOUBLE
 
 
 def _fitted(function: Callable[[str, Any], Decimal]) -> Callable[[Sequence[SqlType], SqlType], Callable[[str, Any], Decimal]]:
@@ -205,6 +233,7 @@ def _define_fields() -> None:
             f"date_part(text, {code}) -> float8",
             engine=_engine_extract,
             evaluate=lambda field, value, function=function: float(function(field, value)),
+            result_rule=_part_type,
         )
 
 
