@@ -400,6 +400,22 @@ def text_is_finished(tree: Tree) -> Iterator[Fault]:
                     yield Fault(name, number, f"the path {found[0]}…", "derive it from the file's own place, or take it as an argument")
 
 
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+NAMED_FILE = re.compile(r"`((?:dsdb|sql|storage|tests|bench|docs)/[\w./-]+\.(?:py|md|txt))`")
+
+
+def pages_name_what_is_there(tree: Tree) -> Iterator[Fault]:
+    """Links and files named in README.md and docs/ exist."""
+    for path in (tree.root / "README.md", *sorted((tree.root / "docs").rglob("*.md"))):
+        name = path.relative_to(tree.root).as_posix()
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            targets = [(target, path.parent / target) for target in LINK.findall(line)]
+            targets += [(target, tree.root / target) for target in NAMED_FILE.findall(line)]
+            for target, found in targets:
+                if not found.exists():
+                    yield Fault(name, number, f"{target} is not there", "name what there is")
+
+
 def the_top_level_is_complete(tree: Tree) -> Iterator[Fault]:
     """The top level has exactly its entries; what git ignores is not looked at."""
     ignored = (tree.root / ".gitignore").read_text().split() if (tree.root / ".gitignore").exists() else []
@@ -425,6 +441,7 @@ RULES: tuple[Rule, ...] = (
     no_event_loop_sleeps,
     sets_are_sorted_before_use,
     text_is_finished,
+    pages_name_what_is_there,
     the_top_level_is_complete,
 )
 
@@ -504,6 +521,8 @@ PLANTED: tuple[tuple[Rule, str, str, int], ...] = (
     ),
     (text_is_finished, "docs/a.md", "TO" + "DO: write", 2),
     (text_is_finished, "bench/a.py", "path = '/ho" + "me/someone/x'", 2),
+    (pages_name_what_is_there, "docs/a.md", "see [this](b.md#part)", 2),
+    (pages_name_what_is_there, "docs/a.md", "see `storage/gone.py`", 2),
     (the_top_level_is_complete, "scripts/a.py", "", 1),
 )
 
