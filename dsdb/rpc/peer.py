@@ -75,6 +75,7 @@ class Peers:
                     for peer in self._peers.values():
                         peer.sweep(now)
             finally:
+                self._nursery = None
                 with trio.CancelScope(shield=True):
                     for peer in self._peers.values():
                         await peer.close_idle()
@@ -157,6 +158,11 @@ class Peers:
             peer = self._peers[node_id] = _Peer(self, node_id, self._network, self._clock, self._nursery)
         return peer
 
+    @property
+    def is_running(self) -> bool:
+        """Say whether `run` holds the connections."""
+        return self._nursery is not None
+
     def resolve(self, node_id: NodeId) -> Address:
         """Give the address of a node.  Raises NotSent if it is not known."""
         address = self._address_of(node_id)
@@ -217,6 +223,9 @@ class _Peer:
 
     def _start_connecting(self) -> None:
         if self._connecting is None and self._clock.now() >= self._retry_at:
+            if not self._peers.is_running:
+                self._error = "this node is stopping"
+                return
             self._connecting = trio.Event()
             self._nursery.start_soon(self._run)
 
@@ -229,13 +238,17 @@ class _Peer:
     async def _run(self) -> None:
         """Connect, then read until the connection ends."""
         assert self._connecting is not None
+        stream: NodeStream | None = None
         try:
             stream = await self._open()
         except (OSError, trio.TooSlowError, trio.BrokenResourceError, NotSent) as error:
             self._error = str(error) or "it does not answer"
             self._retry_at = self._clock.now() + RECONNECT_PAUSE_S
-            self._done_connecting()
             return
+        finally:
+            # Also when cancelled: whoever waits for the connection must hear that there is none.
+            if self.connection is None and stream is None:
+                self._done_connecting()
         self.connection = connection = _Connection(self._node_id, stream)
         self._done_connecting()
         try:
