@@ -26,10 +26,11 @@ from typing import Any, Protocol, TypeVar
 from dsdb.driver import errors, results
 from dsdb.driver.adapt import dump_parameters
 from dsdb.driver.cursor import Cursor
+from dsdb.driver.embedded import open_node
 from dsdb.driver.errors import DataError, InterfaceError, NotSupportedError, OperationalError, SerializationFailure, error_of
 from dsdb.driver.hosts import open_wire
 from dsdb.driver.results import INLINE_ROWS_MAX, Answer, Streamed
-from dsdb.driver.target import Target
+from dsdb.driver.target import Target, parse_target
 from dsdb.driver.text import is_read_only, is_setting
 from dsdb.driver.wire import Wire, WireClosedError
 from dsdb.protocol.messages import (
@@ -407,15 +408,16 @@ def _lost(sql: str, error: WireClosedError) -> errors.DatabaseError:
 
 def connect(target: str | os.PathLike[str] | None = None) -> Connection:
     """Connect to a cluster (a dsdb:// URL), to an embedded node over a directory (a path), or to one in memory (None)."""
-    from dsdb.driver.embedded import open_node  # noqa: PLC0415, RUF100
-    from dsdb.driver.target import parse_target  # noqa: PLC0415, RUF100
+    return connect_to(parse_target(target))
 
-    parsed = parse_target(target)
-    if not parsed.is_embedded:
-        return Connection(parsed)
-    node, address = open_node(parsed.directory)
+
+def connect_to(target: Target) -> Connection:
+    """Connect to what a target says."""
+    if not target.is_embedded:
+        return Connection(target)
+    node, address = open_node(target.directory)
     try:
-        return Connection(Target(hosts=(address,), user=parsed.user, database=parsed.database), node)
+        return Connection(Target(hosts=(address,), user=target.user, database=target.database, options=target.options), node)
     except BaseException:
         node.close()
         raise

@@ -6,6 +6,7 @@ Invariants:
 """
 
 import socket
+import threading
 from collections import deque
 
 from dsdb.driver.errors import OperationalError, error_of
@@ -44,6 +45,7 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reader = FrameReader(frame_bytes_max=RESPONSE_BYTES_MAX)
+        self._send_lock = threading.Lock()
         self._waiting: deque[ServerMessage] = deque()
         self.side = ClientSide()
         self.notices: list[str] = []
@@ -84,7 +86,9 @@ class Wire:
     def send(self, data: bytes) -> None:
         """Send whole frames.  Raises WireClosedError: then the last of them did not arrive."""
         try:
-            self._socket.sendall(data)
+            # A Cancel comes from another thread, and must not get between the bytes of a frame.
+            with self._send_lock:
+                self._socket.sendall(data)
         except OSError as error:
             self.close()
             raise WireClosedError(f"the connection broke while sending: {error}") from None

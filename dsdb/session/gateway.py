@@ -24,6 +24,7 @@ from typing import Protocol
 
 import pyarrow as pa
 import trio
+from sqlglot import exp
 
 from dsdb.protocol.datums import parameter_datums, parameter_types
 from dsdb.protocol.errors import ProtocolError
@@ -55,12 +56,17 @@ from dsdb.sql.errors import (
     ShutdownError,
     SqlError,
     StatementTooComplexError,
+    UnknownOutcomeError,
 )
 from dsdb.sql.execute.result import Parameter, Result, batch_of_rows, rows_of_batch
 from dsdb.sql.execute.session import SessionState
+from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, TruncateStatement
 from dsdb.sql.rows import Row
 
 NEVER = float("inf")
+
+_WRITING = (exp.Insert, exp.Update, exp.Delete, exp.Create, exp.Drop, TruncateStatement, CreateDatabaseStatement, DropDatabaseStatement)
+"""Statements that commit something."""
 
 
 class RunningStatements(Protocol):
@@ -112,6 +118,8 @@ class GatewaySession:
         self._running_stream = 0
         self._began = 0.0
         self._deadline = NEVER
+        # Whether the running statement may be committing: cancelling it then does not say that it had no effect.
+        self._is_writing = False
         # Streams in the inbox whose Cancel came before their turn.
         self._cancelled: set[int] = set()
         # Why `_scope` was cancelled; None with a cancelled scope means the client is gone.
@@ -179,7 +187,7 @@ class GatewaySession:
             stream = self._end_statement()
             if reason is not None:
                 self._is_chain_broken = True
-                self._queue(error_message(stream, reason))
+                self._queue(error_message(stream, _unknown_outcome(reason) if self._is_writing else reason))
         if reason is None or self._is_sending:
             return False
         await self._flush()
@@ -228,7 +236,9 @@ class GatewaySession:
                 )
             last = len(statements) - 1
             for at, statement in enumerate(statements):
+                self._is_writing = isinstance(statement.tree, _WRITING)
                 result = await self._executor.run(self.state, statement, parameters)
+                self._is_writing = False
                 await self._answer(message, result, more=at < last)
             self._is_chain_broken = False
         except SqlError as error:
@@ -245,6 +255,7 @@ class GatewaySession:
         self._end_statement()
 
     def _begin_statement(self, message: Execute) -> None:
+        self._is_writing = False
         self._running_stream = message.stream
         self._began = trio.current_time()
         timeout_ms = message.timeout_ms or self.state.statement_timeout_ms
@@ -416,6 +427,14 @@ async def say_last_word(stream: trio.abc.Stream, error: SqlError, limits: Sessio
                 pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+
+
+def _unknown_outcome(reason: SqlError) -> SqlError:
+    return UnknownOutcomeError(
+        f"{reason.message}, while it may have been committing",
+        detail="Whether the statement took effect is not known.",
+        hint="Look at the rows before you run it again.",
+    )
 
 
 async def _once(batch: pa.RecordBatch) -> AsyncIterator[pa.RecordBatch]:

@@ -57,6 +57,10 @@ def test_values_come_back_as_they_went(connection: Connection, values: list[Any]
         assert [str(value) for value in row] == [str(value) for value in values]
 
 
+class Number(enum.IntEnum):
+    ONE = 1
+
+
 class Colour(enum.StrEnum):
     RED = "red"
 
@@ -64,9 +68,7 @@ class Colour(enum.StrEnum):
 def test_subclasses_and_numpy_count_as_their_base() -> None:
     numpy = pytest.importorskip("numpy")
     pandas = pytest.importorskip("pandas")
-    types, values = dump_parameters(
-        [Colour.RED, enum.IntEnum("N", "ONE")["ONE"], numpy.int64(7), numpy.float64(0.5), numpy.bool_(True), pandas.NaT]
-    )
+    types, values = dump_parameters([Colour.RED, Number.ONE, numpy.int64(7), numpy.float64(0.5), numpy.bool_(True), pandas.NaT])
     assert values == ["red", 1, 7, 0.5, True, None]
     assert [type(value) for value in values] == [str, int, int, float, bool, type(None)]
     assert types == bytes([TypeName.UNKNOWN, TypeName.INT, TypeName.INT, TypeName.DOUBLE, TypeName.BOOL, TypeName.UNKNOWN])

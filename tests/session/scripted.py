@@ -30,7 +30,11 @@ class ScriptedExecutor:
         self._columns: dict[tuple[SqlType, ...], tuple[ResultColumn, ...]] = {}
 
     def prepare(self, text: str) -> Sequence[ParsedStatement]:
-        return [ParsedStatement(text=part.strip(), tree=exp.Null()) for part in text.split(";") if part.strip()]
+        return [
+            ParsedStatement(text=part.strip(), tree=exp.Update() if part.strip().startswith("update") else exp.Null())
+            for part in text.split(";")
+            if part.strip()
+        ]
 
     async def run(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
         verb, *words = statement.text.split()

@@ -192,6 +192,18 @@ def test_cancel_overtakes_and_the_session_goes_on() -> None:
     run_with(test)
 
 
+def test_a_cancelled_write_has_an_unknown_outcome() -> None:
+    async def test(gateway: Gateway) -> None:
+        client = gateway.connect()
+        await client.open()
+        await client.say(Execute(stream=1, sql="update 60"), Execute(stream=2, sql="sleep 60"))
+        await trio.testing.wait_all_tasks_blocked()
+        await client.say(Cancel(stream=1), Cancel(stream=2))
+        assert [(await client.hear()).sqlstate for _ in range(2)] == ["40003", "57014"]
+
+    run_with(test)
+
+
 def test_a_cancel_read_together_with_its_statement_is_not_lost() -> None:
     async def test(gateway: Gateway) -> None:
         client = gateway.connect()
