@@ -83,6 +83,18 @@ class InvalidParameterError(SqlError):
     sqlstate = "22023"
 
 
+class InvalidLimitError(SqlError):
+    """A negative LIMIT."""
+
+    sqlstate = "2201W"
+
+
+class InvalidOffsetError(SqlError):
+    """A negative OFFSET."""
+
+    sqlstate = "2201X"
+
+
 class InvalidTextError(SqlError):
     """Text is not a value of the wanted type."""
 

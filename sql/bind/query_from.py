@@ -18,10 +18,12 @@ from sqlglot import exp
 from dsdb.sql.bind.bound import conjunction
 from dsdb.sql.bind.conjuncts import conjuncts_of
 from dsdb.sql.bind.query_functions import bind_function
+from dsdb.sql.bind.query_rows import EXACT_COLUMNS
 from dsdb.sql.bind.query_scope import BaseSource, FromItem, QueryScope, Relation, RelationColumn, check_aliases
 from dsdb.sql.bind.query_state import Clause, Environment, QueryState, refuse_clauses
 from dsdb.sql.errors import (
     AmbiguousColumnError,
+    DuplicateColumnError,
     FeatureNotSupportedError,
     InvalidColumnReferenceError,
     SqlSyntaxError,
@@ -178,6 +180,8 @@ def _named(item: FromItem, node: exp.Expr) -> FromItem:
 def _renamed(columns: Sequence[RelationColumn], alias: exp.TableAlias | None, name: str) -> tuple[RelationColumn, ...]:
     names = [column.name for column in alias.columns] if alias is not None else []
     shown = [column for column in columns if not column.hidden]
+    if alias is not None and alias.meta.get(EXACT_COLUMNS) and len(names) != len(shown):
+        raise SqlSyntaxError(f"subquery has too {'few' if len(names) > len(shown) else 'many'} columns")
     if len(names) > len(shown):
         raise InvalidColumnReferenceError(
             f'table "{name}" has {len(shown)} columns available but {len(names)} columns specified', position=position_of(alias)
@@ -197,6 +201,8 @@ def _join(state: QueryState, before: FromItem, left: FromItem, join: exp.Join, e
     visible_to_lateral = left if side in ("", "LEFT") else NOTHING
     right = _bind_item(state, join.this, _cross(state, before, visible_to_lateral), environment)
     names = _using_names(join, left, right, method)
+    if len(set(names)) < len(names):
+        raise DuplicateColumnError("a column name appears more than once in USING clause", position=position_of(join))
     pairs = [(_using_column(left, name, "left"), _using_column(right, name, "right")) for name in names]
     if not names and not join.args.get("on") and kind != "CROSS" and method != "NATURAL":
         raise SqlSyntaxError("a JOIN needs ON or USING", position=position_of(join))

@@ -23,7 +23,13 @@ from dsdb.sql.bind.query_scope import BoundQuery, FromItem, QueryScope, Relation
 from dsdb.sql.bind.query_state import Clause, Environment, QueryState, refuse_clauses
 from dsdb.sql.bind.query_tail import ordered, set_limits
 from dsdb.sql.bind.scalar import contains_aggregate
-from dsdb.sql.errors import FeatureNotSupportedError, InvalidColumnReferenceError, SqlSyntaxError, UndefinedObjectError
+from dsdb.sql.errors import (
+    AmbiguousColumnError,
+    FeatureNotSupportedError,
+    InvalidColumnReferenceError,
+    SqlSyntaxError,
+    UndefinedObjectError,
+)
 from dsdb.sql.parse import position_of
 
 _CLAUSES = (
@@ -161,12 +167,12 @@ def _reference(raw: exp.Expr, items: Sequence[_Item], clause: Clause) -> _Item |
 
 
 def _named_output(raw: exp.Expr, items: Sequence[_Item], clause: Clause) -> _Item | None:
-    """Give the output column that a bare name means, or None.  Raises AmbiguousColumnError's like in Postgres."""
+    """Give the output column that a bare name means, or None.  Raises AmbiguousColumnError."""
     if not isinstance(raw, exp.Column) or len(raw.parts) > 1:
         return None
     found = [item for item in items if item.column.name == raw.name]
     if any(not is_same(item.bound, found[0].bound) for item in found[1:]):
-        raise InvalidColumnReferenceError(f'{clause.value} "{raw.name}" is ambiguous', position=position_of(raw))
+        raise AmbiguousColumnError(f'{clause.value} "{raw.name}" is ambiguous', position=position_of(raw))
     return found[0] if found else None
 
 

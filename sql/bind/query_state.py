@@ -13,9 +13,10 @@ import msgspec
 from sqlglot import exp
 
 from dsdb.sql.bind.bound import mark, type_of
+from dsdb.sql.bind.query_rows import expand_rows
 from dsdb.sql.bind.query_scope import BaseSource, BoundQuery, QueryScope, Relation, RelationColumn
-from dsdb.sql.bind.scalar import BindContext, Scope, bind_scalar, coerce_condition
-from dsdb.sql.errors import FeatureNotSupportedError, InvalidSchemaNameError, SqlSyntaxError, UndefinedTableError
+from dsdb.sql.bind.scalar import BindContext, Scope, bind_scalar, coerce_condition, common_type
+from dsdb.sql.errors import FeatureNotSupportedError, SqlSyntaxError, UndefinedTableError
 from dsdb.sql.parse import position_of
 from dsdb.sql.ports import CatalogSnapshot
 from dsdb.sql.schema import TableDescriptor
@@ -102,12 +103,12 @@ class QueryState:
         return f"t{next(self._inputs)}"
 
     def table(self, node: exp.Table) -> TableDescriptor:
-        """Find a table of the catalogue.  Raises UndefinedTableError, InvalidSchemaNameError, FeatureNotSupportedError."""
+        """Find a table of the catalogue.  Raises UndefinedTableError, FeatureNotSupportedError."""
         schema, database = node.db or "public", node.catalog or self.database
         if schema in ("information_schema", "pg_catalog"):
             raise FeatureNotSupportedError(f'schema "{schema}" is not supported', hint="use SHOW", position=position_of(node))
         if schema != "public":
-            raise InvalidSchemaNameError(f'schema "{schema}" does not exist', position=position_of(node))
+            raise UndefinedTableError(f'relation "{schema}.{node.name}" does not exist', position=position_of(node))
         if database != self.database:
             raise FeatureNotSupportedError(f'tables of another database ("{database}") are not supported', position=position_of(node))
         table = self.catalog.table(self.database_id, node.name)
@@ -117,7 +118,7 @@ class QueryState:
 
     def scalar(self, expr: exp.Expr, scope: QueryScope, clause: Clause, *, expected: SqlType | None = None) -> exp.Expr:
         """Bind a scalar expression of a clause."""
-        return bind_scalar(expr, scope, self._context(clause), expected=expected)
+        return bind_scalar(expand_rows(expr), scope, self._context(clause), expected=expected)
 
     def _context(self, clause: Clause) -> BindContext:
         return self.context.within(
@@ -148,7 +149,8 @@ class QueryState:
         return type_of(node)
 
     def equality(self, left: RelationColumn, right: RelationColumn) -> exp.Expr:
-        """Bind `left = right`."""
+        """Bind `left = right` of a USING.  Raises DatatypeMismatchError if they do not compare."""
+        common_type([left.type, right.type], "JOIN/USING")
         return self.scalar(exp.EQ(this=_column("l"), expression=_column("r")), _pair_scope(left, right), Clause.JOIN)
 
     def coalesce(self, left: RelationColumn, right: RelationColumn) -> exp.Expr:

@@ -7,7 +7,8 @@ from sqlglot import exp
 
 from dsdb.sql.bind.query_scope import QueryScope
 from dsdb.sql.bind.query_state import Clause, Environment, QueryState, refuse_clauses
-from dsdb.sql.errors import FeatureNotSupportedError
+from dsdb.sql.bind.scalar import CastContext, coerce
+from dsdb.sql.errors import FeatureNotSupportedError, InvalidColumnReferenceError
 from dsdb.sql.parse import position_of
 from dsdb.sql.types import BIGINT
 
@@ -36,8 +37,14 @@ def set_limits(state: QueryState, body: exp.Select, query: exp.Expr, environment
         refuse_clauses(limit, "expression")
         count = limit.expression
     if count is not None and not isinstance(count, exp.Null) and not (isinstance(count, exp.Var) and count.name in _NO_LIMIT):
-        body.set("limit", exp.Limit(expression=state.scalar(count, scope, Clause.LIMIT, expected=BIGINT)))
+        body.set("limit", exp.Limit(expression=_count(state, count, scope, "LIMIT")))
     if offset is not None:
         refuse_clauses(offset, "expression")
         if not isinstance(offset.expression, exp.Null):
-            body.set("offset", exp.Offset(expression=state.scalar(offset.expression, scope, Clause.LIMIT, expected=BIGINT)))
+            body.set("offset", exp.Offset(expression=_count(state, offset.expression, scope, "OFFSET")))
+
+
+def _count(state: QueryState, raw: exp.Expr, scope: QueryScope, clause: str) -> exp.Expr:
+    if any(isinstance(node, exp.Column) for node in raw.walk(prune=lambda node: isinstance(node, exp.Query))):
+        raise InvalidColumnReferenceError(f"argument of {clause} must not contain variables", position=position_of(raw))
+    return coerce(state.scalar(raw, scope, Clause.LIMIT), BIGINT, CastContext.ASSIGNMENT)

@@ -96,7 +96,7 @@ _RULES: tuple[tuple[re.Pattern[str], _Make], ...] = tuple(
         (r"(?s)(?P<type>date|time|timestamp) field value (?P<problem>out of range): \"(?P<text>.*?)\"", _of_datetime),
         (r"(?i)(date|timestamp|time|epoch|interval).*out of range", lambda _: errors.DatetimeOverflowError("date/time value out of range")),
         (r"cannot take logarithm", lambda found: errors.NumericOutOfRangeError(found.string)),
-        (r"LIMIT/OFFSET cannot be negative", lambda _: errors.InvalidParameterError("LIMIT and OFFSET must not be negative")),
+        (r"LIMIT/OFFSET cannot be negative", lambda _: errors.InvalidLimitError("LIMIT and OFFSET must not be negative")),
         (
             r"missing \)|missing \]|no argument for repetition|invalid escape sequence|invalid perl operator|bad repetition",
             lambda found: errors.InvalidParameterError(f"invalid regular expression: {found.string}"),

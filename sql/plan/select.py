@@ -122,6 +122,8 @@ def _streaming(sources: Sequence[BaseSource], bound: BoundQuery) -> tuple[exp.Se
     from_ = tree.args.get("from_")
     if from_ is None or not isinstance(from_.this, exp.Table) or from_.this.name != sources[0].input_name:
         return None
+    if any(tree.args[name].find(exp.Query) is not None for name in ("limit", "offset") if tree.args.get(name)):
+        return None
     if any(part.find(exp.Query, exp.Window) is not None or contains_aggregate(part) for part in tree.expressions):
         return None
     return tree, sources[0]

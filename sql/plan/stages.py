@@ -15,7 +15,7 @@ from sqlglot import exp
 
 from dsdb.sql.bind.bound import conjunction, type_of
 from dsdb.sql.bind.render import engine_input, engine_output, engine_tree, render, substitute_parameters
-from dsdb.sql.errors import InvalidParameterError
+from dsdb.sql.errors import InvalidLimitError, InvalidOffsetError
 from dsdb.sql.evaluate import compile_scalar
 from dsdb.sql.execute.result import arrow_type
 from dsdb.sql.functions.decimals import ENGINE_SCALE, PRECISION_MAX
@@ -99,6 +99,9 @@ def gateway_sql(plan: SelectPlan, parameters: Sequence[Datum]) -> str:
     tree: exp.Expr = plan.gateway.copy()
     for name, node_class in (("limit", exp.Limit), ("offset", exp.Offset)):
         for node in list(tree.find_all(node_class)):
+            if node.expression.find(exp.Query) is not None:
+                # A query's to tell; the engine refuses a negative count itself.
+                continue
             count = row_count(node.expression, parameters, name.upper())
             if count is None:
                 node.pop()
@@ -114,7 +117,7 @@ def gateway_sql(plan: SelectPlan, parameters: Sequence[Datum]) -> str:
 
 
 def row_count(node: exp.Expr | None, parameters: Sequence[Datum], clause: str) -> int | None:
-    """Compute a LIMIT or OFFSET; None if there is none.  Raises InvalidParameterError if it is negative."""
+    """Compute a LIMIT or OFFSET; None if there is none.  Raises InvalidLimitError, InvalidOffsetError if it is negative."""
     if node is None:
         return None
     if isinstance(node, exp.Literal) and "type" not in node.meta:
@@ -124,7 +127,7 @@ def row_count(node: exp.Expr | None, parameters: Sequence[Datum], clause: str) -
         return None
     assert isinstance(value, int), "bound as a BIGINT"
     if value < 0:
-        raise InvalidParameterError(f"{clause} must not be negative")
+        raise (InvalidLimitError if clause == "LIMIT" else InvalidOffsetError)(f"{clause} must not be negative")
     return value
 
 

@@ -186,7 +186,7 @@ def test_inputs_are_bounded(engine: QueryEngine) -> None:
         ("SELECT (SELECT range FROM range(2))", errors.CardinalityViolationError, "more than one row returned by a subquery"),
         ("SELECT regexp_matches('a', '(')", errors.InvalidParameterError, "invalid regular expression"),
         ("SELECT error('[22001] value too long')", errors.StringTruncationError, "^value too long$"),
-        ("SELECT 1 LIMIT -1", errors.InvalidParameterError, "must not be negative"),
+        ("SELECT 1 LIMIT -1", errors.InvalidLimitError, "must not be negative"),
     ],
 )
 def test_errors_are_those_of_sql(engine: QueryEngine, sql: str, error: type[Exception], message: str) -> None:
