@@ -115,7 +115,7 @@ class Latches:
         still_blocked = []
         granted = []
         for later in latch.blocks:
-            if any(later.writes_in(span) for span in spans) and not self._write_conflict(latch, later):
+            if any(later.writes_in(span) for span in spans) and not _conflict(latch, later):
                 later.waits_for -= 1
                 if later.waits_for == 0:
                     granted.append(later)
@@ -123,15 +123,6 @@ class Latches:
                 still_blocked.append(later)
         latch.blocks = still_blocked
         self._grant(granted)
-
-    @staticmethod
-    def _write_conflict(latch: Latch, later: Latch) -> bool:
-        keys = set(latch.keys)
-        if any(key in keys for key in later.keys):
-            return True
-        if any(later.writes_in(span) for span in latch.write_spans):
-            return True
-        return any(latch.writes_in(span) for span in (*later.write_spans, *later.read_spans))
 
     def release(self, latch: Latch) -> None:
         """Give a latch back (also one that still waits) and grant those that waited for it alone."""
@@ -166,7 +157,7 @@ class Latches:
             if later.is_released:
                 continue
             for earlier in ahead:
-                if later not in earlier.blocks:
+                if later not in earlier.blocks and _conflict(earlier, later):
                     earlier.blocks.append(later)
                     later.waits_for += 1
             later.waits_for -= 1
@@ -220,3 +211,12 @@ class Latches:
     def waiting_latches(self) -> list[Latch]:
         """Give the latches that are not granted, in the order of their coming."""
         return [latch for latch in self._all.values() if latch.waits_for]
+
+
+def _conflict(one: Latch, other: Latch) -> bool:
+    """Say whether one of two latches writes what the other reads or writes."""
+    if not set(one.keys).isdisjoint(other.keys):
+        return True
+    if any(other.writes_in(span) for span in (*one.write_spans, *one.read_spans)):
+        return True
+    return any(one.writes_in(span) for span in (*other.write_spans, *other.read_spans))
