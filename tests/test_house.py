@@ -97,6 +97,8 @@ class Source(NamedTuple):
     """Its name as imports spell it; tests and benches have their path with dots."""
     lines: list[str]
     syntax: ast.Module
+    imports: list[tuple[ast.stmt, str, bool]]
+    """Each imported module with its statement, and whether it is imported when the file is."""
 
     @property
     def is_product(self) -> bool:
@@ -127,7 +129,8 @@ def read_tree(root: Path) -> Tree:
             module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             module = f"dsdb.{module}" if room in ("sql", "storage") else module
             text = path.read_text()
-            sources.append(Source(name, module, text.splitlines(), ast.parse(text, name)))
+            syntax = ast.parse(text, name)
+            sources.append(Source(name, module, text.splitlines(), syntax, list(imports_of(syntax))))
     return Tree(root, sources)
 
 
@@ -141,12 +144,12 @@ def floor_of(module: str) -> tuple[int, str] | None:
     return None
 
 
-def imports_of(source: Source) -> Iterator[tuple[ast.stmt, str, bool]]:
-    """Give each imported module with its statement, and whether it is imported when the file is."""
-    functions = [node for node in ast.walk(source.syntax) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    for_types = [node for node in ast.walk(source.syntax) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+def imports_of(syntax: ast.Module) -> Iterator[tuple[ast.stmt, str, bool]]:
+    """Give what `Source.imports` has."""
+    functions = [node for node in ast.walk(syntax) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for_types = [node for node in ast.walk(syntax) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
     late = {id(inner) for node in (*functions, *for_types) for inner in ast.walk(node)}
-    for node in ast.walk(source.syntax):
+    for node in ast.walk(syntax):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node, alias.name, id(node) not in late
@@ -170,7 +173,7 @@ def imports_go_down(tree: Tree) -> Iterator[Fault]:
         if here is None:
             yield source.fault(1, f"{source.module} is on no floor", "give its room a place and a reason in FLOORS")
             continue
-        for node, module, is_early in imports_of(source):
+        for node, module, is_early in source.imports:
             there = floor_of(module) if module.split(".")[0] == "dsdb" else None
             if there is None or there[1] == here[1] or there[0] > here[0]:
                 continue
@@ -183,7 +186,7 @@ def imports_go_down(tree: Tree) -> Iterator[Fault]:
 def imports_are_spelled_in_full(tree: Tree) -> Iterator[Fault]:
     """Only `dsdb.sql…` and `dsdb.storage…`: a second spelling would load a module twice; relative imports hide the floor."""
     for source in tree.sources:
-        for node, module, _ in imports_of(source):
+        for node, module, _ in source.imports:
             first = module.split(".")[0]
             if module.startswith("."):
                 yield source.fault(node, "relative import", "spell it dsdb.…")
@@ -205,7 +208,7 @@ def libraries_are_declared(tree: Tree) -> Iterator[Fault]:
     for source in tree.sources:
         if not source.is_product:
             continue
-        for node, module, is_early in imports_of(source):
+        for node, module, is_early in source.imports:
             name = module.split(".")[0]
             if name in ("", "dsdb", "sql", "storage") or name in sys.stdlib_module_names or name in (always if is_early else sometimes):
                 continue
@@ -217,7 +220,7 @@ def cores_have_no_clock(tree: Tree) -> Iterator[Fault]:
     """Cores without I/O import no clock, thread, socket, log or event loop, and no chance but a given random.Random."""
     for source in tree.sources:
         if source.module in PURE or source.module.startswith(tuple(f"{name}." for name in PURE)):
-            for node, module, _ in imports_of(source):
+            for node, module, _ in source.imports:
                 if module.split(".")[0] in IMPURE_MODULES:
                     yield source.fault(node, f"a core without I/O imports {module}", "let the shell pass in what it needs")
             for use in ast.walk(source.syntax):
@@ -278,7 +281,7 @@ def names_say_something(tree: Tree) -> Iterator[Fault]:
 def nothing_is_pickled(tree: Tree) -> Iterator[Fault]:
     """What comes from a peer or a disk is never run."""
     for source in tree.sources:
-        for node, module, _ in imports_of(source):
+        for node, module, _ in source.imports:
             if module.split(".")[0] in ("pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"):
                 yield source.fault(node, f"import of {module}", "use a msgspec Struct")
 
