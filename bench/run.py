@@ -1,0 +1,142 @@
+"""One run: start the sides, let them take turns at each workload, leave the results, end everything."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from bench.machine import filesystem_of
+from bench.report import idle_text, screen_text
+from bench.results import ResultFile, machine_line
+from bench.rows import BULK_ROWS, KV_ROWS, WIDE_ROWS
+from bench.sides.dsdb_cluster import DsdbSide
+from bench.sides.duckdb_file import DuckdbSide
+from bench.sides.etcd import EtcdSide
+from bench.sides.port import Side, SideMissing
+from bench.sides.postgres import PostgresSide
+from bench.starting import measure_idle, measure_imports, measure_starts
+from bench.turns import take_turns
+from bench.workloads import workloads
+
+SIDES: dict[str, Callable[..., Side]] = {"dsdb": DsdbSide, "etcd": EtcdSide, "postgres": PostgresSide, "duckdb": DuckdbSide}
+OTHER_WORK = ("start", "import", "idle")
+WORK = ("read", "insert", "bulk", "fetch-arrow", "fetch-pandas", *OTHER_WORK)
+PACKAGES = {"etcd": ("etcd", "etcd-server"), "postgres": ("psql", "postgresql")}
+"""Peer → program that shows that it is there, and Debian's package."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run.
+
+    seconds: of a slice; turns: slices of each contender; scale: share of the usual rows; idle_s: length of the idle measurement.
+    """
+
+    sides: tuple[str, ...]
+    work: tuple[str, ...]
+    clients: tuple[int, ...]
+    seconds: float
+    turns: int
+    scale: float
+    idle_s: float
+    directory: Path
+
+
+def install_peers(names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Install the peers' Debian packages; what cannot be installed is said, and left out of the run."""
+    missing = [PACKAGES[name][1] for name in names if name in PACKAGES and shutil.which(PACKAGES[name][0]) is None]
+    if not missing:
+        return
+    if shutil.which("apt-get") is None:
+        say(f"not installed: {', '.join(missing)}, as there is no apt-get here")
+        return
+    say(f"apt-get install {' '.join(missing)}")
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            say(f"not installed: {(done.stderr.strip().splitlines() or ['apt-get said nothing'])[-1]}")
+            return
+
+
+def run_benchmarks(options: Options, say: Callable[[str], None] = print) -> Path:
+    """Run, and give the file of the results."""
+    results = ResultFile()
+    directory = Path(tempfile.mkdtemp(prefix="dsdb-bench-", dir=options.directory))
+    directory.chmod(0o755)  # PostgreSQL runs as another user
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        sides, versions = _start_sides(options, directory, stack, say)
+        filesystem = filesystem_of(directory)
+        results.write(machine_line(filesystem, versions, results.begun))
+        if filesystem in ("tmpfs", "ramfs", "overlay"):
+            say(f"{directory} is on {filesystem}: writes there say little about a disk; choose another with --directory")
+        _run_turns(options, sides, results, say)
+        _run_others(options, sides, results, say)
+    say(f"results: {results.path}")
+    return results.path
+
+
+def _start_sides(options: Options, directory: Path, stack: ExitStack, say: Callable[[str], None]) -> tuple[list[Side], dict[str, str]]:
+    sides: list[Side] = []
+    versions: dict[str, str] = {}
+    kv_rows, wide_rows = _scaled(options)
+    for name in options.sides:
+        side = SIDES[name](directory, kv_rows=kv_rows, wide_rows=wide_rows)
+        stack.callback(side.close)
+        begun = time.monotonic()
+        try:
+            side.start()
+        except SideMissing as error:
+            say(f"{name} is left out: {error}")
+            versions[name] = f"left out: {error}"
+            continue
+        versions[name] = str(getattr(side, "version", ""))
+        say(f"{name} {versions[name]} is there after {time.monotonic() - begun:.1f} s")
+        sides.append(side)
+    return sides, versions
+
+
+def _scaled(options: Options) -> tuple[int, int]:
+    return tuple(max(BULK_ROWS, int(rows * options.scale) // BULK_ROWS * BULK_ROWS) for rows in (KV_ROWS, WIDE_ROWS))  # type: ignore[return-value]
+
+
+def _run_turns(options: Options, sides: Sequence[Side], results: ResultFile, say: Callable[[str], None]) -> None:
+    kv_rows, wide_rows = _scaled(options)
+    for name, workload in workloads(kv_rows=kv_rows, wide_rows=wide_rows).items():
+        if name not in options.work:
+            continue
+        begun = time.monotonic()
+        for side in sides:
+            side.prepare(name)
+        say(f"\n{name}: prepared in {time.monotonic() - begun:.1f} s")
+        for clients in sorted({min(count, workload.clients_max) for count in options.clients}):
+            contenders = [contender for side in sides for contender in side.contenders(name, clients)]
+            if not contenders:
+                say(f"  nobody takes part in {name}")
+                continue
+            say(f"  {name}, {clients} {'client' if clients == 1 else 'clients'}, {options.turns} turns of {options.seconds:g} s")
+            lines = take_turns(workload, contenders, turns=options.turns, seconds=options.seconds, say=say)
+            for line in lines:
+                results.write(line)
+            if lines:
+                say(screen_text(lines))
+
+
+def _run_others(options: Options, sides: Sequence[Side], results: ResultFile, say: Callable[[str], None]) -> None:
+    if "idle" in options.work:
+        say(f"\nidle, {options.idle_s:g} s")
+        for idle in measure_idle(sides, seconds=options.idle_s):
+            results.write(idle)
+            say(idle_text(idle))
+    for name, measure in (("import", measure_imports), ("start", measure_starts)):
+        if name in options.work:
+            say(f"\n{name}, {options.turns} turns")
+            lines = measure(sides, turns=options.turns, say=say)
+            for line in lines:
+                results.write(line)
+            if lines:
+                say(screen_text(lines))

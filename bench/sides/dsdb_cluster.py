@@ -1,0 +1,227 @@
+"""dsdb: three node processes on this machine, three replicas of every range, clients by the driver."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dsdb
+from bench import rows
+from bench.sides.port import ClientSpec, Contender, timed_in_interpreter
+from dsdb.cli.processes import NodeProcess, ProcessCluster
+from dsdb.driver.connection import Connection
+
+NODES = 3
+SYSTEM_RANGE = 1
+"""Its leaseholder is the oracle."""
+SETTLED_S = 2.0
+"""Leases that did not move for so long are taken to have found their places."""
+SETTLE_S_MAX = 30.0
+
+_TABLES = {
+    "read": "kv",
+    "insert": "ins",
+    "bulk": "bulk",
+    "fetch-arrow": "wide",
+    "fetch-pandas": "wide",
+}
+
+
+class DsdbSide:
+    """A cluster below a directory."""
+
+    name = "dsdb"
+
+    def __init__(self, directory: Path, *, kv_rows: int, wide_rows: int, http: bool = False) -> None:
+        self._directory = directory / "dsdb"
+        self._kv_rows, self._wide_rows = kv_rows, wide_rows
+        self._http = http
+        self._cluster: ProcessCluster | None = None
+        self._prepared: set[str] = set()
+        self._founded = 0
+        self.version = dsdb.__version__
+
+    @property
+    def nodes(self) -> list[NodeProcess]:
+        """Give the node processes."""
+        assert self._cluster is not None, "not started"
+        return self._cluster.nodes
+
+    @property
+    def url(self) -> str:
+        """Give the URL of all nodes."""
+        assert self._cluster is not None, "not started"
+        return self._cluster.url
+
+    def start(self) -> None:
+        """Found a cluster and wait until every range has all its replicas."""
+        self._directory.mkdir(parents=True)
+        self._cluster = ProcessCluster(self._directory, nodes=NODES, http=self._http)
+        self._cluster.wait_replicated(NODES)
+
+    def servers(self) -> list[int]:
+        """Give the nodes' process ids."""
+        return [node.pid for node in self.nodes]
+
+    def prepare(self, workload: str) -> None:
+        """Make and fill tables."""
+        if (table := _TABLES.get(workload)) is not None:
+            self.make_table(table)
+
+    def make_table(self, table: str) -> None:
+        """Make and fill a table, if it is not there yet; its ranges have all replicas and their leases have settled afterwards."""
+        if table in self._prepared:
+            return
+        assert self._cluster is not None, "not started"
+        with dsdb.connect(self.url) as connection:
+            match table:
+                case "kv":
+                    connection.execute(rows.KV_TABLE)
+                    for first in range(0, self._kv_rows, rows.BULK_ROWS):
+                        connection.execute(rows.kv_insert(first, rows.BULK_ROWS))
+                case "ins":
+                    connection.execute(rows.INS_TABLE)
+                case "bulk":
+                    connection.execute(rows.BULK_TABLE)
+                case "wide":
+                    self._make_wide(connection)
+                case "supplier":
+                    connection.execute(rows.SUPPLIER_TABLE)
+                    connection.execute(rows.supplier_insert())
+        self._cluster.wait_replicated(NODES)
+        self.wait_leases_settled()
+        self._prepared.add(table)
+
+    def _make_wide(self, connection: Connection) -> None:
+        assert self._cluster is not None
+        connection.execute(rows.WIDE_TABLE)
+        bounds = ", ".join(f"({bound})" for bound in rows.wide_bounds(self._wide_rows))
+        connection.execute(f"ALTER TABLE wide SPLIT AT VALUES {bounds}")
+        self._cluster.wait_replicated(NODES)  # empty ranges are quicker to copy than full ones
+        for first in range(0, self._wide_rows, rows.BULK_ROWS):
+            connection.execute(rows.wide_insert("wide", first))
+
+    def leaseholders(self, table: str = "") -> dict[int, int]:
+        """Give range → node that leads it, of a table or of the whole cluster."""
+        with dsdb.connect(self.url) as connection:
+            return read_leaseholders(connection, table)
+
+    def wait_leases_settled(self) -> None:
+        """Wait until no lease has moved for SETTLED_S, at most SETTLE_S_MAX."""
+        deadline = time.monotonic() + SETTLE_S_MAX
+        last, since = self.leaseholders(), time.monotonic()
+        while time.monotonic() < min(since + SETTLED_S, deadline):
+            time.sleep(0.2)
+            found = self.leaseholders()
+            if found != last:
+                last, since = found, time.monotonic()
+
+    def contenders(self, workload: str, clients: int) -> list[Contender]:
+        """Say who takes part: one client is measured at the oracle's node and at another, many are spread over all nodes."""
+        if workload not in _TABLES:
+            return []
+        table = _TABLES[workload]
+        oracle = self.leaseholders().get(SYSTEM_RANGE, 0)
+        data = sorted(set(self.leaseholders(table).values()))
+        placement = f"oracle at node {oracle}, {table} led by node {', '.join(map(str, data))}"
+        here = [node for node in self.nodes if node.node_id == oracle] or self.nodes[:1]
+        elsewhere = [node for node in self.nodes if node not in here]
+        if clients > 1:
+            return [self._contender("dsdb", [self.nodes[number % NODES] for number in range(clients)], placement)]
+        if workload in ("read", "insert"):
+            # Of the other nodes the one that does not lead the rows either: the farthest way.
+            elsewhere.sort(key=lambda node: node.node_id in data)
+            far = self._contender("dsdb, oracle elsewhere", elsewhere[:1], placement)
+            return [self._contender("dsdb, oracle here", here, placement), far]
+        return [self._contender("dsdb", here, placement)]
+
+    def starts(self) -> dict[str, Callable[[], float]]:
+        """Give the founding of a cluster of one node, its restart, and an embedded node."""
+        return {
+            "dsdb, founding": self._found,
+            "dsdb, again": self._start_again,
+            "dsdb, embedded": lambda: timed_in_interpreter("import dsdb; dsdb.connect().execute('SELECT 1').fetchone()"),
+        }
+
+    def _found(self) -> float:
+        self._founded += 1
+        return _timed_start(NodeProcess(self._directory / f"alone{self._founded}"))
+
+    def _start_again(self) -> float:
+        store = self._directory / "again"
+        if not store.exists():
+            _timed_start(NodeProcess(store))
+        return _timed_start(NodeProcess(store))
+
+    def close(self) -> None:
+        """End all nodes."""
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
+
+    def _contender(self, label: str, nodes: list[NodeProcess], placement: str) -> Contender:
+        specs = tuple(ClientSpec(module="dsdb_cluster", address=f"dsdb://{node.address}") for node in nodes)
+        at = ", ".join(str(number) for number in sorted({node.node_id for node in nodes}))
+        return Contender(
+            label=label, is_dsdb=True, specs=specs, servers=tuple(self.servers()), placement=f"{placement}, clients at node {at}"
+        )
+
+
+def read_leaseholders(connection: Connection, table: str = "") -> dict[int, int]:
+    """Give range → node that leads it, 0 where nobody does."""
+    cursor = connection.execute(f"SHOW RANGES FROM TABLE {table}" if table else "SHOW RANGES")
+    names = [column[0] for column in cursor.description or ()]
+    at_range, at_holder = names.index("range_id"), names.index("leaseholder")
+    return {row[at_range]: row[at_holder] or 0 for row in cursor.fetchall()}
+
+
+def _timed_start(node: NodeProcess) -> float:
+    begun = time.perf_counter()
+    try:
+        node.start()
+        with dsdb.connect(f"dsdb://{node.address}") as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        return time.perf_counter() - begun
+    finally:
+        node.terminate()
+
+
+class DsdbClient:
+    """A client by the driver."""
+
+    errors: tuple[type[Exception], ...] = (dsdb.OperationalError,)
+
+    def __init__(self, url: str) -> None:
+        self._connection = dsdb.connect(url)
+        self._cursor = self._connection.cursor()
+
+    def read(self, key: int) -> None:
+        """Read one value."""
+        found = self._cursor.execute("SELECT v FROM kv WHERE id = ?", (key,)).fetchone()
+        assert found is not None, key
+
+    def insert(self, key: int) -> None:
+        """Insert one row."""
+        self._cursor.execute("INSERT INTO ins VALUES (?, ?)", (key, rows.VALUE))
+
+    def insert_bulk(self, key: int) -> None:
+        """Insert rows by one statement."""
+        self._cursor.execute(rows.wide_insert("bulk", key))
+
+    def fetch_arrow(self, count: int) -> None:
+        """Fetch an Arrow table."""
+        table = self._cursor.execute("SELECT * FROM wide").fetch_arrow_table()
+        assert table.shape == (count, rows.WIDE_COLUMNS), table.shape
+
+    def fetch_pandas(self, count: int) -> None:
+        """Fetch a data frame."""
+        frame = self._cursor.execute("SELECT * FROM wide").fetch_df()
+        assert frame.shape == (count, rows.WIDE_COLUMNS), frame.shape
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._connection.close()
+
+
+def open_client(address: str) -> DsdbClient:
+    """Connect."""
+    return DsdbClient(address)
