@@ -34,6 +34,10 @@ HIDDEN_NAME = "row id of {name}"
 """What a hidden key column is called in the queries that look for rows to change; no statement's own name has its blanks by chance."""
 
 
+class NotEvaluableError(FeatureNotSupportedError):
+    """An expression that only the engine can compute."""
+
+
 class StatementBinder:
     """Binds the parts of one statement."""
 
@@ -122,7 +126,7 @@ class StatementBinder:
     def compiled(self, bound: exp.Expr, columns: Mapping[str, int]) -> "Compiled":
         """Compile a bound expression."""
         if not is_evaluable(bound):
-            raise FeatureNotSupportedError("this expression is only supported in queries", position=position_of(bound))
+            raise NotEvaluableError("this expression is only supported in queries", position=position_of(bound))
         return compile_scalar(bound, columns)
 
     def is_evaluable(self, bound: exp.Expr) -> bool:

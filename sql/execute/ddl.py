@@ -65,6 +65,9 @@ def plan_create(node: exp.Create, binder: StatementBinder) -> "DdlPlan | CreateT
         return _plan_create_sequence(node, binder)
     if kind != "TABLE":
         raise FeatureNotSupportedError(f"CREATE {kind} is not supported", position=position_of(node))
+    if node.args.get("properties"):
+        what = "options of CREATE TABLE (TEMP, WITH, PARTITION BY, …)"
+        raise FeatureNotSupportedError(f"{what} are not supported", position=position_of(node))
     refuse_clauses(node, "this", "kind", "exists", "expression")
     schema = node.this
     table_node = schema.this if isinstance(schema, exp.Schema) else schema
@@ -120,7 +123,10 @@ def _plan_create_sequence(node: exp.Create, binder: StatementBinder) -> DdlPlan:
     if len(properties) > 1 or (options is not None and not isinstance(options, exp.SequenceProperties)):
         raise FeatureNotSupportedError("these options of CREATE SEQUENCE are not supported", position=position_of(node))
     if options is not None:
-        refuse_clauses(options, "start", "increment", "minvalue", "maxvalue", "cache")
+        refuse_clauses(options, "start", "increment", "minvalue", "maxvalue", "cache", "options")
+        for option in options.args.get("options") or ():
+            if option.name.upper() not in ("NO CYCLE", "NO MINVALUE", "NO MAXVALUE"):
+                raise FeatureNotSupportedError(f"{option.name} is not supported here", position=position_of(node))
     sequence = sequence_descriptor(name, options)
     database_id, if_not_exists = binder.database.database_id, bool(node.args.get("exists"))
 

@@ -20,6 +20,7 @@ from dsdb.sql.bind.query_state import refuse_clauses
 from dsdb.sql.errors import (
     CardinalityViolationError,
     DatatypeMismatchError,
+    FeatureNotSupportedError,
     GeneratedAlwaysError,
     InvalidColumnReferenceError,
     SqlSyntaxError,
@@ -426,7 +427,7 @@ def assignments(nodes: Sequence[exp.Expr], target: Target) -> list[tuple[int, ex
         if isinstance(node.this, exp.Tuple | exp.Paren):
             names = list(node.this.expressions) or [node.this.this]
             row = node.expression
-            values = list(row.expressions) if isinstance(row, exp.Tuple) else [row.this] if isinstance(row, exp.Paren) else _columns_of(row)
+            values = _values_of(row, len(names))
             if len(names) != len(values):
                 raise SqlSyntaxError("number of columns does not match number of values", position=position_of(node))
         pairs += [(target.position(name.name, node=name), value) for name, value in zip(names, values)]
@@ -437,14 +438,25 @@ def assignments(nodes: Sequence[exp.Expr], target: Target) -> list[tuple[int, ex
     return pairs
 
 
-def _columns_of(row: exp.Expr) -> list[exp.Expr]:
-    """Give one scalar sub-query for each output column of a sub-query."""
-    if not isinstance(row, exp.Subquery) or not isinstance(row.this, exp.Select):
+def _values_of(row: exp.Expr, count: int) -> list[exp.Expr]:
+    if isinstance(row, exp.Tuple):
+        return list(row.expressions)
+    return [row.this] if isinstance(row, exp.Paren) else _columns_of(row, count)
+
+
+def _columns_of(row: exp.Expr, count: int) -> list[exp.Expr]:
+    """Give one scalar sub-query for each of the `count` output columns of a sub-query."""
+    if not isinstance(row, exp.Subquery):
         raise SqlSyntaxError("a row of expressions or a sub-query is wanted", position=position_of(row))
+    outputs = row.this.expressions if isinstance(row.this, exp.Select) else []
+    if outputs and len(outputs) != count and row.this.find(exp.Star) is None:
+        raise SqlSyntaxError("number of columns does not match number of values", position=position_of(row))
+    names = [f"column{number}" for number in range(1, count + 1)]
     parts: list[exp.Expr] = []
-    for item in row.this.expressions:
-        query = row.this.copy()
-        query.set("expressions", [item.copy()])
+    for name in names:
+        alias = exp.TableAlias(this=exp.to_identifier("row"), columns=[exp.to_identifier(each) for each in names])
+        source = exp.Subquery(this=row.this.copy(), alias=alias)
+        query = exp.Select(expressions=[exp.column(name, "row")], from_=exp.From(this=source))
         parts.append(exp.Subquery(this=query))
     return parts
 
@@ -456,6 +468,10 @@ def assigned_value(
     column = target.table.columns[position]
     if column.identity is not None and column.identity.always and not is_default(node):
         raise generated_always(column, "update")
+    if is_default(node) and column.identity is not None:
+        raise FeatureNotSupportedError(
+            f'SET "{column.name}" = DEFAULT is not supported: the column takes its values from a sequence', position=position_of(node)
+        )
     if is_default(node):
         return compile_default(target, column, binder) or (lambda row, parameters: None)
     return binder.compiled(binder.assigned(node, scope, column, "UPDATE"), columns)

@@ -18,7 +18,7 @@ from sqlglot import exp
 from dsdb.sql.bind.conjuncts import conjuncts_of
 from dsdb.sql.bind.query_state import refuse_clauses
 from dsdb.sql.errors import FeatureNotSupportedError
-from dsdb.sql.execute.binding import StatementBinder
+from dsdb.sql.execute.binding import NotEvaluableError, StatementBinder
 from dsdb.sql.execute.dml_insert import assigned_value, assignment, assignments, generated_always, is_default
 from dsdb.sql.execute.result import Result, ResultColumn, rows_of_batch
 from dsdb.sql.execute.services import Execution
@@ -142,12 +142,16 @@ class UpdatePlan:
         self._finder: RowFinder | None = None
         self._queried: _QueriedRows | None = None
         if not others and not node.args.get("with_") and not _has_query(where, *(value for _, value in pairs)):
-            condition = binder.condition(where, target.scope, "WHERE") if where is not None else None
-            self._finder = RowFinder(condition, target, binder)
-            self._sets = tuple(
-                (position, assigned_value(value, position, target, target.scope, target.columns, binder)) for position, value in pairs
-            )
-            return
+            try:
+                condition = binder.condition(where, target.scope, "WHERE") if where is not None else None
+                self._sets = tuple(
+                    (position, assigned_value(value, position, target, target.scope, target.columns, binder)) for position, value in pairs
+                )
+                self._finder = RowFinder(condition, target, binder)
+                return
+            except NotEvaluableError:
+                # The engine computes what the evaluator cannot.
+                pass
         self._queried = self._plan_query(pairs, others, where, node)
 
     def _plan_query(
@@ -164,7 +168,7 @@ class UpdatePlan:
                 raise generated_always(column, "update")
             sets.append((position, _cast_at(width + index, assignment(given.type, column))))
         for position, value in pairs:
-            if is_default(value):
+            if is_default(value) and target.table.columns[position].identity is None:
                 default = compile_default(target, target.table.columns[position], self._binder)
                 sets.append((position, default or (lambda row, parameters: None)))
         self._sets = tuple(sets)
@@ -233,11 +237,15 @@ class DeletePlan:
         others = [source for first in node.args.get("using") or () for source in _sources(first)]
         self._finder: RowFinder | None = None
         self._queried: _QueriedRows | None = None
-        if others or node.args.get("with_") or _has_query(where):
-            self._queried = _QueriedRows(target, others, where, (), node, binder)
-        else:
-            condition = binder.condition(where, target.scope, "WHERE") if where is not None else None
-            self._finder = RowFinder(condition, target, binder)
+        if not others and not node.args.get("with_") and not _has_query(where):
+            try:
+                condition = binder.condition(where, target.scope, "WHERE") if where is not None else None
+                self._finder = RowFinder(condition, target, binder)
+                return
+            except NotEvaluableError:
+                # The engine computes what the evaluator cannot.
+                pass
+        self._queried = _QueriedRows(target, others, where, (), node, binder)
 
     def explain(self) -> list[str]:
         """Describe it for EXPLAIN."""

@@ -28,8 +28,8 @@ class ExplainPlan:
             raise FeatureNotSupportedError("EXPLAIN ANALYZE is not supported", hint="EXPLAIN shows the plan without running it.")
         self._inner = inner
         tree = statement.statement.tree
-        is_query = isinstance(tree, exp.Query) and not isinstance(inner, PointSelectPlan)
-        self._query = binder.query(tree) if isinstance(tree, exp.Query) and is_query else None
+        is_query = isinstance(tree, exp.Query | exp.Values) and not isinstance(inner, PointSelectPlan)
+        self._query = binder.query(tree) if isinstance(tree, exp.Expr) and is_query else None
 
     async def run(self, execution: Execution) -> Result:
         """Describe the plan."""

@@ -12,7 +12,6 @@ Not here: descriptors (`catalog`), currval and lastval, which are the session's 
 
 from collections.abc import Callable
 
-import msgspec
 import trio
 
 from dsdb.sql.catalog import sequence_value_key
@@ -25,8 +24,15 @@ OWNED_CACHE = 256
 ATTEMPTS_MAX = 50
 _RETRY_PAUSE_S = 0.002
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(int).decode
+
+def _encode(value: int) -> bytes:
+    # As text: behind a sequence's end the next value may need more than 64 bits.
+    return str(value).encode()
+
+
+def _decode(stored: bytes) -> int:
+    return int(stored)
+
 
 
 class SequenceCache:

@@ -271,7 +271,7 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
                 return plan_drop(tree, binder)
             case exp.Alter():
                 raise FeatureNotSupportedError("ALTER TABLE is only supported with SPLIT AT")
-            case exp.Query():
+            case exp.Query() | exp.Values():
                 return plan_point_select(tree, binder) or QueryPlan(binder.query(tree))
         raise FeatureNotSupportedError(f"{tree.key.upper()} is not supported")
     match tree:

@@ -17,6 +17,7 @@ from dsdb.sql.bind.query_names import output_name
 from dsdb.sql.bind.query_scope import QueryScope, Relation, RelationColumn
 from dsdb.sql.errors import (
     CheckViolationError,
+    DatatypeMismatchError,
     DuplicateColumnError,
     FeatureNotSupportedError,
     NotNullViolationError,
@@ -55,10 +56,18 @@ class Target:
         excluded = _relation(self.table, EXCLUDED, "e", ())
         width = len(self.table.columns)
         columns = {**self.columns, **{column.engine_name: width + column.ordinal for column in excluded.columns}}
-        return QueryScope((self.relation, excluded), self.relation.columns), columns
+        return QueryScope((self.relation, excluded), self.relation.columns + excluded.columns), columns
 
     def position(self, name: str, *, node: exp.Expr | None = None) -> int:
-        """Give the position of a column by name.  Raises UndefinedColumnError."""
+        """Give the position of a column by name.  Raises UndefinedColumnError, DatatypeMismatchError (a field of a column)."""
+        if isinstance(node, exp.Column) and len(node.parts) > 1:
+            first = node.parts[0].name
+            if any(column.name == first for column in self.table.columns):
+                raise DatatypeMismatchError(
+                    f'cannot assign to field "{name}" of column "{first}" because its type is not a composite type',
+                    position=position_of(node),
+                )
+            name = first
         for position, column in enumerate(self.table.columns):
             if column.name == name and not column.hidden:
                 return position

@@ -57,6 +57,10 @@ class LocalDatabase:
     async def found(self) -> None:
         await self.catalogs.found()
 
+    def close(self) -> None:
+        self.engine.close()
+        self.runner.connection.close()
+
     async def run(self, session: SessionState, text: str, parameters: Sequence[Parameter] = ()) -> list[tuple[Result, list[Row]]]:
         """Run a text, and gather each result's rows."""
         gathered: list[tuple[Result, list[Row]]] = []

@@ -143,6 +143,7 @@ class LocalRunner:
         cursor = self.connection.cursor()
         cursor.register("input", pa.Table.from_batches(batches))
         table = cursor.sql(stage.sql).to_arrow_table()
+        cursor.close()
         for batch in table.to_batches():
             yield batch
 
