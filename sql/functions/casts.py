@@ -68,7 +68,7 @@ def cast_context(source: SqlType, target: SqlType) -> CastContext | None:
 def cast_function(source: SqlType, target: SqlType, *, explicit: bool = True) -> Callable[[Any], Any] | None:
     """Give the function that casts a value, or None if a value of `source` is one of `target` as it is.
 
-    Raises: KeyError if there is no such cast.
+    The cast must exist: see `cast_context`.
     """
     if source == target:
         return None
