@@ -167,7 +167,7 @@ def _run(connection: Any, title: str, query: str) -> None:
 def _kill_and_return(cluster: ProcessCluster) -> None:
     with dsdb.connect(cluster.url) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE heartbeats (n INT PRIMARY KEY, at TIMESTAMPTZ DEFAULT now())")
-    victim = _leader_of_most(cluster)
+    victim = _leader_of(cluster, "heartbeats")
     survivors = [node for node in cluster.nodes if node is not victim]
     writer = _Writer(f"dsdb://{','.join(node.address for node in survivors)}")
     writer.start()
@@ -181,9 +181,9 @@ def _kill_and_return(cluster: ProcessCluster) -> None:
     click.echo(f"  longest pause between two acknowledged writes: {writer.longest_pause_s:.2f} s")
     with dsdb.connect(writer.url) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM heartbeats")
-        (kept,) = cursor.fetchone()
+        ((kept,),) = cursor.fetchall()
         cursor.execute("SELECT count(*), sum(distance) FROM flights")
-        flights, miles = cursor.fetchone()
+        ((flights, miles),) = cursor.fetchall()
     click.echo(f"  {writer.acknowledged} writes acknowledged, {kept} rows found; flights still has {flights:,} rows, {miles:,} miles")
     if kept < writer.acknowledged:
         raise click.ClickException("acknowledged rows are missing")
@@ -192,20 +192,19 @@ def _kill_and_return(cluster: ProcessCluster) -> None:
     url = f"dsdb://{victim.address}"
     with _step("Reading through the node that came back"), dsdb.connect(url) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM heartbeats")
-        (kept_there,) = cursor.fetchone()
+        ((kept_there,),) = cursor.fetchall()
     click.echo(f"  it sees {kept_there} heartbeats: nothing was lost, and it has caught up")
     if kept_there < kept:
         raise click.ClickException("the node that came back misses rows")
 
 
-def _leader_of_most(cluster: ProcessCluster) -> NodeProcess:
-    """Choose the node that leads most ranges of flights: the worst one to lose."""
+def _leader_of(cluster: ProcessCluster, table: str) -> NodeProcess:
+    """Give the node that leads the first range of a table: the worst one to lose for whoever writes there."""
     with dsdb.connect(cluster.url) as connection, connection.cursor() as cursor:
-        cursor.execute("SHOW RANGES")
+        cursor.execute(f"SHOW RANGES FROM TABLE {table}")
         position = [column[0] for column in cursor.description or ()].index("leaseholder")
-        leaders = [row[position] for row in cursor.fetchall()]
-    most = max(sorted({leader for leader in leaders if leader is not None}), key=leaders.count)
-    return next(node for node in cluster.nodes if node.node_id == most)
+        leader = cursor.fetchall()[0][position]
+    return next(node for node in cluster.nodes if node.node_id == leader)
 
 
 class _Writer(threading.Thread):

@@ -374,19 +374,9 @@ class NodeParts:
             "statements": ("Statements since the start", float(sessions.statements), True),
             "nodes_known": ("Nodes in the directory", float(len(self.directory.entries())), False),
         }
-        store = self.store.statistics()
-        found |= {
-            "replicas": ("Replicas on this store", float(store.replicas), False),
-            "leases": ("Ranges that this store leads", float(store.leases), False),
-            "ranges_awake": ("Ranges that are ticked", float(store.awake), False),
-            "proposals": ("Commands on their way through Raft", float(store.proposals), False),
-            "latches": ("Latches held or waited for", float(store.latches), False),
-            "raft_turns": ("Turns of the Raft loop", float(store.turns), True),
-            "syncs": ("Syncs of the write-ahead log", float(store.syncs), True),
-            "lease_changes": ("Leases begun or ended on this store", float(self.lease_changes), True),
-        }
-        for name, value in store.engine.items():
-            found[f"engine_{name}"] = (f"Engine: {name.replace('_', ' ')}", float(value), False)
+        found["store_lease_changes"] = ("Leases begun or ended on this store", float(self.lease_changes), True)
+        for name, value in self.store.statistics().items():
+            found[f"store_{name}"] = (f"Store: {name.replace('_', ' ')}", value, False)
         return found
 
     def _own_entry(self, config: NodeConfig, address: Address) -> NodeEntry:
