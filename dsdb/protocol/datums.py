@@ -12,6 +12,7 @@ encoder writes a Decimal as text and a tuple as an array.
 """
 
 import decimal
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ _INT32_MAX = 2**31 - 1
 _SQL_TYPES: dict[int, SqlType] = {int(name): SqlType(name) for name in TypeName}
 
 
+@functools.lru_cache(maxsize=1_024)
 def parameter_types(types: bytes) -> tuple[SqlType, ...]:
     """Read the types of parameters.  Raises ProtocolError."""
     try:

@@ -52,7 +52,7 @@ class FrameReader:
         at = self._continue_partial(view, frames) if self._partial else 0
         size = len(data)
         while size - at >= LENGTH_BYTES:
-            end = at + LENGTH_BYTES + self._checked_length(view[at : at + LENGTH_BYTES])
+            end = at + LENGTH_BYTES + self._checked_length(data[at : at + LENGTH_BYTES])
             if end > size:
                 self._total = end - at
                 break
@@ -70,7 +70,7 @@ class FrameReader:
             partial += view[:at]
             if len(partial) < LENGTH_BYTES:
                 return at
-            self._total = LENGTH_BYTES + self._checked_length(memoryview(bytes(partial)))
+            self._total = LENGTH_BYTES + self._checked_length(bytes(partial))
         taken = min(self._total - len(partial), len(view) - at)
         partial += view[at : at + taken]
         if len(partial) == self._total:
@@ -79,7 +79,7 @@ class FrameReader:
             self._partial, self._total = bytearray(), 0
         return at + taken
 
-    def _checked_length(self, prefix: memoryview) -> int:
+    def _checked_length(self, prefix: bytes) -> int:
         length = int.from_bytes(prefix, "little")
         if length > self._frame_bytes_max:
             raise ProtocolError(f"a frame of {length} bytes is announced, at most {self._frame_bytes_max} are allowed")

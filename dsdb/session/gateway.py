@@ -48,6 +48,7 @@ from dsdb.protocol.messages import (
 from dsdb.protocol.states import NodeSide, SessionPhase
 from dsdb.session.answer import bug_message, error_message, pieces, rows_message, schema_message
 from dsdb.session.limits import SessionLimits
+from dsdb.session.link import Link
 from dsdb.session.port import StatementPort
 from dsdb.sql.errors import (
     FeatureNotSupportedError,
@@ -100,7 +101,7 @@ class GatewaySession:
         hello: Hello,
     ) -> None:
         self.session_id = session_id
-        self._stream = stream
+        self._link = Link(stream, read_bytes=limits.read_bytes)
         self._executor = executor
         self._running_statements = running
         self._limits = limits
@@ -172,7 +173,7 @@ class GatewaySession:
         if self._fault is not None:
             self._ending = ProtocolViolationError(str(self._fault))
         if self._ending is not None and not self._is_sending and not self._is_at_end:
-            await say_last_word(self._stream, self._ending, self._limits)
+            await say_last_word(self._link.stream, self._ending, self._limits)
 
     # The session's own task.
 
@@ -195,7 +196,12 @@ class GatewaySession:
 
     async def _serve(self) -> None:
         while self._side.phase is SessionPhase.READY or self._inbox:
-            message = self._inbox.popleft() if self._inbox else await self._read_message()
+            if self._inbox:
+                # Statements of a pipeline may all run without waiting for anything: let the others have their turns.
+                await trio.lowlevel.checkpoint()
+                message: ClientMessage | None = self._inbox.popleft()
+            else:
+                message = await self._read_message()
             if message is None:
                 return
             if type(message) is Execute:
@@ -331,7 +337,7 @@ class GatewaySession:
             self._outbox.clear()
             self._outbox_bytes = 0
             self._is_sending = True
-            await self._stream.send_all(data)
+            await self._link.send(data)
             self._is_sending = False
 
     async def _flush_whole(self) -> None:
@@ -361,15 +367,12 @@ class GatewaySession:
 
     async def _receive(self) -> None:
         """Read once.  What only matters while a statement runs is acted on; the rest waits in the inbox."""
-        try:
-            data = await self._stream.receive_some(self._limits.read_bytes)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            data = b""
+        data = await self._link.receive()
         if not data:
             self._is_at_end = True
             return
         try:
-            for frame in self._reader.receive(bytes(data)):
+            for frame in self._reader.receive(data):
                 message = decode_client_message(frame)
                 self._side.heard(message)
                 if type(message) is Credit:
