@@ -25,11 +25,13 @@ from dsdb.env import Clock
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import (
     AmbiguousResult,
-    Gone,
+    Conflict,
+    DeadlinePassed,
     KvError,
     NotLeaseholder,
     RangeKeyMismatch,
     RangeNotFound,
+    Refused,
     Unavailable,
 )
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
@@ -50,6 +52,9 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.005, 0.2
 META_PREFETCH_ROWS = 16
 """Descriptors read by one look-up: neighbours are often wanted next."""
 
+_Commit = CommitRequest | RefuseRequest
+_FINAL = AmbiguousResult | Conflict | DeadlinePassed | Refused
+"""What no later copy of the same attempt can turn into a commit.  KeyExists is not among them: the key may be removed meanwhile."""
 _DECODE_DESCRIPTOR = msgspec.msgpack.Decoder(RangeDescriptor).decode
 
 
@@ -96,6 +101,15 @@ class Router:
         the newest descriptor (the caller must cut it up again), Unavailable or AmbiguousResult.
         """
         search = _Search(self._clock.now() + deadline_s)
+        try:
+            return await self._send(key, make, search)
+        except KvError as error:
+            if search.maybe_committed and not isinstance(error.detail, _FINAL):
+                # An earlier copy may have been applied, or still be on its way: whatever this one met does not decide.
+                raise KvError(AmbiguousResult(str(error))) from error
+            raise
+
+    async def _send(self, key: bytes, make: Callable[[RangeDescriptor], Request], search: "_Search") -> Reply:
         while True:
             entry = await self._entry(key, search)
             request = make(entry.desc)
@@ -107,11 +121,12 @@ class Router:
             except NotSent as error:
                 search.note(f"range {entry.desc.range_id}: {error}")
                 entry.leaseholder = None
-                await self._pause(search, request)
+                await self._pause(search)
             except (ReplyLost, CallFailed) as error:
-                search.note(f"range {entry.desc.range_id}: {error}", maybe_sent=isinstance(error, ReplyLost))
+                is_lost = isinstance(error, ReplyLost)
+                search.note(f"range {entry.desc.range_id}: {error}", maybe_committed=is_lost and isinstance(request, _Commit))
                 entry.leaseholder = None
-                await self._pause(search, request)
+                await self._pause(search)
 
     async def lookup(self, key: bytes) -> CachedRange:
         """Give the range that holds a key.  Raises KvError Unavailable."""
@@ -148,7 +163,7 @@ class Router:
                 self._learn(entry, error.detail)
                 search.note(str(error))
                 if not search.has_fresh_hint(entry):
-                    await self._pause(search, request)
+                    await self._pause(search)
             case RangeKeyMismatch():
                 self._learn(entry, error.detail)
                 search.mismatches += 1
@@ -156,13 +171,11 @@ class Router:
                     raise error
             case Unavailable():
                 search.note(error.detail.reason)
-                await self._pause(search, request)
-            case AmbiguousResult() if isinstance(request, CommitRequest | RefuseRequest):
+                await self._pause(search)
+            case AmbiguousResult() if isinstance(request, _Commit):
                 # The same attempt may be sent again: it is applied once and its outcome is recorded.
-                search.note(error.detail.reason, maybe_sent=True)
-                await self._pause(search, request)
-            case Gone() if search.maybe_sent:
-                raise KvError(AmbiguousResult("the outcome of this attempt is no longer recorded")) from error
+                search.note(error.detail.reason, maybe_committed=True)
+                await self._pause(search)
             case _:
                 raise error
 
@@ -180,12 +193,9 @@ class Router:
             case RangeNotFound():
                 entry.leaseholder = None
 
-    async def _pause(self, search: "_Search", request: Request) -> None:
+    async def _pause(self, search: "_Search") -> None:
         if self._clock.now() >= search.deadline:
-            reason = f"no answer within the time allowed; last: {search.reason}"
-            if search.maybe_sent and isinstance(request, CommitRequest | RefuseRequest):
-                raise KvError(AmbiguousResult(reason))
-            raise KvError(Unavailable(reason))
+            raise KvError(Unavailable(f"no answer within the time allowed; last: {search.reason}"))
         await trio.sleep(search.pause())
 
     async def _entry(self, key: bytes, search: "_Search") -> CachedRange:
@@ -197,16 +207,17 @@ class Router:
             if entry is not None:
                 return entry
             raise KvError(Unavailable("this node does not know where the system range is"))
-        await self._read_meta(key)
+        await self._read_meta(key, search)
         search.tries_without_news = 0
         found = self.cache.lookup(key)
         if found is None:
             raise KvError(Unavailable(f"no range is known to hold key {key.hex()}"))
         return found
 
-    async def _read_meta(self, key: bytes) -> None:
+    async def _read_meta(self, key: bytes, search: "_Search") -> None:
         span = Span(meta_key(key_after(key)), prefix_end(META_PREFIX))
-        reply = await self.send(span.start, lambda _: ScanRequest(SYSTEM_RANGE, span, None, rows_max=META_PREFETCH_ROWS, bytes_max=1 << 20))
+        request = ScanRequest(SYSTEM_RANGE, span, None, rows_max=META_PREFETCH_ROWS, bytes_max=1 << 20)
+        reply = await self.send(span.start, lambda _: request, deadline_s=search.deadline - self._clock.now())
         assert isinstance(reply, ScanReply)
         for value in reply.values:
             self.cache.update(_DECODE_DESCRIPTOR(value))
@@ -218,7 +229,7 @@ class _Search:
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.reason = "nobody was asked"
-        self.maybe_sent = False
+        self.maybe_committed = False
         self.mismatches = 0
         self.tries_without_news = 0
         self._pause_s = PAUSE_MIN_S
@@ -243,10 +254,10 @@ class _Search:
             return self._turn < 8  # two replicas that name each other get pauses too
         return False
 
-    def note(self, reason: str, *, maybe_sent: bool = False) -> None:
-        """Remember why a try failed, and whether it may have had its effect all the same."""
+    def note(self, reason: str, *, maybe_committed: bool = False) -> None:
+        """Remember why a try failed, and whether it was a commit that may have taken effect all the same, or still may."""
         self.reason = reason
-        self.maybe_sent = self.maybe_sent or maybe_sent
+        self.maybe_committed = self.maybe_committed or maybe_committed
 
     def pause(self) -> float:
         """Give the next pause, in seconds."""
