@@ -207,7 +207,7 @@ def _tokenize(sql: str) -> list[Token]:
     raise ProgramLimitError(f"more than {_COMMANDS_MAX} commands in one text", hint="send them one by one")
 
 
-_COMMANDS_MAX = 100
+_COMMANDS_MAX = 20
 
 
 def _swallowed_index(tokens: list[Token]) -> int | None:
