@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from sqlglot import exp
 
+from dsdb.sql.bind.bound import column, nullable_of
 from dsdb.sql.bind.query import bind_query
 from dsdb.sql.bind.query_scope import BaseSource, BoundQuery
 from dsdb.sql.bind.query_state import Environment, QueryState
@@ -107,6 +108,7 @@ def plan_bound(state: QueryState, bound: BoundQuery) -> SelectPlan:
             limit=limit.expression if limit is not None else None,
             offset=offset.expression if offset is not None else None,
         )
+    _keep_spellings(bound.tree, state.sources)
     used = _column_names([bound.tree])
     leaves = tuple(_leaf(source, used) for source in state.sources)
     return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree)
@@ -129,16 +131,49 @@ def _streaming(sources: Sequence[BaseSource], bound: BoundQuery) -> tuple[exp.Se
     return tree, sources[0]
 
 
+def _keep_spellings(tree: exp.Query, sources: Sequence[BaseSource]) -> None:
+    """Let outputs that are stored DECIMALs without precision pass through as their text: in place, where nothing is computed of them.
+
+    What the rows are ordered by stays the number.
+    """
+    if not isinstance(tree, exp.Select) or any(tree.args.get(name) for name in ("group", "having", "distinct")):
+        return
+    if any(contains_aggregate(output) for output in tree.expressions):
+        return
+    near = {node.name for node in _near_tables(tree)}
+    names = {
+        name
+        for source in sources
+        for name, position in source.positions.items()
+        if source.input_name in near and source.table.columns[position].type == NUMERIC
+    }
+    kept: dict[str, exp.Expr] = {}
+    for output in tree.expressions:
+        if isinstance(output, exp.Alias) and isinstance(output.this, exp.Column) and output.this.name in names:
+            kept[output.alias] = output.this
+            output.set("this", column(output.this.name + RAW_SUFFIX, NUMERIC, nullable=nullable_of(output.this), ordinal=0))
+    for element in tree.args["order"].expressions if tree.args.get("order") else ():
+        if isinstance(element.this, exp.Column) and element.this.name in kept:
+            element.set("this", kept[element.this.name].copy())
+
+
+def _near_tables(tree: exp.Select) -> Iterable[exp.Table]:
+    """Give the tables that a SELECT joins itself."""
+    from_ = tree.args.get("from_")
+    operands = ([from_.this] if from_ is not None else []) + [join.this for join in tree.args.get("joins") or ()]
+    return [operand for operand in operands if isinstance(operand, exp.Table)]
+
+
 def _column_names(nodes: Iterable[exp.Expr]) -> set[str]:
-    return {column.name for node in nodes for column in node.find_all(exp.Column)}
+    return {found.name for node in nodes for found in node.find_all(exp.Column)}
 
 
 def _leaf(source: BaseSource, used: set[str], outputs: tuple[exp.Expr, ...] | None = None) -> LeafPlan:
     """Plan a leaf.  used: names of the columns that are needed of it, besides those of its filters."""
     access = key_access(source.table, source.filters, source.positions)
     read = used | _column_names(access.residual)
-    columns = tuple((name, position) for name, position in source.positions.items() if name in read)
-    shipped = tuple(name for name, _ in columns if name in used)
+    columns = tuple((name, at) for name, at in source.positions.items() if name in read or name + RAW_SUFFIX in read)
+    shipped = tuple(form for name, _ in columns for form in (name, name + RAW_SUFFIX) if form in used)
     if not shipped:
         # Rows are counted by some column.
         name, position = _cheapest(source) if not columns else columns[0]

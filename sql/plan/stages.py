@@ -133,14 +133,17 @@ def row_count(node: exp.Expr | None, parameters: Sequence[Datum], clause: str) -
 
 def leaf_schema(leaf: LeafPlan) -> pa.Schema:
     """Give the schema of what a gathered leaf gives."""
-    decimal = pa.decimal128(PRECISION_MAX, ENGINE_SCALE)
-    return pa.schema(
-        [
-            pa.field(name, decimal if leaf.is_numeric(position) else arrow_type(leaf.table.columns[position].type))
-            for name, position in leaf.columns
-            if name in leaf.shipped
-        ]
-    )
+    positions = dict(leaf.columns)
+    fields = []
+    for name in leaf.shipped:
+        is_raw = name.endswith(RAW_SUFFIX)
+        position = positions[name.removesuffix(RAW_SUFFIX)]
+        number = leaf.is_numeric(position) and not is_raw
+        fields.append(pa.field(name, _ENGINE_NUMERIC if number else arrow_type(leaf.table.columns[position].type)))
+    return pa.schema(fields)
+
+
+_ENGINE_NUMERIC = pa.decimal128(PRECISION_MAX, ENGINE_SCALE)
 
 
 def _engine(tree: exp.Expr, parameters: Sequence[Datum]) -> exp.Expr:
