@@ -1,4 +1,4 @@
-"""Binds functions that give rows: generate_series, in FROM.
+"""Binds functions that give rows: generate_series, in FROM and in the SELECT list.
 
     generate_series(1, a.n) WITH ORDINALITY  ─▶  (SELECT unnest(generate_series(…)) AS c1, …) AS q2
 
@@ -35,8 +35,7 @@ def bind_function(state: QueryState, node: exp.Expr, environment: Environment) -
     columns = [
         RelationColumn(name=names[0] if names else relation_name, engine_name=state.engine_name(), type=element_type, nullable=False)
     ]
-    element = exp.Cast(this=exp.Anonymous(this="unnest", expressions=[values]), to=exp.DataType.build(engine_type(element_type), "duckdb"))
-    projections = [exp.alias_(element, columns[0].engine_name, copy=False)]
+    projections = [_unnested(values, columns[0])]
     if node.args.get("ordinality"):
         ordinality = names[1] if len(names) > 1 else "ordinality"
         columns.append(RelationColumn(name=ordinality, engine_name=state.engine_name(), type=BIGINT, nullable=False, ordinal=1))
@@ -50,6 +49,45 @@ def bind_function(state: QueryState, node: exp.Expr, environment: Environment) -
     tree = exp.Select(expressions=projections).subquery(state.query_name(), copy=False)
     relation = Relation(alias=relation_name, columns=tuple(columns))
     return FromItem(tree=tree, joins=[], relations=(relation,), visible=relation.columns, filterable=())
+
+
+SERIES = "series of the query"
+"""What the relation of the SELECT list's series is called; its blanks keep it apart from a user's."""
+
+
+def take_series(state: QueryState, select: exp.Select, scope: QueryScope) -> tuple[exp.Select, QueryScope, list[exp.Expr]]:
+    """Take the series out of a SELECT list: give the SELECT with columns in their place, a scope that has these, and the projections.
+
+    Several series run in step, the shorter ones padded with NULL.
+    """
+    if not any(_is_series(node) for raw in select.expressions for node in _own_nodes(raw)):
+        return select, scope, []
+    select = select.copy()
+    columns: list[RelationColumn] = []
+    projections: list[exp.Expr] = []
+    for raw in list(select.expressions):
+        for node in [node for node in _own_nodes(raw) if _is_series(node)]:
+            values, element_type = _series(state, [state.scalar(part, scope, Clause.FUNCTION) for part in node.expressions], node)
+            found = RelationColumn(name=str(len(columns) + 1), engine_name=state.engine_name(), type=element_type)
+            columns.append(found)
+            projections.append(_unnested(values, found))
+            reference = exp.column(exp.to_identifier(found.name, quoted=True), table=exp.to_identifier(SERIES, quoted=True))
+            node.replace(exp.alias_(reference, node.name) if node is raw else reference)
+    relation = Relation(alias=SERIES, columns=tuple(columns))
+    return select, QueryScope((*scope.relations, relation), scope.visible, scope.parent, scope.ctes), projections
+
+
+def _is_series(node: exp.Expr) -> bool:
+    return isinstance(node, exp.Anonymous) and node.name == "generate_series"
+
+
+def _own_nodes(raw: exp.Expr) -> list[exp.Expr]:
+    return list(raw.walk(prune=lambda node: isinstance(node, exp.Query) or _is_series(node)))
+
+
+def _unnested(values: exp.Expr, found: RelationColumn) -> exp.Expr:
+    element = exp.Cast(this=exp.Anonymous(this="unnest", expressions=[values]), to=exp.DataType.build(engine_type(found.type), "duckdb"))
+    return exp.alias_(element, found.engine_name, copy=False)
 
 
 def _series(state: QueryState, arguments: list[exp.Expr], node: exp.Expr) -> tuple[exp.Expr, SqlType]:

@@ -17,6 +17,7 @@ from sqlglot import exp
 from dsdb.sql.bind.bound import column, conjunction, is_constant, nullable_of, type_of
 from dsdb.sql.bind.conjuncts import conjuncts_of
 from dsdb.sql.bind.query_from import bind_from, push_down, scope_of
+from dsdb.sql.bind.query_functions import take_series
 from dsdb.sql.bind.query_group import Grouper, Grouping, grouped_column, is_same
 from dsdb.sql.bind.query_names import output_name
 from dsdb.sql.bind.query_scope import BoundQuery, FromItem, QueryScope, RelationColumn
@@ -58,16 +59,21 @@ def bind_select(state: QueryState, select: exp.Select, environment: Environment)
     where = select.args.get("where")
     conditions = conjuncts_of(state.condition(where.this, scope, Clause.WHERE)) if where else []
     conditions = push_down(conditions, item.filterable)
+    select, scope, series = take_series(state, select, scope)
     items = _items(state, select, scope)
     orders = _orders(state, select, scope, items)
     distinct_on = _distinct_on(state, select, scope, items, orders)
     having = select.args.get("having")
     having_bound = state.condition(having.this, scope, Clause.HAVING) if having else None
     body = exp.Select()
+    if series:
+        item, conditions = _with_series(state, item, conditions, series), []
     _set_source(body, item, conditions)
     expressions = [found.bound for found in items] + [order.this for order in orders] + distinct_on
     expressions += [having_bound] if having_bound is not None else []
     if select.args.get("group") or having_bound is not None or any(map(contains_aggregate, expressions)):
+        if series:
+            raise FeatureNotSupportedError("a function that gives rows beside GROUP BY or aggregates is not supported")
         grouping = _grouping(state, select, scope, items)
         if grouping.computed:
             inner = exp.Select(expressions=[exp.Star(), *grouping.computed])
@@ -86,6 +92,13 @@ def bind_select(state: QueryState, select: exp.Select, environment: Environment)
     _set_outputs(state, body, select, items, orders, distinct_on)
     set_limits(state, body, select, environment)
     return BoundQuery(tree=body, columns=tuple(found.column for found in items))
+
+
+def _with_series(state: QueryState, item: FromItem, conditions: Sequence[exp.Expr], series: Sequence[exp.Expr]) -> FromItem:
+    """Give an item whose rows are repeated for the elements of the SELECT list's series."""
+    inner = exp.Select(expressions=[*([exp.Star()] if item.tree is not None else []), *series])
+    _set_source(inner, item, conditions)
+    return msgspec.structs.replace(item, tree=inner.subquery(state.query_name(), copy=False), joins=[])
 
 
 def _set_source(body: exp.Select, item: FromItem, conditions: Sequence[exp.Expr]) -> None:
