@@ -15,19 +15,19 @@ from dsdb.sql.bind.render import engine_type
 from dsdb.sql.bind.scalar import coerce
 from dsdb.sql.errors import FeatureNotSupportedError, InvalidColumnReferenceError, InvalidParameterError, UndefinedFunctionError
 from dsdb.sql.parse import position_of
-from dsdb.sql.types import BIGINT, INT, INTERVAL, TIMESTAMP, TIMESTAMPTZ, SqlType
+from dsdb.sql.types import BIGINT, INT, INTERVAL, TIMESTAMP, TIMESTAMPTZ, UNKNOWN, SqlType
 
 
 def bind_function(state: QueryState, node: exp.Expr, environment: Environment) -> FromItem:
     """Bind a function in FROM.  Raises UndefinedFunctionError, FeatureNotSupportedError."""
-    refuse_clauses(node, "this", "alias", "joins", "ordinality", "view", "outer", "cross_apply")
-    if node.args.get("joins"):
-        raise FeatureNotSupportedError("a JOIN right behind a function in FROM is not supported here", position=position_of(node))
+    refuse_clauses(node, "this", "alias", "joins", "ordinality", "view", "outer", "cross_apply", "db")
+    if node.args.get("joins") or (node.args.get("db") and node.args["db"].name != "pg_catalog"):
+        raise FeatureNotSupportedError("this form of a function in FROM is not supported", position=position_of(node))
     function = node.this
-    name = function.name if isinstance(function, exp.Anonymous) else str(function.key)
-    if name != "generate_series":
-        raise FeatureNotSupportedError(f"function {name} in FROM is not supported", position=position_of(node))
     scope = environment.parent or QueryScope((), ())
+    name = function.name if isinstance(function, exp.Anonymous) else str(function.key)
+    if not _is_series(function):
+        return _bind_value(state, node, state.scalar(function, scope, Clause.FUNCTION), name)
     values, element_type = _series(state, [state.scalar(argument, scope, Clause.FUNCTION) for argument in function.expressions], node)
     alias = node.args.get("alias")
     relation_name = alias.name if alias is not None else name
@@ -48,6 +48,21 @@ def bind_function(state: QueryState, node: exp.Expr, environment: Environment) -
         )
     tree = exp.Select(expressions=projections).subquery(state.query_name(), copy=False)
     relation = Relation(alias=relation_name, columns=tuple(columns))
+    return FromItem(tree=tree, joins=[], relations=(relation,), visible=relation.columns, filterable=())
+
+
+def _bind_value(state: QueryState, node: exp.Expr, value: exp.Expr, name: str) -> FromItem:
+    """Give a function of one value as a relation of one row."""
+    if state.type_of(value) == UNKNOWN or node.args.get("ordinality"):
+        raise FeatureNotSupportedError(f"function {name} in FROM is not supported like this", position=position_of(node))
+    alias = node.args.get("alias")
+    relation_name = alias.name if alias is not None else name
+    names = [column.name for column in alias.columns] if alias is not None else []
+    if len(names) > 1:
+        raise InvalidColumnReferenceError(f'table "{relation_name}" has 1 columns available but {len(names)} columns specified')
+    found = RelationColumn(name=names[0] if names else relation_name, engine_name=state.engine_name(), type=state.type_of(value))
+    tree = exp.Select(expressions=[exp.alias_(value, found.engine_name, copy=False)]).subquery(state.query_name(), copy=False)
+    relation = Relation(alias=relation_name, columns=(found,))
     return FromItem(tree=tree, joins=[], relations=(relation,), visible=relation.columns, filterable=())
 
 

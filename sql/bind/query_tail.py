@@ -8,7 +8,7 @@ from sqlglot import exp
 from dsdb.sql.bind.query_scope import QueryScope
 from dsdb.sql.bind.query_state import Clause, Environment, QueryState, refuse_clauses
 from dsdb.sql.bind.scalar import CastContext, coerce
-from dsdb.sql.errors import FeatureNotSupportedError, InvalidColumnReferenceError
+from dsdb.sql.errors import FeatureNotSupportedError, InvalidColumnReferenceError, UndefinedColumnError, UndefinedTableError
 from dsdb.sql.parse import position_of
 from dsdb.sql.types import BIGINT
 
@@ -45,6 +45,10 @@ def set_limits(state: QueryState, body: exp.Select, query: exp.Expr, environment
 
 
 def _count(state: QueryState, raw: exp.Expr, scope: QueryScope, clause: str) -> exp.Expr:
-    if any(isinstance(node, exp.Column) for node in raw.walk(prune=lambda node: isinstance(node, exp.Query))):
-        raise InvalidColumnReferenceError(f"argument of {clause} must not contain variables", position=position_of(raw))
-    return coerce(state.scalar(raw, scope, Clause.LIMIT), BIGINT, CastContext.ASSIGNMENT)
+    try:
+        bound = state.scalar(raw, scope, Clause.LIMIT)
+    except (UndefinedColumnError, UndefinedTableError) as error:
+        if any(isinstance(node, exp.Column) for node in raw.walk(prune=lambda node: isinstance(node, exp.Query))):
+            raise InvalidColumnReferenceError(f"argument of {clause} must not contain variables", position=error.position) from error
+        raise
+    return coerce(bound, BIGINT, CastContext.ASSIGNMENT)
