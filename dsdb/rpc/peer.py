@@ -242,7 +242,7 @@ class _Peer:
         try:
             stream = await self._open()
         except (OSError, trio.TooSlowError, trio.BrokenResourceError, NotSent) as error:
-            self._error = str(error) or "it does not answer"
+            self._error = (error.strerror if isinstance(error, OSError) else str(error)) or "it does not answer"
             self._retry_at = self._clock.now() + RECONNECT_PAUSE_S
             return
         finally:
