@@ -24,7 +24,7 @@ OUTCOMES = "outcomes"
 """Keys of outcomes, without the replica's prefix."""
 
 _FAMILIES = (Family.DELTA, Family.BLOCK, Family.INDEX)
-_ROWS = 256
+_ROWS = 32
 """Rows read at a time: a chunk is at most that many above its limit of bytes."""
 
 

@@ -22,6 +22,7 @@ from dsdb.kv.requests import (
     Write,
 )
 from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import Timestamp, from_milliseconds
 from dsdb.store import SnapshotHeader, Store, StoreConfig, StoreFrame, StoreIdentity, TransportError
 
@@ -187,8 +188,13 @@ class Cluster:
         scope = self._scopes[store_id] = trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            with scope:
-                await store.run(task_status=task_status)
+            try:
+                with scope:
+                    await store.run(task_status=task_status)
+            except* StorageError:
+                # A killed store may still have been waiting for its disk.
+                if not scope.cancel_called:
+                    raise
 
         await self.nursery.start(run)
         self.network.stores[store_id] = store

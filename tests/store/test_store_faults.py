@@ -8,13 +8,13 @@ from store_cluster import Cluster, simulate
 
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import AmbiguousResult, Conflict, KvError, Refused
-from dsdb.kv.ids import RangeId, StoreId
+from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.kv.requests import CommitRequest, OutcomeReply, RefuseRequest, SplitRequest, TransferLeaseRequest, Write
 from dsdb.raft.config import RaftConfig
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import point_span
-from dsdb.store import StoreConfig
+from dsdb.store import Store, StoreConfig
 
 TABLES = RangeId(2)
 KEYS = [b"\x10key%d" % number for number in range(6)]
@@ -148,16 +148,14 @@ def test_counters_survive_faults(seed: int) -> None:
         await counters.check()
         assert sum(counters.added.values()) > 20
         # All replicas come to hold the same.
-        for desc in list(cluster.store(1).descriptors()):
-            if desc.range_id == 1:
-                continue
-            stores = [cluster.store(number) for number in (1, 2, 3)]
+        stores = [cluster.store(number) for number in (1, 2, 3)]
 
-            def is_level(range_id: RangeId = desc.range_id, stores: list = stores) -> bool:  # type: ignore[type-arg]
-                states = [store.range_status(range_id) for store in stores]
-                return all(state is not None for state in states) and len({state.applied for state in states}) == 1
+        def is_level() -> bool:
+            states = [[(desc, store.range_status(desc.range_id).applied) for desc in tables_of(store)] for store in stores]
+            return states[0] == states[1] == states[2]
 
-            await cluster.eventually(is_level)
+        await cluster.eventually(is_level)
+        for desc in tables_of(stores[0]):
             contents = [content(cluster.engines[store_id], desc) for store_id in cluster.ids]
             assert contents[0] == contents[1] == contents[2], desc
 
@@ -171,3 +169,7 @@ def content(engine: MemoryEngine, desc: RangeDescriptor) -> tuple[tuple[bytes, b
     for keys, values in engine.scan(Family.DELTA, desc.start_key, desc.end_key):
         rows += zip(keys, values)
     return tuple(rows)
+
+
+def tables_of(store: Store) -> list[RangeDescriptor]:
+    return [desc for desc in store.descriptors() if desc.range_id != SYSTEM_RANGE]
