@@ -89,6 +89,11 @@ class ClientPool:
 
     def run(self, workload: Workload, *, seconds: float) -> list[SliceReport]:
         """Run a slice on all clients.  Raises ClientFailed."""
+        self.begin(workload, seconds=seconds)
+        return self.reports(seconds=seconds)
+
+    def begin(self, workload: Workload, *, seconds: float) -> None:
+        """Have all clients begin a slice, and do not wait.  Raises ClientFailed."""
         order = SliceOrder(
             operation=workload.operation,
             argument=workload.argument,
@@ -98,7 +103,13 @@ class ClientPool:
             seconds=seconds,
         )
         for pipe in self._pipes:
-            pipe.send_bytes(msgspec.msgpack.encode(order))
+            try:
+                pipe.send_bytes(msgspec.msgpack.encode(order))
+            except BrokenPipeError:
+                raise ClientFailed(f"{self.contender.label}: a client process ended") from None
+
+    def reports(self, *, seconds: float) -> list[SliceReport]:
+        """Wait for the end of the slice of so many seconds.  Raises ClientFailed."""
         return [msgspec.msgpack.decode(self._receive(pipe, seconds + ANSWER_S), type=SliceReport) for pipe in self._pipes]
 
     def _receive(self, pipe: Connection, timeout_s: float) -> bytes:
@@ -106,7 +117,7 @@ class ClientPool:
             raise ClientFailed(f"{self.contender.label}: a client did not answer for {timeout_s:.0f} s")
         try:
             answer = pipe.recv_bytes()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise ClientFailed(f"{self.contender.label}: a client process ended") from None
         if answer[:1] == b"!":
             raise ClientFailed(f"{self.contender.label}: {answer[1:].decode()}")
@@ -135,7 +146,7 @@ def _client_main(spec: ClientSpec, pipe: Connection) -> None:
             report, base = run_slice(client, order, base)
             pipe.send_bytes(msgspec.msgpack.encode(report))
         client.close()
-    except (BrokenPipeError, KeyboardInterrupt):
+    except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         pass  # the pool is gone, and wants no report
     except Exception as error:  # the root of a client process: what happened goes to the pool
         pipe.send_bytes(f"!{type(error).__name__}: {error}".encode())

@@ -81,6 +81,8 @@ class LagLine(msgspec.Struct, frozen=True, kw_only=True, tag="lag", tag_field="k
     worst_ms: dict[str, float]
     lease_moves: int
     statements: dict[str, int]
+    failures: dict[str, str]
+    """Loop → how many of its statements failed, and the first one's error."""
     elsewhere: Elsewhere
 
 

@@ -26,6 +26,13 @@ WIDE_TABLE = f"CREATE TABLE wide ({_WIDE_COLUMNS})"
 BULK_TABLE = f"CREATE TABLE bulk ({_WIDE_COLUMNS})"
 SUPPLIER_TABLE = "CREATE TABLE supplier (id INT PRIMARY KEY, region VARCHAR(25))"
 SUPPLIERS = 1_000
+LOAD_TABLE = "CREATE TABLE load (id BIGINT PRIMARY KEY, v VARCHAR(100))"
+LOAD_ROWS = 8_192
+"""Rows of about 122 bytes as text: one statement is 1 MB."""
+AGGREGATE_JOIN = (
+    "SELECT s.region, count(*), sum(w.price * (1 - w.discount)), avg(w.quantity) "
+    "FROM wide w JOIN supplier s ON w.supplier = s.id GROUP BY s.region ORDER BY s.region"
+)
 WIDE_COLUMNS = 8
 
 _MODES = ("AIR", "FOB", "MAIL", "RAIL", "REG AIR", "SHIP", "TRUCK")
@@ -37,6 +44,11 @@ _TAILS = 9_973
 def kv_insert(first: int, count: int) -> str:
     """Give an INSERT of rows of `kv`."""
     return "INSERT INTO kv VALUES " + ",".join(f"({key},'{VALUE}')" for key in range(first, first + count))
+
+
+def load_insert(first: int) -> str:
+    """Give an INSERT of LOAD_ROWS rows of `load`."""
+    return "INSERT INTO load VALUES " + ",".join([f"({key},'{VALUE}')" for key in range(first, first + LOAD_ROWS)])
 
 
 def supplier_insert() -> str:

@@ -84,12 +84,30 @@ class DsdbSide:
                     connection.execute(rows.BULK_TABLE)
                 case "wide":
                     self._make_wide(connection)
+                case "load":
+                    connection.execute(rows.LOAD_TABLE)
                 case "supplier":
                     connection.execute(rows.SUPPLIER_TABLE)
                     connection.execute(rows.supplier_insert())
         self._cluster.wait_replicated(NODES)
         self.wait_leases_settled()
+        self._wait_known(table)
         self._prepared.add(table)
+
+    def _wait_known(self, table: str) -> None:
+        """Wait until every node answers for a table, and say so if one did not at once: it should."""
+        for node in self.nodes:
+            begun = time.monotonic()
+            while True:
+                try:
+                    with dsdb.connect(f"dsdb://{node.address}") as connection:
+                        connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+                    break
+                except dsdb.ProgrammingError as error:
+                    print(f"node {node.node_id}, {time.monotonic() - begun:.1f} s after the last row of {table}: {error}")
+                    if time.monotonic() > begun + SETTLE_S_MAX:
+                        raise
+                time.sleep(1.0)
 
     def _make_wide(self, connection: Connection) -> None:
         assert self._cluster is not None
@@ -216,6 +234,15 @@ class DsdbClient:
         """Fetch a data frame."""
         frame = self._cursor.execute("SELECT * FROM wide").fetch_df()
         assert frame.shape == (count, rows.WIDE_COLUMNS), frame.shape
+
+    def insert_megabyte(self, key: int) -> None:
+        """Insert 1 MB by one statement."""
+        self._cursor.execute(rows.load_insert(key))
+
+    def aggregate_join(self, count: int) -> None:
+        """Join all rows with their suppliers and aggregate them."""
+        found = self._cursor.execute(rows.AGGREGATE_JOIN).fetchall()
+        assert sum(row[1] for row in found) == count, found
 
     def close(self) -> None:
         """Disconnect."""
