@@ -6,12 +6,19 @@ The node's code is imported only here, and only when it is asked for: a client o
 import importlib
 from typing import TYPE_CHECKING
 
+from dsdb.driver.errors import OperationalError
+
 if TYPE_CHECKING:
     from dsdb.driver.connection import EmbeddedNode
 
 
 def open_node(directory: str | None) -> "tuple[EmbeddedNode, tuple[str, int]]":
-    """Open the node of a directory (None: one in memory), or take a share in it; give it and its address."""
-    node: EmbeddedNode = importlib.import_module("dsdb.node.embedded").open_embedded(directory)
+    """Open the node of a directory (None: one in memory), or take a share in it; give it and its address.  Raises OperationalError."""
+    embedded = importlib.import_module("dsdb.node.embedded")
+    start_error: type[Exception] = importlib.import_module("dsdb.node.config").StartError
+    try:
+        node: EmbeddedNode = embedded.open_embedded(directory)
+    except start_error as error:
+        raise OperationalError(f"the embedded node did not start: {error}", sqlstate="08001") from error
     host, port = node.address
     return node, (host, port)

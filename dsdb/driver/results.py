@@ -12,6 +12,7 @@ Invariants:
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dsdb.driver.errors import DatabaseError
 from dsdb.driver.values import Shape, shape_of
 from dsdb.protocol.messages import Batch, Complete, Rows, Schema, ServerMessage
 
@@ -64,7 +65,7 @@ class Streamed:
         self._source = source
         self._stream = message.stream
         self._kept: deque[Batch] = deque()
-        self._error: Exception | None = None
+        self._error: DatabaseError | None = None
         self._consumed_bytes = 0
 
     def next_batch(self) -> "pa.RecordBatch | None":
@@ -93,7 +94,7 @@ class Streamed:
                 if keep:
                     self._kept.append(message)
                 self._source.give_credit(self._stream, len(message.arrow))
-        except Exception as error:
+        except DatabaseError as error:
             # Told to whoever fetches on, not to the statement that comes next.
             self._error = error
 
