@@ -23,7 +23,7 @@ import trio
 
 from dsdb.sql.catalog import Catalog, CatalogEditor, bootstrap, load_catalog, read_version
 from dsdb.sql.errors import CannotConnectNowError, SerializationError, UnknownOutcomeError
-from dsdb.sql.ports import AmbiguousCommitError, RangeUnavailableError, Transaction, TransactionRetryError
+from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, RangeUnavailableError, Transaction, TransactionRetryError
 from dsdb.storage.keys import prefix_span, system_key
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, from_milliseconds
 
@@ -227,7 +227,7 @@ async def _retried(attempt: Callable[[], Awaitable[T]]) -> T:
     for number in range(1, ATTEMPTS_MAX + 1):
         try:
             return await attempt()
-        except TransactionRetryError:
+        except (TransactionRetryError, DeadlineExceededError):
             await trio.sleep(_RETRY_PAUSE_S * number)
         except RangeUnavailableError as error:
             raise CannotConnectNowError(f"the catalogue cannot be reached: {error}") from error

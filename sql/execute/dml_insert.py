@@ -35,7 +35,7 @@ from dsdb.sql.parse import ParsedStatement, position_of
 from dsdb.sql.rows import Row
 from dsdb.sql.schema import ColumnDescriptor, SequenceDescriptor
 from dsdb.sql.text import parse_text
-from dsdb.sql.types import UNKNOWN, SqlType
+from dsdb.sql.types import TEXT, UNKNOWN, SqlType
 from dsdb.storage.datum import Datum
 
 DEFAULT = object()
@@ -368,7 +368,7 @@ def _source(
         bound = [[_value(value, column, binder) for value, column in zip(row, columns)] for row in rows]
         if all(value is None or binder.is_evaluable(value) for row in bound for value in row):
             return ValueRows([[None if value is None else binder.compiled(value, {}) for value in row] for row in bound]), width
-    query = binder.query(_with_ctes(node))
+    query = binder.query(_typed(_with_ctes(node), columns))
     return QueryRows(query, columns, binder), len(query.columns)
 
 
@@ -383,6 +383,24 @@ def _with_ctes(node: exp.Insert) -> exp.Expr:
             raise SqlSyntaxError("WITH stands both before INSERT and in its query", position=position_of(node))
         query = query.copy()
         query.set("with_", node.args["with_"])
+    return query
+
+
+def _typed(query: exp.Expr, columns: Sequence[ColumnDescriptor]) -> exp.Expr:
+    """Give quoted literals, NULLs and parameters that stand alone the types of their columns, as Postgres does for INSERT alone."""
+    query = query.copy()
+    rows = [row.expressions for row in query.expressions if isinstance(row, exp.Tuple)] if isinstance(query, exp.Values) else []
+    if isinstance(query, exp.Select) and not any(item.find(exp.Star) for item in query.expressions):
+        rows = [query.expressions]
+    for row in rows:
+        for item, column in zip(row, columns):
+            value = item.this if isinstance(item, exp.Alias) else item
+            is_open = isinstance(value, exp.Null | exp.Parameter) or (isinstance(value, exp.Literal) and value.is_string)
+            if is_open:
+                # Without a length or precision: the assignment that follows rounds or refuses.
+                plain = TEXT if column.type.is_text else SqlType(column.type.name)
+                to = exp.DataType.build(str(plain), dialect="postgres")
+                value.replace(exp.Cast(this=value.copy(), to=to))
     return query
 
 

@@ -1,7 +1,7 @@
 """What statements are run with: the node's services, and the things of one attempt at one statement.
 
 Invariants:
-- An Execution is one attempt: a fresh transaction, the catalogue its plan was made for, one clock reading.
+- An Execution is one attempt: a fresh transaction, the catalogue its plan was made for, one reading of the clock.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -70,20 +70,20 @@ class Services:
 class Execution:
     """One attempt at a statement.
 
-    is_holding: it still holds its catalogue, which then no change may make older than the last but one.
+    parameters: the statement's, and behind them the statement values (`bind.binder.STATEMENT_VALUES`); is_holding: it still
+    holds its catalogue, which then no change may make older than the last but one.
     """
 
-    __slots__ = ("catalog", "is_holding", "now", "parameters", "services", "session", "txn")
+    __slots__ = ("catalog", "is_holding", "parameters", "services", "session", "txn")
 
     def __init__(
-        self, services: Services, session: SessionState, catalog: Catalog, txn: Transaction, parameters: Sequence[Datum], now: int
+        self, services: Services, session: SessionState, catalog: Catalog, txn: Transaction, parameters: Sequence[Datum]
     ) -> None:
         self.services = services
         self.session = session
         self.catalog = catalog
         self.txn = txn
         self.parameters = parameters
-        self.now = now
         self.is_holding = True
 
     def release_catalog(self) -> None:

@@ -139,8 +139,11 @@ class StatementExecutor:
 
         The first error ends it; what ran before stays.
         """
-        for statement in self.prepare(text):
-            yield await self.run(session, statement, parameters[: statement.parameters])
+        statements = self.prepare(text)
+        for statement in statements:
+            # One statement must take all its parameters; of several, each takes those that it names.
+            given = parameters if len(statements) == 1 else parameters[: statement.parameters]
+            yield await self.run(session, statement, given)
 
     async def _attempt(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
         services = self._services
@@ -156,7 +159,7 @@ class StatementExecutor:
                 values = (*[p.value if f is None or p.value is None else f(p.value) for p, f in pairs], now)
             else:
                 values = (*[parameter.value for parameter in parameters], now)
-            execution = Execution(services, session, catalog, services.begin(), values, now)
+            execution = Execution(services, session, catalog, services.begin(), values)
             result = await plan.run(execution)
             if plan.is_writing:
                 await execution.txn.commit(deadline=catalog.lease_expiration)

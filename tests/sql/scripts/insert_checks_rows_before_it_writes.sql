@@ -81,3 +81,21 @@ INSERT INTO item (nope) VALUES (1);
 INSERT INTO nope VALUES (1);
 ---
 42P01 relation "nope" does not exist
+
+# Literals that stand alone in a query take their columns' types; in VALUES a sub-query may stand.
+
+INSERT INTO item SELECT '50', 'q', '1.555';
+---
+INSERT 0 1
+
+INSERT INTO item VALUES ((SELECT max(id) + 1 FROM item), 'r', NULL) RETURNING *;
+---
+id | name | price
+51 | r | NULL
+INSERT 0 1
+
+INSERT INTO item SELECT id + 100, name, price FROM item WHERE id = 50 RETURNING *;
+---
+id | name | price
+150 | q | 1.56
+INSERT 0 1
