@@ -15,6 +15,7 @@ Invariants:
 Not here: whether a clause is supported (the binders refuse what they do not know).
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -221,12 +222,36 @@ def _swallowed_index(tokens: list[Token]) -> int | None:
 _SWALLOWING = frozenset({TokenType.COMMAND, TokenType.EXECUTE, TokenType.FETCH, TokenType.SHOW, TokenType.RENAME})
 
 
+_DOLLARS_SIDE_BY_SIDE = re.compile(r"\$\d[^\s$]*\$")
+"""`$1,$2` without a blank: the tokenizer would take `$1,$` for the opening of a dollar-quoted string."""
+_QUOTED_OR_NUMBERED = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(?:[^\W\d]\w*)?\$.*?\$(?:[^\W\d]\w*)?\$|\$(?=\d)""", re.DOTALL
+)
+
+
+def _masked(match: re.Match[str]) -> str:
+    """Write the dollar of a numbered parameter as the tokenizer's other sign of a parameter; quoted text and comments stay."""
+    return "@" if match[0] == "$" else match[0]
+
+
 def _tokenize_part(sql: str, offset: int) -> list[Token]:
     try:
-        tokens = list(_DIALECT.tokenize(sql[offset:] if offset else sql))
-        if not offset:
+        text = sql[offset:] if offset else sql
+        has_dollars = _DOLLARS_SIDE_BY_SIDE.search(text) is not None
+        tokens = list(_DIALECT.tokenize(_QUOTED_OR_NUMBERED.sub(_masked, text) if has_dollars else text))
+        if not offset and not has_dollars:
             return tokens
-        return [Token(token.token_type, token.text, token.line, token.col, token.start + offset, token.end + offset) for token in tokens]
+        return [
+            Token(
+                token.token_type,
+                "$" if has_dollars and token.text == "@" and text[token.start] == "$" else token.text,
+                token.line,
+                token.col,
+                token.start + offset,
+                token.end + offset,
+            )
+            for token in tokens
+        ]
     except TokenError as error:
         for quote, what in (("'", "string"), ('"', "identifier"), ("$$", "string")):
             if sql.count(quote) % 2:

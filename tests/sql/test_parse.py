@@ -205,3 +205,11 @@ def test_expressions_of_descriptors() -> None:
     expression = parse_expression("a + now()")
     assert isinstance(expression, exp.Add)
     assert position_of(expression) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [("SELECT $1,$2", 2), ("INSERT INTO t VALUES ($1,$2,$3)", 3), ("SELECT '$5,$6', $1,$2", 2), ("SELECT '$1,$2$'", 0)],
+)
+def test_numbered_parameters_stand_side_by_side_without_blanks(text: str, parameters: int) -> None:
+    assert parse_statements(text)[0].parameters == parameters
