@@ -1,0 +1,391 @@
+"""What a node is made of, wired: each part is given what it needs, and finds nothing by itself.
+
+    accept ─┬─ first 8 bytes say a client ─▶ sessions ▸ executor ▸ transactions ▸ router ▸ (rpc) ▸ store
+            └─ … or a node ────────────────▶ rpc ▸ store, issuer, fragments, membership
+
+Read `NodeParts.__init__` and the three `_wire_…` below it from the bottom of the house to its top.
+"""
+
+import logging
+import random
+from typing import Any
+
+import trio
+
+from dsdb import __version__
+from dsdb.coordinator import Coordinator, MetaWriter, StoreView
+from dsdb.env import Address, Clock, Network, NodeListener, NodeStream, Offload
+from dsdb.flow import FRAGMENT, FragmentRunner, Gatherer
+from dsdb.kv.descriptor import RangeDescriptor
+from dsdb.kv.errors import KvError
+from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
+from dsdb.kv.requests import RaiseMarkReply, RaiseMarkRequest, TransferLeaseRequest
+from dsdb.node.cluster_view import NodeClusterView
+from dsdb.node.config import NodeConfig
+from dsdb.node.directory import Directory, NodeEntry
+from dsdb.node.lag import LoopLag
+from dsdb.node.membership import (
+    CATALOG_RENEW,
+    JOIN,
+    MEET,
+    CatalogRenewReply,
+    CatalogRenewRequest,
+    Membership,
+)
+from dsdb.node.opening import OpenStore
+from dsdb.node.transport import FRAME, SNAPSHOT, RpcTransport, SnapshotInstalled
+from dsdb.oracle import ISSUE, Issuer, IssueReply, IssueRequest, OracleClient
+from dsdb.protocol.frames import SQL_MAGIC_PREFIX
+from dsdb.ranges import KV_CALL, Router
+from dsdb.rpc import Peers, Registry, RpcError, RpcServer
+from dsdb.rpc.frames import RPC_MAGIC
+from dsdb.rpc.server import Hello
+from dsdb.session.server import SessionServer
+from dsdb.sql.catalog_lease import CatalogLeases
+from dsdb.sql.errors import SqlError
+from dsdb.sql.execute.engine import QueryEngine
+from dsdb.sql.execute.services import Services
+from dsdb.sql.execute.statement import StatementExecutor
+from dsdb.sql.ports import PortError
+from dsdb.storage.timestamp import Timestamp
+from dsdb.store.config import StoreConfig
+from dsdb.store.frame import SnapshotHeader, StoreFrame
+from dsdb.store.store import Store
+from dsdb.txn import AttemptIds, TransactionFactory
+
+log = logging.getLogger("dsdb.node")
+
+MAGIC_TIMEOUT_S = 10.0
+"""A connection that does not say what it is for this long is closed."""
+
+
+class NodeParts:
+    """What a node is made of, wired."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        opened: OpenStore,
+        address: Address,
+        clock: Clock,
+        network: Network,
+        disk: Offload,
+        chance: random.Random,
+    ) -> None:
+        self.identity = opened.identity
+        self._opened = opened
+        self._clock = clock
+        node_id = self.identity.node_id
+        self.probe_addresses: dict[NodeId, Address] = {}
+        self.directory = Directory(opened.engine)
+        self.directory.merge(opened.nodes)
+        own = self._own_entry(config, address)
+        self.directory.merge([own])
+
+        self.peers = Peers(network, clock, address_of=self._address_of)
+        self.peers.hello = Hello(self.identity.cluster_id, node_id)
+        transport = RpcTransport(self.peers, self._node_of)
+        self._timestamps = _LateTimestamps()
+        self.store = Store(
+            engine=opened.engine,
+            identity=self.identity,
+            config=StoreConfig(),
+            clock=clock,
+            random=chance,
+            disk=disk,
+            transport=transport,
+            timestamps=self._timestamps,
+        )
+        self._wire_transactions(own)
+        self._wire_cluster(own)
+        self._wire_sql()
+        self.lag = LoopLag()
+        self.lease_changes = 0
+        self.rpc = RpcServer(self._registry())
+        self.rpc.cluster_id = self.identity.cluster_id
+        self.store.on_descriptor_applied(self._descriptor_applied)
+        self.store.on_lease_changed(self._lease_changed)
+
+    def _wire_transactions(self, own: NodeEntry) -> None:
+        """From the store up to transactions: the oracle, addressing, attempts."""
+        opened, clock, node_id = self._opened, self._clock, self.identity.node_id
+        self.issuer = Issuer(_SystemRange(self.store), clock)
+        self.router = Router(node_id=node_id, local=self.store, peers=self.peers, clock=clock)
+        if opened.system_range is not None:
+            self.router.cache.update(opened.system_range)
+        for desc in self.store.descriptors():
+            self.router.cache.update(desc)
+        self.oracle = OracleClient(node_id=node_id, issuer=self.issuer, cache=self.router.cache, peers=self.peers, clock=clock)
+        self._timestamps.source = self.oracle
+        self.transactions = TransactionFactory(router=self.router, oracle=self.oracle, attempts=AttemptIds(node_id, own.started_ms))
+
+    def _wire_cluster(self, own: NodeEntry) -> None:
+        """What keeps the cluster together: the addressing index, the coordinator, the directory."""
+        self.meta = MetaWriter(self.transactions, is_leaseholder=self.store.holds_lease)
+        self.coordinator = Coordinator(router=self.router, is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE), stores=self.store_views)
+        self.membership = Membership(
+            cluster_id=self.identity.cluster_id,
+            directory=self.directory,
+            own=own,
+            peers=self.peers,
+            cache=self.router.cache,
+            transactions=self.transactions,
+            on_node=lambda _: self.coordinator.wake(),
+        )
+
+    def _wire_sql(self) -> None:
+        """From stages up to sessions."""
+        self.engine = QueryEngine()
+        self.fragments = FragmentRunner(self.store, self.engine)
+        self.gatherer = Gatherer(router=self.router, peers=self.peers, runner=self.fragments, clock=self._clock)
+        self.leases = CatalogLeases(
+            node_id=self.identity.node_id,
+            transactions=self.transactions.begin,
+            fresh_timestamp=self._fresh_timestamp,
+            notify=self._ask_to_renew,
+        )
+        cluster = NodeClusterView(
+            router=self.router,
+            gatherer=self.gatherer,
+            transactions=self.transactions,
+            meta=self.meta,
+            directory=self.directory,
+            stores=self.store_views,
+            wake_coordinator=self.coordinator.wake,
+        )
+        self.executor = StatementExecutor(
+            Services(
+                catalogs=self.leases,
+                begin=self.transactions.begin,
+                runner=self.gatherer,
+                engine=self.engine,
+                cluster=cluster,
+                now=lambda: self._clock.wall_ms() * 1000,
+            )
+        )
+        self.sessions = SessionServer(self.executor, node_id=self.identity.node_id, server_version=f"dsdb {__version__}")
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Start every part, from the lowest up."""
+        await nursery.start(self.lag.run)
+        await nursery.start(self.peers.run)
+        await nursery.start(self.store.run)
+        await nursery.start(self.issuer.run)
+        await nursery.start(self.gatherer.serve)
+        await nursery.start(self.meta.run)
+        await nursery.start(self.membership.run)
+        await nursery.start(self.coordinator.run)
+        await nursery.start(self.sessions.run)
+        nursery.start_soon(self._run_leases)
+
+    async def accept(self, listener: NodeListener, nursery: trio.Nursery) -> None:
+        """Take connections, for ever."""
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                log.warning("a connection was not accepted: %s", error)  # out of file descriptors: those in use go on
+                await trio.sleep(0.1)
+                continue
+            nursery.start_soon(self._greet, stream)
+
+    async def _greet(self, stream: NodeStream) -> None:
+        """Read what a connection is for, and hand it on."""
+        data = b""
+        try:
+            with trio.move_on_after(MAGIC_TIMEOUT_S):
+                while len(data) < len(RPC_MAGIC):
+                    more = await stream.receive_some(len(RPC_MAGIC) - len(data))
+                    if not more:
+                        break
+                    data += bytes(more)
+            if data == RPC_MAGIC:
+                await self.rpc.serve(stream)
+            elif data.startswith(SQL_MAGIC_PREFIX):
+                await self.sessions.serve(stream, data)
+            else:
+                await self._send_away(stream, data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it went away before it said anything
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.aclose()
+
+    async def _send_away(self, stream: NodeStream, data: bytes) -> None:
+        text = "this port speaks dsdb's own protocols: use `dsdb sql` or a driver; metrics and health are on the HTTP port\n"
+        if data[:4] in (b"GET ", b"POST", b"HEAD", b"PUT "):
+            text = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n{text}"
+        if data:
+            await stream.send_all(text.encode())
+
+    async def hand_over_leases(self) -> None:
+        """Ask another replica of each range led here to lead it, so that nobody waits for this store's silence to be noticed."""
+        for desc in self.store.descriptors():
+            if not self.store.holds_lease(desc.range_id):
+                continue
+            for replica in desc.voters:
+                if replica.store_id != self.identity.store_id and self.peers.is_connected(replica.node_id):
+                    try:
+                        await self.store.serve(TransferLeaseRequest(desc.range_id, replica.store_id))
+                    except KvError as error:
+                        log.info("range %d: the lease was not handed over: %s", desc.range_id, error)
+                    break
+
+    def store_views(self) -> list[StoreView]:
+        """Give all stores of the cluster, as this node sees them."""
+        return [
+            StoreView(
+                store_id=entry.store_id,
+                node_id=entry.node_id,
+                is_live=entry.node_id == self.identity.node_id or self.peers.is_connected(entry.node_id),
+            )
+            for entry in self.directory.entries()
+        ]
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Say whether the node does its work, and how it is.  Called from the HTTP thread."""
+        p99 = self.lag.quantile(0.99)
+        return True, {
+            "status": "ok",
+            "cluster": self.identity.cluster_id,
+            "node": self.identity.node_id,
+            "version": __version__,
+            "loop_lag_p99_ms": round(p99 * 1000, 2),
+            "ranges": len(self.store.descriptors()),
+        }
+
+    def metrics(self) -> dict[str, tuple[str, float, bool]]:
+        """Give figures for Prometheus.  Called from the HTTP thread."""
+        sessions = self.sessions.statistics()
+        found = {
+            "loop_lag_p50_seconds": ("Median lag of the event loop over the last minute", self.lag.quantile(0.5), False),
+            "loop_lag_p99_seconds": ("99th percentile of the event loop's lag over the last minute", self.lag.quantile(0.99), False),
+            "loop_lag_worst_seconds": ("Largest lag of the event loop since the start", self.lag.worst_s, False),
+            "sessions": ("Open sessions", float(sessions.sessions), False),
+            "statements_running": ("Statements running now", float(sessions.running), False),
+            "statements": ("Statements since the start", float(sessions.statements), True),
+            "nodes_known": ("Nodes in the directory", float(len(self.directory.entries())), False),
+        }
+        found["store_lease_changes"] = ("Leases begun or ended on this store", float(self.lease_changes), True)
+        for name, value in self.store.statistics().items():
+            found[f"store_{name}"] = (f"Store: {name.replace('_', ' ')}", value, False)
+        return found
+
+    def _own_entry(self, config: NodeConfig, address: Address) -> NodeEntry:
+        advertised = config.advertise or address
+        if advertised.port == 0:
+            advertised = Address(advertised.host, address.port)
+        known = self.directory.get(self.identity.node_id)
+        started_ms = max(self._clock.wall_ms(), known.started_ms + 1 if known is not None else 0)
+        return NodeEntry(self.identity.node_id, self.identity.store_id, advertised.host, advertised.port, started_ms, config.locality)
+
+    def _registry(self) -> Registry:
+        registry = Registry()
+        registry.serve_calls(KV_CALL, self.store.serve, self.store.try_serve)
+        registry.serve_calls(ISSUE, self._issue, self._issue_fast)
+        registry.serve_downloads(FRAGMENT, self.fragments.serve)
+        registry.serve_calls(JOIN, self.membership.serve_join)
+        registry.serve_calls(MEET, self.membership.serve_meet)
+        registry.serve_calls(CATALOG_RENEW, self._renew_catalog)
+        registry.serve_oneway(FRAME, self._receive_frame)
+        registry.serve_uploads(SNAPSHOT, self._receive_snapshot)
+        return registry
+
+    def _receive_frame(self, _: NodeId, frame: StoreFrame) -> None:
+        self.store.receive(frame)
+
+    async def _receive_snapshot(self, header: SnapshotHeader, chunks: Any) -> SnapshotInstalled:
+        await self.store.receive_snapshot(header, chunks)
+        return SnapshotInstalled()
+
+    def _issue_fast(self, request: IssueRequest) -> IssueReply | None:
+        first = self.issuer.issue_nowait(request.count)
+        return None if first is None else IssueReply(first)
+
+    async def _issue(self, request: IssueRequest) -> IssueReply:
+        return IssueReply(await self.issuer.issue(request.count, timeout_s=1.0))
+
+    async def _renew_catalog(self, request: CatalogRenewRequest) -> CatalogRenewReply:
+        await self.leases.renew_to(request.version)
+        return CatalogRenewReply()
+
+    async def _ask_to_renew(self, version: int) -> None:
+        async def ask(node_id: NodeId) -> None:
+            try:
+                await self.peers.call(node_id, CATALOG_RENEW, CatalogRenewRequest(version))
+            except RpcError as error:
+                log.info("node %d was not told of a change of the catalogue: %s", node_id, error)
+
+        async with trio.open_nursery() as nursery:
+            for entry in self.directory.entries():
+                if entry.node_id != self.identity.node_id and self.peers.is_connected(entry.node_id):
+                    nursery.start_soon(ask, entry.node_id)
+
+    async def _fresh_timestamp(self) -> Timestamp:
+        return await self.transactions.begin().read_timestamp()
+
+    async def _run_leases(self) -> None:
+        """Keep the catalogue lease; a cluster that cannot serve now is asked again, for ever."""
+        while True:
+            try:
+                if self._opened.is_founder:
+                    await self.leases.found()
+                await self.leases.run()
+            except (SqlError, PortError) as error:
+                log.info("the catalogue is not there yet: %s", error)
+                await trio.sleep(0.2)
+
+    def _descriptor_applied(self, desc: RangeDescriptor, is_leaseholder: bool) -> None:
+        self.router.cache.update(desc, self.identity.store_id if is_leaseholder else None)
+        if is_leaseholder:
+            self.meta.changed(desc)
+
+    def _lease_changed(self, range_id: RangeId, is_leaseholder: bool) -> None:
+        self.lease_changes += 1
+        if is_leaseholder:
+            for desc in self.store.descriptors():
+                if desc.range_id == range_id:
+                    self.router.cache.update(desc, self.identity.store_id)
+                    self.meta.changed(desc)
+        if range_id == SYSTEM_RANGE:
+            self.coordinator.wake()
+
+    def _address_of(self, node_id: NodeId) -> Address | None:
+        return self.directory.address_of(node_id) or self.probe_addresses.get(node_id)
+
+    def _node_of(self, store_id: StoreId) -> NodeId | None:
+        entry = self.directory.of_store(store_id)
+        return None if entry is None else entry.node_id
+
+
+class _LateTimestamps:
+    """The oracle's client, for the store, which is made before it."""
+
+    source: OracleClient
+
+    def fresh_nowait(self) -> Timestamp | None:
+        return self.source.fresh_nowait()
+
+    async def fresh(self) -> Timestamp:
+        return await self.source.fresh()
+
+
+class _SystemRange:
+    """The store, as the oracle's issuer wants it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def lease_started(self, range_id: int) -> int | None:
+        return self._store.lease_started(RangeId(range_id))
+
+    def leaseholder_hint(self, range_id: int) -> StoreId | None:
+        return self._store.leaseholder_hint(RangeId(range_id))
+
+    def oracle_mark(self) -> Timestamp:
+        return self._store.oracle_mark()
+
+    async def raise_mark(self, request: RaiseMarkRequest) -> RaiseMarkReply:
+        reply = await self._store.serve(request)
+        assert isinstance(reply, RaiseMarkReply)
+        return reply
