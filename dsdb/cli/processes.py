@@ -23,12 +23,26 @@ STOP_S = 15.0
 _SERVES = re.compile(r"node (\d+) serves at ([\w.:\[\]]+):(\d+)")
 _HTTP = re.compile(r"http://([\w.:\[\]]+):(\d+)/")
 
+LAUNCHER = (sys.executable, "-m", "dsdb.cli")
+"""What stands before `start` in a node's command line."""
+
 
 class NodeProcess:
     """One `dsdb start` in a process of its own."""
 
-    def __init__(self, store: Path, *, listen: str = "127.0.0.1:0", join: Sequence[str] = (), http: bool = False) -> None:
+    def __init__(
+        self,
+        store: Path,
+        *,
+        listen: str = "127.0.0.1:0",
+        advertise: str | None = None,
+        join: Sequence[str] = (),
+        http: bool = False,
+        launcher: Sequence[str] = LAUNCHER,
+    ) -> None:
         self.store = store
+        self._launcher = tuple(launcher)
+        self._advertise = advertise
         self._http = http
         self._join = tuple(join)
         self.listen = listen
@@ -56,8 +70,10 @@ class NodeProcess:
 
     def start(self) -> "NodeProcess":
         """Start it and wait until it serves; a restart listens at the same address.  Raises RuntimeError with what it said."""
-        command = [sys.executable, "-m", "dsdb.cli", "start", "--store", str(self.store), "--listen", self.listen]
+        command = [*self._launcher, "start", "--store", str(self.store), "--listen", self.listen]
         command += ["--http", "127.0.0.1:0" if self._http else "off"]
+        if self._advertise:
+            command += ["--advertise", self._advertise]
         if self._join:
             command += ["--join", ",".join(self._join)]
         self._lines = []
@@ -118,12 +134,12 @@ class NodeProcess:
 class ProcessCluster:
     """Some node processes with stores below one directory."""
 
-    def __init__(self, directory: Path, *, nodes: int = 3, http: bool = False) -> None:
+    def __init__(self, directory: Path, *, nodes: int = 3, http: bool = False, launcher: Sequence[str] = LAUNCHER) -> None:
         self.nodes: list[NodeProcess] = []
         try:
             for number in range(1, nodes + 1):
                 join = [self.nodes[0].address] if self.nodes else []
-                self.nodes.append(NodeProcess(directory / f"node{number}", join=join, http=http).start())
+                self.nodes.append(NodeProcess(directory / f"node{number}", join=join, http=http, launcher=launcher).start())
         except BaseException:
             self.close()
             raise
