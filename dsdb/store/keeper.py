@@ -34,6 +34,8 @@ class Keeper:
         self._next_request = 0.0
         self._peers: list[StoreId] | None = None
         """Stores with replicas of groups led here, ascending; None when it must be found out again."""
+        self._unsupporting: set[StoreId] = set()
+        """Of those stores the ones whose support of ours was over when it was last looked at."""
         self._incarnations: dict[StoreId, int] = {}
         """Store → the life in which it asked for support last."""
 
@@ -95,6 +97,7 @@ class Keeper:
         if now >= self._next_request:
             self._next_request = now + context.config.support_interval_s
             self._ask_support(now, missing_only=False)
+            self._wake_unsupported(now)
         self._tick_groups(now)
         self._loop.outbox.flush()
 
@@ -179,6 +182,17 @@ class Keeper:
         for store in self._needed_peers():
             if not missing_only or liveness.supported_until(store) <= now:
                 self._loop.outbox.request(store, request)
+
+    def _wake_unsupported(self, now: float) -> None:
+        """Wake the groups led here that have just lost a store's support: those without a quorum's are ticked until they step down."""
+        over = {store for store in self._needed_peers() if self._context.liveness.supported_until(store) <= now}
+        lost, self._unsupporting = over - self._unsupporting, over
+        if not lost:
+            return
+        for range_id in sorted(self._replicas):
+            replica = self._replicas[range_id]
+            if replica.is_leader and any(member.store_id in lost for member in replica.descriptor.replicas):
+                self._loop.mark(range_id)
 
     def receive(self, frame: StoreFrame) -> None:
         """Take what a frame says about support."""

@@ -395,10 +395,13 @@ def follows(replica: Replica) -> StoreId | None:
 
 
 def is_quiet(replica: Replica, promises: Callable[[StoreId], bool]) -> bool:
-    """Say whether a replica needs no ticks: it hears of a dead leader by the end of its store's promise."""
+    """Say whether a replica needs no ticks: it hears of a dead leader by the end of its store's promise.
+
+    A leader without a quorum's support does need them, to step down: it may be heard and not hear, and would be supported for ever.
+    """
     if not replica.raft.is_quiet:
         return False
     if replica.raft.role is Role.LEADER:
-        return True
+        return replica.holds_lease(replica.context.clock.now())
     store = follows(replica)
     return store is not None and promises(store)

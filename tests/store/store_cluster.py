@@ -4,11 +4,11 @@ import heapq
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 import trio
 import trio.testing
 
-from dsdb.env import InlineDisk
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import AmbiguousResult, KvError, NotLeaseholder, RangeKeyMismatch, RangeNotFound, Unavailable
 from dsdb.kv.ids import AttemptId, NodeId, RangeId, StoreId
@@ -26,6 +26,7 @@ from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import Timestamp, from_milliseconds
 from dsdb.store import SnapshotHeader, Store, StoreConfig, StoreFrame, StoreIdentity, TransportError
 
+T = TypeVar("T")
 NEVER = 1e9
 
 
@@ -145,6 +146,28 @@ class Wire:
             await target.receive_snapshot(header, stream)
 
 
+class HoldableDisk:
+    """A disk whose syncs take no time, or do not end while it is held."""
+
+    def __init__(self) -> None:
+        self._free = trio.Event()
+        self._free.set()
+
+    def hold(self) -> None:
+        self._free = trio.Event()
+
+    def let_go(self) -> None:
+        self._free.set()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        await self._free.wait()
+        return call()
+
+    def close(self) -> None:
+        pass
+
+
 class Cluster:
     """Some stores, and a client that looks for leaseholders."""
 
@@ -157,6 +180,7 @@ class Cluster:
         self.ids = [StoreId(number) for number in range(1, count + 1)]
         self.engines: dict[StoreId, MemoryEngine] = {}
         self.wires: dict[StoreId, Wire] = {}
+        self.disks: dict[StoreId, HoldableDisk] = {}
         self.clocks: dict[StoreId, MockedClock] = {}
         self._scopes: dict[StoreId, trio.CancelScope] = {}
         self.attempts = 0
@@ -175,13 +199,14 @@ class Cluster:
 
     async def open(self, store_id: StoreId) -> Store:
         wire = self.wires[store_id] = Wire(self.network, store_id)
+        self.disks[store_id] = HoldableDisk()
         store = Store(
             engine=self.engines[store_id],
             identity=self.identity(store_id),
             config=self.config,
             clock=self.clocks[store_id],
             random=random.Random(self.chance.getrandbits(64)),
-            disk=InlineDisk(),
+            disk=self.disks[store_id],
             transport=wire,
             timestamps=self.oracle,
         )

@@ -112,6 +112,71 @@ def test_without_a_quorum_requests_fail_in_bounded_time() -> None:
     simulate(3, body)
 
 
+def test_a_commit_waits_until_it_is_durable_on_a_quorum() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        cluster.disks[StoreId(2)].hold()
+        cluster.disks[StoreId(3)].hold()
+        store = cluster.store(1)
+
+        def commit(number: int) -> CommitRequest:
+            return CommitRequest(TABLES, cluster.new_attempt(), cluster.oracle.issue(), None, (Write(key(number), b"x"),))
+
+        with pytest.raises(KvError) as caught:
+            await store.serve(commit(1))
+        assert isinstance(caught.value.detail, AmbiguousResult)
+        cluster.disks[StoreId(2)].let_go()
+        assert await cluster.get(key(1)) == b"x"
+        # Two durable copies are a quorum, also without the leader's own.
+        cluster.disks[StoreId(3)].let_go()
+        await cluster.put(key(2), b"y")
+        store = await cluster.wait_leaseholder(TABLES)
+        cluster.disks[store.identity.store_id].hold()
+        await store.serve(commit(2))
+        assert await cluster.get(key(2)) == b"x"
+        cluster.disks[store.identity.store_id].let_go()
+
+    simulate(3, body)
+
+
+def test_a_store_keeps_the_promises_of_its_earlier_life() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        await trio.sleep(1)
+        one, two, three = cluster.ids
+        # The promise of store 3 is half over, that of store 2 fresh, when store 2 restarts and store 1 is alone.
+        cluster.network.cut |= {(one, three)}
+        await trio.sleep(0.45)
+        cluster.kill(two)
+        await cluster.restart(two)
+        cluster.network.isolate(one, cluster.ids)
+        both = 0
+        for _ in range(600):
+            await trio.sleep(0.005)
+            both += sum(store.holds_lease(TABLES) for store in cluster.network.stores.values()) > 1
+        assert both == 0
+        assert cluster.store(2).holds_lease(TABLES) or cluster.store(3).holds_lease(TABLES)
+
+    for seed in range(4):
+        simulate(3, body, seed=seed, config=StoreConfig(raft=RaftConfig(election_ticks=200)))
+
+
+def test_one_deaf_follower_does_not_depose_the_leader() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        await cluster.put(key(1), b"a")
+        # The new leader's store is promised support before its leadership is heard of: the promise must protect it all the same.
+        await cluster.store(1).serve(TransferLeaseRequest(TABLES, StoreId(2)))
+        await cluster.eventually(lambda: cluster.store(2).holds_lease(TABLES))
+        term = cluster.store(2).lease_started(TABLES)
+        cluster.network.cut |= {(StoreId(2), StoreId(1))}
+        # Nothing is written, so that the deaf one is not refused for its log.
+        await trio.sleep(5)
+        assert cluster.store(2).lease_started(TABLES) == term
+
+    simulate(3, body)
+
+
 def test_a_lease_is_transferred() -> None:
     async def body(cluster: Cluster) -> None:
         await cluster.replicate(TABLES, [2, 3])
