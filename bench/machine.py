@@ -26,7 +26,9 @@ class ProcessTimes(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     parent: int
     cpu_s: float
-    """Used by itself and by the children it has waited for."""
+    """Used by itself."""
+    waited_cpu_s: float
+    """Used by the children it has waited for."""
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +56,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 
     def tree_cpu_s(self, roots: Iterable[int]) -> float:
         """Give the CPU time of some processes and all below them."""
-        return sum(self.processes[pid].cpu_s for pid in self.tree(roots))
+        return sum(process.cpu_s + process.waited_cpu_s for process in map(self.processes.__getitem__, self.tree(roots)))
 
 
 class Elsewhere(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +92,13 @@ def _read_process(pid: int) -> ProcessTimes | None:
     # The name stands in parentheses and may hold any character, these too.
     name, _, rest = text.partition("(")[2].rpartition(")")
     fields = rest.split()
-    return ProcessTimes(name=name, parent=int(fields[1]), cpu_s=sum(map(int, fields[11:15])) / _TICKS_PER_S)
+    user, system, waited_user, waited_system = map(int, fields[11:15])
+    return ProcessTimes(
+        name=name,
+        parent=int(fields[1]),
+        cpu_s=(user + system) / _TICKS_PER_S,
+        waited_cpu_s=(waited_user + waited_system) / _TICKS_PER_S,
+    )
 
 
 def elsewhere(before: Moment, after: Moment, elapsed_s: float) -> Elsewhere:

@@ -62,6 +62,19 @@ def wide_insert(table: str, first: int, count: int = BULK_ROWS) -> str:
     return f"INSERT INTO {table} VALUES " + ",".join([f"({key},{tails[key % len(tails)]})" for key in range(first, first + count)])
 
 
+def wide_fill(count: int) -> list[str]:
+    """Give statements that fill `wide` with the rows that `wide_insert` would, inside a server that can SELECT into it."""
+    columns = _WIDE_COLUMNS.partition(", ")[2]
+    tails = ",".join(f"({number},{tail})" for number, tail in enumerate(_wide_tails()))
+    return [
+        f"CREATE TABLE tail (number INT, {columns})",
+        f"INSERT INTO tail VALUES {tails}",
+        "INSERT INTO wide SELECT k, supplier, quantity, price, discount, shipped, flag, mode "
+        f"FROM generate_series(0, {count - 1}) AS g(k) JOIN tail ON number = k % {_TAILS} ORDER BY k",
+        "DROP TABLE tail",
+    ]
+
+
 @functools.cache
 def _wide_tails() -> list[str]:
     # Written once: a client that makes texts while it is measured would be measured itself.

@@ -109,10 +109,12 @@ def _run_turns(options: Options, sides: Sequence[Side], results: ResultFile, say
     for name, workload in workloads(kv_rows=kv_rows, wide_rows=wide_rows).items():
         if name not in options.work:
             continue
-        begun = time.monotonic()
+        took = []
         for side in sides:
+            begun = time.monotonic()
             side.prepare(name)
-        say(f"\n{name}: prepared in {time.monotonic() - begun:.1f} s")
+            took.append(f"{side.name} in {time.monotonic() - begun:.1f} s")
+        say(f"\n{name}, prepared: {', '.join(took)}")
         for clients in sorted({min(count, workload.clients_max) for count in options.clients}):
             contenders = [contender for side in sides for contender in side.contenders(name, clients)]
             if not contenders:

@@ -33,8 +33,8 @@ class DuckdbSide:
             return
         with duckdb.connect(str(self._file)) as connection:
             connection.execute(rows.WIDE_TABLE)
-            for first in range(0, self._wide_rows, rows.BULK_ROWS):
-                connection.execute(rows.wide_insert("wide", first))
+            for statement in rows.wide_fill(self._wide_rows):
+                connection.execute(statement)
 
     def contenders(self, workload: str, clients: int) -> list[Contender]:
         """Say who takes part."""

@@ -73,8 +73,8 @@ class PostgresSide:
                     for first in range(0, self._kv_rows, rows.BULK_ROWS):
                         connection.execute(rows.kv_insert(first, rows.BULK_ROWS))
                 elif table == "wide":
-                    for first in range(0, self._wide_rows, rows.BULK_ROWS):
-                        connection.execute(rows.wide_insert("wide", first))
+                    for statement in rows.wide_fill(self._wide_rows):
+                        connection.execute(statement)
             connection.execute(f"VACUUM ANALYZE {table}")
             connection.execute("CHECKPOINT")
         self._prepared.add(table)
