@@ -99,6 +99,8 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await parts.start(nursery)
                 await self._check_join(parts)
+                if opened.is_founder:
+                    await parts.found()  # so that the first session finds its database
                 nursery.start_soon(parts.accept, listener, nursery)
                 log.info("node %d serves at %s", self.node_id, self.address)
                 task_status.started()

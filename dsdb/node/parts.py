@@ -178,6 +178,10 @@ class NodeParts:
         await nursery.start(self.sessions.run)
         nursery.start_soon(self._run_leases)
 
+    async def found(self) -> None:
+        """Write the first catalogue if there is none: a founder that died before it had is made good by whoever starts next."""
+        await self.leases.found()
+
     async def accept(self, listener: NodeListener, nursery: trio.Nursery) -> None:
         """Take connections, for ever."""
         while True:
@@ -328,8 +332,7 @@ class NodeParts:
         """Keep the catalogue lease; a cluster that cannot serve now is asked again, for ever."""
         while True:
             try:
-                if self._opened.is_founder:
-                    await self.leases.found()
+                await self.found()
                 await self.leases.run()
             except (SqlError, PortError) as error:
                 log.info("the catalogue is not there yet: %s", error)
