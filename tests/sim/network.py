@@ -13,6 +13,9 @@ import trio
 
 from dsdb.env import Address, NodeStream
 
+SYN_RETRIES_S = (1, 2, 4, 8, 16, 32)
+"""Pauses between the tries of one connect, as Linux makes them."""
+
 
 class SimNetwork:
     """Connects the hosts of one simulated cluster; each host has a port of its own and the name that `host` gave it."""
@@ -23,6 +26,8 @@ class SimNetwork:
         self._listeners: dict[Address, SimListener] = {}
         self._pipes: list[Pipe] = []
         self._blocked: set[tuple[str, str]] = set()
+        self._silent: dict[Address, str] = {}
+        """Addresses of hosts that lost their power: nobody says that nobody listens."""
         self._next_port = 10_000
         self.connections = 0
         self.cut_connections = 0
@@ -51,6 +56,16 @@ class SimNetwork:
                 listener.close()
                 self._listeners.pop(address, None)
 
+    def silence(self, name: str) -> None:
+        """Lose a host without a word, as the loss of its power would: its peers' connections stay, and nothing comes of them."""
+        for pipe in [pipe for pipe in self._pipes if name in (pipe.source, pipe.target)]:
+            pipe.lose(name)
+        for address, listener in sorted(self._listeners.items()):
+            if listener.owner == name:
+                listener.close()
+                self._listeners.pop(address, None)
+                self._silent[address] = name
+
     def is_blocked(self, source: str, target: str) -> bool:
         return (source, target) in self._blocked
 
@@ -65,21 +80,33 @@ class SimNetwork:
         if address in self._listeners:
             raise OSError(98, "Address already in use")
         listener = self._listeners[address] = SimListener(owner, address)
+        if self._silent.pop(address, None) is not None:
+            # It is back, and answers every packet of a connection that it knows nothing of with a reset.
+            for pipe in [pipe for pipe in self._pipes if pipe.lost_host is not None and owner in (pipe.source, pipe.target)]:
+                pipe.reset_soon()
         return listener
 
     async def connect(self, source: str, address: Address) -> "SimStream":
         await trio.sleep(self.delay_s())
-        listener = self._listeners.get(address)
-        if listener is None:
-            raise ConnectionRefusedError(111, "Connection refused")
-        if self.is_blocked(source, listener.owner) or self.is_blocked(listener.owner, source):
-            await trio.sleep(60)
+        for wait_s in SYN_RETRIES_S:
+            listener = self._listeners.get(address)
+            if listener is None and address not in self._silent:
+                raise ConnectionRefusedError(111, "Connection refused")
+            if listener is not None and not self.is_blocked(source, listener.owner) and not self.is_blocked(listener.owner, source):
+                break
+            await trio.sleep(wait_s)
+        else:
             raise TimeoutError(110, "Connection timed out")
         there, back = Pipe(self, source, listener.owner), Pipe(self, listener.owner, source)
         self._pipes += [there, back]
         self.connections += 1
         listener.offer(SimStream(back, there))
         return SimStream(there, back)
+
+    def break_connections(self, source: str, target: str) -> None:
+        """Break what is left of the connections between two hosts, one of which has forgotten them."""
+        for pipe in [pipe for pipe in self._pipes if pipe.lost_host is not None and {source, target} == {pipe.source, pipe.target}]:
+            pipe.break_off()
 
     def forget(self, pipe: "Pipe") -> None:
         if pipe in self._pipes:
@@ -95,11 +122,18 @@ class Pipe:
         self._last_at = 0.0
         self._is_ended = False
         self._is_broken = False
+        self.lost_host: str | None = None
+        """Of its two hosts the one that lost its power: nothing arrives any more."""
+        self._is_reset_next = False
         self._changed = trio.Event()
 
     def put(self, data: bytes) -> None:
+        if self._is_reset_next:
+            self._network.break_connections(self.source, self.target)
         if self._is_broken or self._is_ended:
             raise trio.BrokenResourceError("connection broken")
+        if self.lost_host is not None:
+            return
         self._last_at = max(self._last_at, trio.current_time() + self._network.delay_s())
         self._queue.append((self._last_at, data))
         self.wake()
@@ -113,6 +147,13 @@ class Pipe:
         self._queue.clear()
         self._network.forget(self)
         self.wake()
+
+    def lose(self, host: str) -> None:
+        self.lost_host = host
+        self._queue.clear()
+
+    def reset_soon(self) -> None:
+        self._is_reset_next = True
 
     def wake(self) -> None:
         self._changed.set()
@@ -165,8 +206,9 @@ class SimStream(NodeStream):
     async def aclose(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._out.end()
-            self._into.break_off()
+            if self._out.lost_host != self._out.source:  # a host without power says nothing
+                self._out.end()
+                self._into.break_off()
         await trio.lowlevel.checkpoint()
 
 

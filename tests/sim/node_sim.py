@@ -1,20 +1,21 @@
 """Whole nodes under trio's MockClock: the code that runs in production, on a simulated network, disk and clock.
 
-Clients run SQL on the nodes' executors while hosts crash (losing what was not synced), are partitioned, and come back.  Everything
-follows from the seed.
+Clients (`node_clients`) work on the nodes while hosts crash, losing what was not synced, are partitioned, stall and come back, ranges are
+split and leases move.  Everything follows from the seed; each seed draws its own mix of faults.
 
-    python -m tests.sim.node_sim --seed N [--seconds S]
+    python -m tests.sim.node_sim --seed N [--seconds S] [--verbose]
+    python -m tests.sim.node_sim --search MINUTES [--first-seed N] [--seconds S]
 
-Checked: every acknowledged insert is there at the end, once; a counter that is only incremented reads, at any moment, at least what was
-acknowledged before the read began, at most what was asked for before it ended, and never less than an earlier read (so no write is
-lost, applied twice, or unread).
+Checked: every acknowledged insert is there from then on, once; a counter that is only incremented reads, at any moment, at least what was
+acknowledged before the read began, at most what was asked for before it ended, and never less than an earlier read; transactions over
+lists are strictly serializable (`histories`); every statement ends in time; when the faults are over, everything is back in BACK_S.
 """
 
 import argparse
 import logging
 import random
 import time
-import zlib
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,27 +25,27 @@ import trio
 import trio.testing
 
 from dsdb.env import Address
+from dsdb.kv.errors import KvError
+from dsdb.kv.requests import TransferLeaseRequest
 from dsdb.node.config import NodeConfig
 from dsdb.node.node import Node
 from dsdb.sql.errors import CannotConnectNowError, SerializationError, SqlError, UnknownOutcomeError
-from dsdb.sql.execute.result import Parameter
-from dsdb.sql.execute.session import SessionState
-from dsdb.sql.types import INT
+from dsdb.sql.ports import PortError
 from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.errors import StorageError
+from tests.sim.histories import Violation
 from tests.sim.network import SimClock, SimNetwork
+from tests.sim.node_clients import COUNTERS, LISTS, STATEMENT_S, Clients, Model, check_counter, execute
 
 T = TypeVar("T")
 
 HOSTS = 3
-COUNTERS = 3
-STATEMENT_S = 12.0
-"""A statement must end within this: with rows, or with an error."""
-SETTLE_S = 15.0
-"""Simulated time without faults at the end, in which everything must come back."""
+BACK_S = 4.0
+"""Simulated time after the last fault in which every host must serve every range again."""
 
-
-class Violation(AssertionError):
-    """Something that must hold did not."""
+FAULTS = ("crash", "power", "partition", "one-way out", "one-way in", "link", "quorum", "wall clock", "slow disk", "transfer", "split", "join")
+NO_QUORUM_S = 25.0
+"""How long a quorum may be away: longer than a statement may take."""
 
 
 @dataclass
@@ -55,26 +56,11 @@ class Host:
     address: Address
     engine: MemoryEngine
     clock: SimClock
+    disk: "SimDisk"
     node: Node | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    died: trio.Event = field(default_factory=trio.Event)
     is_up: bool = False
-
-
-@dataclass
-class Model:
-    """What clients know."""
-
-    inserted: dict[int, str] = field(default_factory=dict)  # id -> acknowledged | unknown | failed
-    asked: Counter[int] = field(default_factory=Counter)  # increments asked for, by counter
-    acknowledged: Counter[int] = field(default_factory=Counter)
-    failed: Counter[int] = field(default_factory=Counter)  # known not to have taken effect
-    read: Counter[int] = field(default_factory=Counter)  # highest value that a finished read gave
-    events: Counter[str] = field(default_factory=Counter)
-    trace: int = 0
-
-    def note(self, *what: object) -> None:
-        """Add to the trace, by which two runs of a seed are compared."""
-        self.trace = zlib.crc32(repr((round(trio.current_time(), 6), what)).encode(), self.trace)
 
 
 class SimDisk:
@@ -82,10 +68,11 @@ class SimDisk:
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
+        self.slowness = 1
 
     async def run(self, call: Callable[[], T]) -> T:
         with trio.CancelScope(shield=True):
-            await trio.sleep(self._chance.choice((0.0005, 0.001, 0.002, 0.01)))
+            await trio.sleep(self._chance.choice((0.0005, 0.001, 0.002, 0.01)) * self.slowness)
         return call()
 
     def close(self) -> None:
@@ -95,244 +82,241 @@ class SimDisk:
 class Simulation:
     """One run."""
 
-    def __init__(self, seed: int, seconds: float) -> None:
+    def __init__(self, seed: int, seconds: float, faults: tuple[str, ...] | None = None) -> None:
         self.chance = random.Random(seed)
         self.seconds = seconds
+        self.fault_kinds = faults or tuple(self.chance.sample(FAULTS, self.chance.randint(2, len(FAULTS))))
         self.network = SimNetwork(self.chance)
         self.hosts: list[Host] = []
         self.model = Model()
-        self.is_over = False
-        self.next_id = 1
+        self.nursery: trio.Nursery
+        self.next_split = 1
 
     async def run(self) -> Model:
-        async with trio.open_nursery() as nursery:
-            for number in range(HOSTS):
-                host = Host(
-                    f"h{number + 1}",
-                    Address(f"10.0.0.{number + 1}", 7432),
-                    MemoryEngine(),
-                    SimClock(drift=self.chance.choice((-0.002, 0, 0.002)), offset_s=self.chance.random() * 1000),
-                )
-                self.hosts.append(host)
-                await nursery.start(self.live, host)
+        async with trio.open_nursery() as self.nursery:
+            for _ in range(HOSTS):
+                await self.add_host()
             await self.set_up()
-            async with trio.open_nursery() as clients:
-                for client in range(4):
-                    clients.start_soon(self.insert_client, client)
-                    clients.start_soon(self.counter_client, client)
-                await self.faults(nursery)
-                self.is_over = True
-            await self.settle(nursery)
-            nursery.cancel_scope.cancel()
+            clients = Clients(self.hosts, self.model, self.chance, self.nursery, await self.list_keys())
+            await clients.run(self.faults)
+            await self.check_end(clients)
+            self.nursery.cancel_scope.cancel()
         return self.model
 
+    # ---- Hosts ----
+
+    async def add_host(self) -> None:
+        number = len(self.hosts) + 1
+        clock = SimClock(drift=self.chance.choice((-0.002, 0, 0.002)), offset_s=self.chance.random() * 1000)
+        host = Host(f"h{number}", Address(f"10.0.0.{number}", 7432), MemoryEngine(), clock, SimDisk(self.chance))
+        self.hosts.append(host)
+        await self.start(host)
+
+    async def start(self, host: Host) -> None:
+        with trio.fail_after(60):
+            await self.nursery.start(self.live, host)
+
     async def live(self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run a host's node until it is crashed."""
+        """Run a host's node until it dies."""
         join = () if host is self.hosts[0] else (self.hosts[0].address,)
-        config = NodeConfig(store=None, listen=host.address, http=None, join=join)
-        host.node = Node(
-            config,
+        host.node = node = Node(
+            NodeConfig(store=None, listen=host.address, http=None, join=join),
             clock=host.clock,
             network=self.network.host(host.name),
-            disk=SimDisk(self.chance),
+            disk=host.disk,
             chance=random.Random(self.chance.getrandbits(64)),
             engine=host.engine,
         )
+        died = host.died = trio.Event()
         with trio.CancelScope() as host.scope:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(host.node.run)
-                host.is_up = True
-                task_status.started()
-                await host.node.ended.wait()
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(node.run)
+                    host.is_up = True
+                    task_status.started()
+                    await node.ended.wait()
+            except* StorageError:
+                # What a dying node meets on the disk that was taken from it; a living one must not.
+                if not died.is_set():
+                    raise
+        if not died.is_set() and not self.nursery.cancel_scope.cancel_called:
+            raise Violation(f"the node of {host.name} ended by itself")
+
+    def kill(self, host: Host, *, is_silent: bool = False) -> None:
+        """Let a host die: its process, whose connections break at once, or its power, of which nobody is told."""
+        host.engine = host.engine.crash(self.chance)  # first: what the dying node still writes does not count
+        host.is_up = False
+        host.died.set()
+        host.scope.cancel()
+        if is_silent:
+            self.network.silence(host.name)
+        else:
+            self.network.cut(host.name)
+
+    # ---- Before and after ----
 
     async def set_up(self) -> None:
-        await self.patiently("CREATE TABLE sets (id INT PRIMARY KEY)")
-        await self.patiently("CREATE TABLE counters (id INT PRIMARY KEY, n INT NOT NULL)")
+        await self.patiently(0, "CREATE TABLE sets (id INT PRIMARY KEY)")
+        await self.patiently(0, "CREATE TABLE counters (id INT PRIMARY KEY, n INT NOT NULL)")
         for counter in range(COUNTERS):
-            await self.patiently("INSERT INTO counters VALUES ($1, 0)", counter)
-        await self.patiently("ALTER TABLE counters SPLIT AT VALUES (1), (2)")
+            await self.patiently(0, "INSERT INTO counters VALUES ($1, 0)", counter)
+        await self.patiently(0, "ALTER TABLE counters SPLIT AT VALUES (1), (2)")
         with trio.fail_after(120):
-            while not await self.is_replicated():
+            while not self.is_replicated():
                 await trio.sleep(0.5)  # noqa: ASYNC110 (nothing else tells it)
 
-    async def is_replicated(self) -> bool:
+    def is_replicated(self) -> bool:
         node = self.hosts[0].node
         assert node is not None
         assert node.parts is not None
         descriptors = node.parts.store.descriptors()
         return len(descriptors) >= 4 and all(len(desc.voters) == HOSTS for desc in descriptors)
 
-    async def patiently(self, text: str, *values: int) -> list[tuple[Any, ...]]:
+    async def list_keys(self) -> list[bytes]:
+        """Give keys for the lists: two in each of the ranges of `counters`, behind its first row."""
+        node = self.hosts[0].node
+        assert node is not None
+        assert node.parts is not None
+        starts = sorted(desc.start_key for desc in node.parts.store.descriptors())[-3:]
+        return [start + b"\xff" + bytes([number]) for number in range(LISTS // 3) for start in starts]
+
+    async def patiently(self, host: int, text: str, *values: int, limit_s: float = 60) -> list[tuple[Any, ...]]:
         """Run a statement until it succeeds."""
-        with trio.fail_after(60):
-            while True:
-                try:
-                    return await self.execute(self.hosts[0], text, *values)
-                except SqlError as error:
-                    self.model.events[f"patience: {error.sqlstate}"] += 1
-                    if not isinstance(error, CannotConnectNowError | SerializationError | UnknownOutcomeError):
-                        raise
-                    await trio.sleep(0.2)
+        end = trio.current_time() + limit_s
+        while True:
+            node = self.hosts[host].node
+            assert node is not None
+            try:
+                return await execute(node, text, *values)
+            except (CannotConnectNowError, SerializationError, UnknownOutcomeError) as error:
+                self.model.events[f"patience: {error.sqlstate}"] += 1
+                if trio.current_time() > end:
+                    raise Violation(f"{text!r} on host {host + 1} still fails after {limit_s} s: {error}") from error
+                await trio.sleep(0.1)
 
-    async def execute(self, host: Host, text: str, *values: int) -> list[tuple[Any, ...]]:
-        assert host.node is not None
-        assert host.node.parts is not None
-        executor = host.node.parts.executor
+    async def check_end(self, clients: Clients) -> None:
+        """With all faults over: everything is back soon, and everything acknowledged is there."""
+        self.heal()
         began = trio.current_time()
-        try:
-            (statement,) = executor.prepare(text)
-            result = await executor.run(SessionState(), statement, [Parameter(INT, value) for value in values])
-            if result.rows is not None:
-                return result.rows
-            if result.batches is not None:
-                return [tuple(row.values()) async for batch in result.batches for row in batch.to_pylist()]
-            return []
-        finally:
-            if trio.current_time() - began > STATEMENT_S:
-                raise Violation(f"{text!r} took {trio.current_time() - began:.1f} s")
-
-    async def on_some_host(self, text: str, *values: int) -> list[tuple[Any, ...]] | None:
-        """Run a statement on a host; None if its outcome is unknown.  Raises SqlError when it is known to have had no effect."""
-        host = self.chance.choice(self.hosts)
-        if not host.is_up:
-            await trio.sleep(0.05)
-            raise CannotConnectNowError("the host is down")
-        outcome: list[tuple[Any, ...]] | None = None
-        # A client of a host that crashes sees its connection break: the outcome is unknown.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_with, host, nursery.cancel_scope)
-            try:
-                outcome = await self.execute(host, text, *values)
-            except UnknownOutcomeError:
-                outcome = None
-            finally:
-                nursery.cancel_scope.cancel()
-        return outcome
-
-    async def insert_client(self, client: int) -> None:
-        while not self.is_over:
-            number, self.next_id = self.next_id, self.next_id + 1
-            self.model.inserted[number] = "unknown"
-            try:
-                done = await self.on_some_host("INSERT INTO sets VALUES ($1)", number)
-            except SqlError as error:
-                self.expected(error)
-                self.model.inserted[number] = "failed"
-            else:
-                if done is not None:
-                    self.model.inserted[number] = "acknowledged"
-                    self.model.events["insert acknowledged"] += 1
-                else:
-                    self.model.events["insert unknown"] += 1
-            self.model.note("insert", client, number, self.model.inserted[number])
-            await trio.sleep(self.chance.choice((0, 0.001, 0.01, 0.05)))
-
-    async def counter_client(self, client: int) -> None:
-        model = self.model
-        while not self.is_over:
-            counter = self.chance.randrange(COUNTERS)
-            try:
-                if self.chance.random() < 0.5:
-                    model.asked[counter] += 1
-                    try:
-                        done = await self.on_some_host("UPDATE counters SET n = n + 1 WHERE id = $1", counter)
-                    except SqlError:
-                        model.failed[counter] += 1
-                        raise
-                    if done is not None:
-                        model.acknowledged[counter] += 1
-                    model.events["increment acknowledged" if done is not None else "increment unknown"] += 1
-                    model.note("increment", client, counter, done is not None)
-                else:
-                    least = max(model.acknowledged[counter], model.read[counter])
-                    rows = await self.on_some_host("SELECT n FROM counters WHERE id = $1", counter)
-                    if rows is not None:
-                        self.check_read(counter, least, rows)
-                        model.note("read", client, counter, rows)
-            except SqlError as error:
-                self.expected(error)
-            await trio.sleep(self.chance.choice((0, 0.001, 0.01, 0.05)))
-
-    def check_read(self, counter: int, least: int, rows: list[tuple[Any, ...]]) -> None:
-        ((value,),) = rows
-        most = self.model.asked[counter] - self.model.failed[counter]
-        if not least <= value <= most:
-            raise Violation(f"counter {counter} reads {value}; at least {least} and at most {most} was possible")
-        self.model.read[counter] = max(self.model.read[counter], value)
-        self.model.events["read"] += 1
-
-    def expected(self, error: SqlError) -> None:
-        """Let an error of unavailability or contention pass."""
-        if not isinstance(error, CannotConnectNowError | SerializationError):
-            raise error
-        self.model.events[f"error {error.sqlstate}"] += 1
-
-    async def faults(self, nursery: trio.Nursery) -> None:
-        end = trio.current_time() + self.seconds
-        while trio.current_time() < end:
-            await trio.sleep(self.chance.uniform(0.2, 3))
-            kind = self.chance.choice(("crash", "partition", "one-way", "heal", "pause", "wall clock"))
-            self.model.events[kind] += 1
-            self.model.note(kind)
-            if kind == "crash" and all(host.is_up for host in self.hosts):
-                host = self.chance.choice(self.hosts)
-                self.crash(host)
-                await trio.sleep(self.chance.uniform(0.1, 4))
-                await self.restart(host, nursery)
-            elif kind in ("partition", "one-way"):
-                host = self.chance.choice(self.hosts)
-                for other in self.hosts:
-                    if other is not host:
-                        self.network.block(host.name, other.name)
-                        if kind == "partition":
-                            self.network.block(other.name, host.name)
-                await trio.sleep(self.chance.uniform(0.1, 4))
-                self.network.heal()
-            elif kind == "wall clock":
-                self.chance.choice(self.hosts).clock.wall_jump_ms = self.chance.choice((-3_600_000, 0, 3_600_000))
-
-    def crash(self, host: Host) -> None:
-        host.engine = host.engine.crash(self.chance)  # first: what the dying node still writes does not count
-        host.is_up = False
-        host.scope.cancel()
-        self.network.cut(host.name)
-
-    async def restart(self, host: Host, nursery: trio.Nursery) -> None:
-        await trio.sleep(0.01)
-        with trio.fail_after(30):
-            await nursery.start(self.live, host)
-
-    async def settle(self, nursery: trio.Nursery) -> None:
-        self.network.heal()
-        await trio.sleep(SETTLE_S)
+        for host in range(len(self.hosts)):
+            for counter in range(COUNTERS):
+                await self.patiently(host, "UPDATE counters SET n = n WHERE id = $1", counter, limit_s=BACK_S)
+        self.model.slowest_back_s = trio.current_time() - began
+        # Until the last statement of the clients has ended: what it sent may be applied until then.
+        await trio.sleep(STATEMENT_S)
         for number, state in sorted(self.model.inserted.items()):
-            rows = await self.patiently("SELECT id FROM sets WHERE id = $1", number)
+            rows = await self.patiently(number % len(self.hosts), "SELECT id FROM sets WHERE id = $1", number)
             if state == "acknowledged" and rows != [(number,)]:
                 raise Violation(f"row {number} was acknowledged, and is not there")
             if state == "failed" and rows:
                 raise Violation(f"row {number} was said to have failed, and is there")
         for counter in range(COUNTERS):
-            least = self.model.acknowledged[counter]
-            self.check_read(counter, least, await self.patiently("SELECT n FROM counters WHERE id = $1", counter))
+            rows = await self.patiently(0, "SELECT n FROM counters WHERE id = $1", counter)
+            check_counter(self.model, counter, self.model.acknowledged[counter], rows)
+        node = self.hosts[0].node
+        assert node is not None
+        lists = await clients.read_lists(node)
+        self.model.note(sorted(lists.items()))
+        self.model.history.check(lists)
+
+    # ---- Faults ----
+
+    def heal(self) -> None:
+        self.network.heal()
+        for host in self.hosts:
+            host.disk.slowness = 1
+
+    async def faults(self) -> None:
+        end = trio.current_time() + self.seconds
+        while trio.current_time() < end:
+            await trio.sleep(self.chance.uniform(0.1, 3))
+            kind = self.chance.choice(self.fault_kinds)
+            host = self.chance.choice(self.hosts[:HOSTS])
+            self.model.events[f"fault: {kind}"] += 1
+            self.model.note(kind, host.name)
+            logging.getLogger("sim").info("%s %s", kind, host.name)
+            await self.fault(kind, host)
+            self.heal()
+
+    async def fault(self, kind: str, host: Host) -> None:
+        chance = self.chance
+        match kind:
+            case "crash" | "power":
+                self.kill(host, is_silent=kind == "power")
+                await trio.sleep(chance.uniform(0.01, 4))
+                await self.start(host)
+            case "quorum":
+                down = [other for other in self.hosts[:HOSTS] if other is not host]
+                for other in down:
+                    self.kill(other, is_silent=chance.random() < 0.5)
+                await trio.sleep(chance.choice((1.0, 5.0, NO_QUORUM_S)))
+                for other in down:
+                    await self.start(other)
+            case "partition" | "one-way out" | "one-way in" | "link":
+                others = [other for other in self.hosts if other is not host]
+                for other in others[:1] if kind == "link" else others:
+                    if kind != "one-way in":
+                        self.network.block(host.name, other.name)
+                    if kind != "one-way out":
+                        self.network.block(other.name, host.name)
+                await trio.sleep(chance.uniform(0.1, 6))
+            case "wall clock":
+                host.clock.wall_jump_ms = chance.choice((-3_600_000, 0, 3_600_000))
+            case "slow disk":
+                host.disk.slowness = chance.choice((10, 50))
+                await trio.sleep(chance.uniform(0.1, 4))
+            case "transfer":
+                await self.transfer(host)
+            case "split":
+                await self.split(host)
+            case "join":
+                if len(self.hosts) == HOSTS:
+                    await self.add_host()
+
+    async def transfer(self, host: Host) -> None:
+        """Move the lease of some range to a host."""
+        assert host.node is not None
+        parts = host.node.parts
+        assert parts is not None
+        descriptor = self.chance.choice(sorted(parts.store.descriptors(), key=lambda desc: desc.start_key))
+        try:
+            await parts.router.send(descriptor.start_key, lambda desc: TransferLeaseRequest(desc.range_id, parts.identity.store_id))
+            self.model.events["transferred"] += 1
+        except KvError as error:
+            self.model.events[f"not transferred: {type(error.detail).__name__}"] += 1
+
+    async def split(self, host: Host) -> None:
+        """Cut the table that clients insert into."""
+        assert host.node is not None
+        at, self.next_split = self.next_split, self.next_split + self.chance.randint(1, 100)
+        try:
+            await execute(host.node, f"ALTER TABLE sets SPLIT AT VALUES ({at})")
+            self.model.events["split done"] += 1
+        except (SqlError, PortError) as error:
+            self.model.events[f"not split: {type(error).__name__}"] += 1
 
 
-async def _cancel_with(host: Host, scope: trio.CancelScope) -> None:
-    assert host.node is not None
-    await host.node.ended.wait()
-    scope.cancel()
-
-
-def simulate(seed: int, seconds: float) -> Model:
+def simulate(seed: int, seconds: float, faults: tuple[str, ...] | None = None) -> Model:
     """Run one seed.  Raises Violation, or whatever else went wrong."""
     _seed_trio(seed)
-    simulation = Simulation(seed, seconds)
+    simulation = Simulation(seed, seconds, faults)
     try:
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from group
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give the violation in a group, or else its first error."""
+    leaves: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, Violation)), leaves[0])
 
 
 def _seed_trio(seed: int) -> None:
@@ -343,19 +327,67 @@ def _seed_trio(seed: int) -> None:
     run._r.seed(seed)
 
 
+def search(minutes: float, first_seed: int, seconds: float, faults: tuple[str, ...] | None) -> bool:
+    """Run seed after seed, and print the failing ones.  Say whether there was none."""
+    end = time.perf_counter() + minutes * 60
+    began, seed, failing = time.perf_counter(), first_seed, []
+    events: Counter[str] = Counter()
+    while time.perf_counter() < end:
+        try:
+            events.update(simulate(seed, seconds, faults).events)
+        except Exception as error:  # a search's root: whatever went wrong is a finding
+            failing.append(seed)
+            print(f"seed {seed}: {type(error).__name__}: {str(error)[:400]}", flush=True)
+        seed += 1
+    runs = seed - first_seed
+    print(f"{runs} seeds of {seconds:g} s, {runs / (time.perf_counter() - began):.2f} seeds/s; failing: {failing or 'none'}")
+    _print_events(events)
+    return not failing
+
+
+def _print_events(events: Counter[str]) -> None:
+    for name, count in sorted(events.items()):
+        print(f"  {name:34} {count}")
+
+
+class _SimulatedTime(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            now = trio.current_time()
+        except RuntimeError:
+            now = 0.0
+        return f"{now:9.3f} {record.name:16} {super().format(record)}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--search", type=float, metavar="MINUTES")
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--faults", help="comma-separated, instead of the seed's own mix")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
+    faults = tuple(options.faults.split(",")) if options.faults else None
     if options.verbose:
-        logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_SimulatedTime())
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+    else:
+        logging.disable(logging.CRITICAL)
+    if options.search is not None:
+        raise SystemExit(0 if search(options.search, options.first_seed, options.seconds, faults) else 1)
     began = time.perf_counter()
-    model = simulate(options.seed, options.seconds)
-    print(f"seed {options.seed}: {options.seconds:.0f} s simulated in {time.perf_counter() - began:.1f} s, trace {model.trace:08x}")
-    for name, count in sorted(model.events.items()):
-        print(f"  {name:28} {count}")
+    try:
+        model = simulate(options.seed, options.seconds, faults)
+    except Exception as error:
+        if options.verbose:
+            traceback.print_exc()
+        raise SystemExit(f"seed {options.seed}: {type(error).__name__}: {error}") from None
+    took = time.perf_counter() - began
+    print(f"seed {options.seed}: {options.seconds:g} s simulated in {took:.1f} s, trace {model.trace:08x}")
+    print(f"  slowest statement {model.slowest_s:.1f} s; back {model.slowest_back_s:.1f} s after the last fault")
+    _print_events(model.events)
 
 
 if __name__ == "__main__":
