@@ -42,6 +42,8 @@ T = TypeVar("T")
 HOSTS = 3
 BACK_S = 4.0
 """Simulated time after the last fault in which every host must serve every range again."""
+FAILOVER_S = 4.0
+"""Simulated time into a fault of one host after which the others must serve every range."""
 
 FAULTS = ("crash", "power", "partition", "one-way out", "one-way in", "link", "quorum", "wall clock", "slow disk", "transfer", "split", "join")
 NO_QUORUM_S = 25.0
@@ -199,8 +201,7 @@ class Simulation:
         self.heal()
         began = trio.current_time()
         for host in range(len(self.hosts)):
-            for counter in range(COUNTERS):
-                await self.patiently(host, "UPDATE counters SET n = n WHERE id = $1", counter, limit_s=BACK_S)
+            await self.try_all(host, BACK_S)
         self.model.slowest_back_s = trio.current_time() - began
         # Until the last statement of the clients has ended: what it sent may be applied until then.
         await trio.sleep(STATEMENT_S)
@@ -243,7 +244,7 @@ class Simulation:
         match kind:
             case "crash" | "power":
                 self.kill(host, is_silent=kind == "power")
-                await trio.sleep(chance.uniform(0.01, 4))
+                await self.last(chance.uniform(0.01, 8), host)
                 await self.start(host)
             case "quorum":
                 down = [other for other in self.hosts[:HOSTS] if other is not host]
@@ -259,7 +260,7 @@ class Simulation:
                         self.network.block(host.name, other.name)
                     if kind != "one-way out":
                         self.network.block(other.name, host.name)
-                await trio.sleep(chance.uniform(0.1, 6))
+                await self.last(chance.uniform(0.1, 8), host, others[0])
             case "wall clock":
                 host.clock.wall_jump_ms = chance.choice((-3_600_000, 0, 3_600_000))
             case "slow disk":
@@ -272,6 +273,21 @@ class Simulation:
             case "join":
                 if len(self.hosts) == HOSTS:
                     await self.add_host()
+
+    async def last(self, seconds: float, *concerned: Host) -> None:
+        """Let a fault last; meanwhile a host whose connections are whole must serve every range again after FAILOVER_S."""
+        await trio.sleep(min(seconds, FAILOVER_S))
+        if seconds > FAILOVER_S:
+            healthy = max(number for number in range(HOSTS) if self.hosts[number] not in concerned)
+            began = trio.current_time()
+            await self.try_all(healthy, 2.0)
+            self.model.events["failover seen"] += 1
+            await trio.sleep(max(seconds - FAILOVER_S - trio.current_time() + began, 0))
+
+    async def try_all(self, host: int, limit_s: float) -> None:
+        """Write to each range from a host."""
+        for counter in range(COUNTERS):
+            await self.patiently(host, "UPDATE counters SET n = n WHERE id = $1", counter, limit_s=limit_s)
 
     async def transfer(self, host: Host) -> None:
         """Move the lease of some range to a host."""
