@@ -103,7 +103,7 @@ class Leading(Following):
                         break
                 else:
                     usable = log.commit if log.commit < progress.next else progress.next - 1
-                    if usable > progress.sent_commit:
+                    if usable > progress.sent_commit and self.config.announces_commit:
                         self._send_append(progress, is_empty=True)
             elif progress.state is ProgressState.PROBE and not progress.is_paused:
                 self._send_append(progress)
