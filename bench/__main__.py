@@ -10,6 +10,7 @@ import click
 from bench.report import markdown, write_page
 from bench.results import newest_result, read_results
 from bench.run import SIDES, WORK, Options, install_peers, run_benchmarks
+from bench.sides.port import end_servers_on_sigterm
 
 _PEERS = tuple(name for name in SIDES if name != "dsdb")
 
@@ -68,6 +69,7 @@ def bench(
     """Run the same workloads on dsdb and on its peers, in turns."""
     if context.invoked_subcommand is not None:
         return
+    end_servers_on_sigterm()
     if install:
         install_peers(peers, click.echo)
     sides = peers if no_dsdb else ("dsdb", *peers)

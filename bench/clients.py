@@ -29,6 +29,8 @@ LEAD_S = 0.1
 FAILURES_IN_A_ROW_MAX = 20
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+# Imported once, before there is any thread: 64 clients that each import their driver would keep the machine busy for half a minute.
+_CONTEXT.set_forkserver_preload(["bench.clients", "dsdb.driver.connection", "psycopg", "grpc_tools", "grpc"])
 
 
 class SliceOrder(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ from bench.machine import elsewhere, filesystem_of, read_moment
 from bench.results import LagLine, ResultFile, machine_line
 from bench.rows import BULK_ROWS, KV_ROWS, LOAD_ROWS, WIDE_ROWS
 from bench.sides.dsdb_cluster import DsdbSide, read_leaseholders
-from bench.sides.port import ClientSpec, Contender
+from bench.sides.port import ClientSpec, Contender, end_servers_on_sigterm
 from bench.workloads import Workload
 from dsdb.cli.processes import NodeProcess
 
@@ -131,6 +131,7 @@ def misses(line: LagLine) -> list[str]:
 )
 def lag(seconds: float, scale: float, directory: Path) -> None:
     """Measure event-loop lag under an insert, a fetch and a query loop."""
+    end_servers_on_sigterm()
     wide_rows = max(3 * BULK_ROWS, int(WIDE_ROWS * scale) // BULK_ROWS * BULK_ROWS)
     results = ResultFile()
     scratch = Path(tempfile.mkdtemp(prefix="dsdb-lag-", dir=directory.resolve()))

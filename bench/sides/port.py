@@ -1,6 +1,7 @@
 """What a side of a comparison offers, and what its clients do."""
 
 import importlib
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,16 @@ def open_client(spec: ClientSpec) -> Client:
     """Connect a client."""
     client: Client = importlib.import_module(f"bench.sides.{spec.module}").open_client(spec.address)
     return client
+
+
+def end_servers_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: by unwinding, so that no server outlives it."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def free_ports(count: int) -> list[int]:
