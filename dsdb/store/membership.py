@@ -49,7 +49,7 @@ class MembershipChanges:
                 return ChangeReplicasReply(await self._change(replica, request))
         finally:
             replica.is_changing = False
-        raise KvError(Unavailable(f"the change of replicas of range {replica.range_id} is not through; ask for its descriptor"))
+        raise KvError(AmbiguousResult(f"the change of replicas of range {replica.range_id} is not through; ask for its descriptor"))
 
     def _check(self, replica: Replica, request: ChangeReplicasRequest) -> None:
         descriptor = replica.descriptor

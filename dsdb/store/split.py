@@ -12,17 +12,19 @@ Invariants:
 """
 
 import msgspec
+import trio
 
 from dsdb.kv.errors import InvalidRequest, KvError
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId
 from dsdb.kv.requests import Reply, SplitRequest
 from dsdb.raft.messages import HardState, Vote
-from dsdb.storage.engine.port import WriteBatch
+from dsdb.storage.engine.port import Family, Reader, WriteBatch
+from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP
 from dsdb.store.command import SplitCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.replica import Replica
-from dsdb.store.serving import Serving
+from dsdb.store.serving import VERSION_SUFFIX_BYTES, Serving
 from dsdb.store.state import (
     INITIAL_INDEX,
     INITIAL_TERM,
@@ -34,6 +36,9 @@ from dsdb.store.state import (
     read_tombstone,
 )
 from dsdb.store.state_machine import clear_keys
+
+SAMPLE_EVERY = 64
+"""Versions between two samples for a split key."""
 
 EARLY_RANGES_MAX = 256
 EARLY_VOTES_MAX = 4
@@ -123,3 +128,21 @@ class Splitting:
     def take_votes(self, range_id: RangeId) -> list[Vote]:
         """Give the votes that came early."""
         return self._early_votes.pop(range_id, [])
+
+
+async def sample_split_key(reader: Reader, span: Span) -> bytes | None:
+    """Give a key near the middle of a span, above its first one; None if there is none.  Checkpoints after every chunk."""
+    samples: list[bytes] = []
+    first_key: bytes | None = None
+    for engine_keys, _values in reader.scan(Family.DELTA, span.start, span.end):
+        if first_key is None:
+            first_key = engine_keys[0][:-VERSION_SUFFIX_BYTES]
+        samples += [engine_key[:-VERSION_SUFFIX_BYTES] for engine_key in engine_keys[::SAMPLE_EVERY]]
+        # A chunk's last key too, so that a span with a second key has a sample of it.
+        samples.append(engine_keys[-1][:-VERSION_SUFFIX_BYTES])
+        await trio.lowlevel.checkpoint()
+    above_first = [key for key in samples if first_key is not None and key > first_key]
+    if not above_first:
+        return None
+    middle = samples[len(samples) // 2]
+    return max(middle, above_first[0])

@@ -48,7 +48,7 @@ from dsdb.store.replica import Replica
 from dsdb.store.scan import SnapshotScan
 from dsdb.store.serving import Serving
 from dsdb.store.snapshot import SnapshotReceiver, SnapshotSender, finish_installations
-from dsdb.store.split import Splitting
+from dsdb.store.split import Splitting, sample_split_key
 from dsdb.store.state import (
     INITIAL_INDEX,
     INITIAL_TERM,
@@ -281,7 +281,10 @@ class Store(LoopEvents):
 
     async def scan_snapshot(self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None) -> SnapshotScan:
         """Freeze a span at `ts` for bulk reading, once no write stands in the way; a context manager.  Raises KvError."""
-        return await self._serving.scan_snapshot(range_id, span, ts, attempt)
+        try:
+            return await self._serving.scan_snapshot(range_id, span, ts, attempt)
+        except StorageError as error:
+            raise self._quarantine(range_id, error) from error
 
     def _quarantine(self, range_id: RangeId, error: StorageError) -> KvError:
         """Take a range out of service whose data cannot be read; others serve it."""
@@ -348,6 +351,9 @@ class Store(LoopEvents):
             self._add(made)
             self._keeper.admit(made, self._context.clock.now())
             if was_leader:
+                # A round of heartbeats tells the followers at once that the split is committed: they have no right side before.
+                replica.raft.read_index(b"split")
+                self._loop.mark(replica.range_id)
                 made.raft.campaign()
             for vote in self._splitting.take_votes(made.range_id):
                 made.raft.step(vote)
@@ -432,9 +438,13 @@ class Store(LoopEvents):
         """Give the applied high-water mark of the oracle.  Raises RangeNotFound where the system range has no replica."""
         return self._serving.replica(SYSTEM_RANGE).machine.state.mark
 
-    def split_key(self, range_id: RangeId) -> bytes | None:
-        """Give a key near the middle of a range, read from the engine: run it rarely.  None if it is too small.  Raises RangeNotFound."""
-        return mvcc.sample_split_key(self._context.engine, self._serving.replica(range_id).descriptor.span)
+    async def split_key(self, range_id: RangeId) -> bytes | None:
+        """Give a stored key near the middle of a range, by versions; None if it has fewer than two keys.  Raises RangeNotFound.
+
+        It reads the whole range, in steps.
+        """
+        span = self._serving.replica(range_id).descriptor.span
+        return await sample_split_key(self._context.engine, span)
 
     def is_live(self, store_id: StoreId) -> bool:
         """Say whether a store gave a sign of life within the last promise: it supports this one, or asked for support."""

@@ -146,7 +146,7 @@ def test_a_store_keeps_the_promises_of_its_earlier_life() -> None:
         one, two, three = cluster.ids
         # The promise of store 3 is half over, that of store 2 fresh, when store 2 restarts and store 1 is alone.
         cluster.network.cut |= {(one, three)}
-        await trio.sleep(0.45)
+        await trio.sleep(0.6)
         cluster.kill(two)
         await cluster.restart(two)
         cluster.network.isolate(one, cluster.ids)
@@ -159,6 +159,31 @@ def test_a_store_keeps_the_promises_of_its_earlier_life() -> None:
 
     for seed in range(4):
         simulate(3, body, seed=seed, config=StoreConfig(raft=RaftConfig(election_ticks=200)))
+
+
+def test_an_idle_cluster_does_nothing_but_promise_support() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        # Until promises of an earlier life, had there been one, are over.
+        await trio.sleep(1.5)
+        begin = trio.current_time()
+        for number in range(20):
+            await cluster.call(lambda rid, number=number: SplitRequest(rid, key(number), RangeId(100 + number)), key(number))
+        # The right sides are led by the store that split them, at once.
+        await cluster.put(key(19), b"there")
+        assert trio.current_time() - begin < 1
+        assert all(cluster.store(1).holds_lease(RangeId(100 + number)) for number in range(20))
+        await trio.sleep(5)
+        turns = [cluster.store(number).statistics()["turns"] for number in (1, 2, 3)]
+        frames = cluster.network.frames
+        await trio.sleep(10)
+        assert [cluster.store(number).statistics()["turns"] for number in (1, 2, 3)] == turns
+        assert [cluster.store(number).statistics()["groups_awake"] for number in (1, 2, 3)] == [0, 0, 0]
+        # A request and a grant for each follower's store, five times a second at most.
+        assert cluster.network.frames - frames <= 2 * 2 * 5 * 10
+        assert await cluster.put(key(5), b"awake")
+
+    simulate(3, body)
 
 
 def test_one_deaf_follower_does_not_depose_the_leader() -> None:

@@ -114,7 +114,7 @@ async def trouble(cluster: Cluster, chance: random.Random, until: float) -> None
         await cluster.restart(store_id)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_counters_survive_faults(seed: int) -> None:
     async def body(cluster: Cluster) -> None:
         chance = random.Random(seed)
