@@ -106,7 +106,7 @@ class Keeper:
         promises = self._context.liveness.promises
         for range_id in sorted(awake):
             replica = self._replicas.get(range_id)
-            if replica is None:
+            if replica is None or replica.is_halted:
                 awake.discard(range_id)
                 continue
             if replica.is_installing:

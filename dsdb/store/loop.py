@@ -191,7 +191,7 @@ class RaftLoop:
             self._dirty.clear()
             for range_id in range_ids:
                 replica = self._replicas.get(range_id)
-                if replica is not None and not replica.is_installing:
+                if replica is not None and not replica.is_installing and not replica.is_halted:
                     self._perform(replica)
             if not self._write():
                 break

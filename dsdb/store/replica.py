@@ -114,6 +114,8 @@ class Replica:
         self.is_doomed = False
         """Others say that it was removed from its range."""
         self.is_destroyed = False
+        self.is_halted = False
+        """The core found that a peer or the disk broke its word: it is not asked any more."""
         self.damage: str | None = None
         """Why the replica was taken out of service."""
         self.learn_stores()

@@ -134,6 +134,8 @@ class Store(LoopEvents):
         self._low_wanted: list[tuple[Replica, int]] = []
         """New leases that wait for their low water, with their terms."""
         self._low_waiter: Waiter[None] | None = None
+        self._fatal: StorageError | None = None
+        """Why the store must stop."""
         self._descriptor_callbacks: list[Callable[[RangeDescriptor, bool], None]] = []
         self._lease_callbacks: list[Callable[[RangeId, bool], None]] = []
         self._load()
@@ -196,6 +198,8 @@ class Store(LoopEvents):
     async def _run_ticks(self) -> NoReturn:
         while True:
             await trio.sleep(self.config.tick_interval_s)
+            if self._fatal is not None:
+                raise self._fatal
             self._keeper.tick()
 
     async def _run_low_water(self) -> NoReturn:
@@ -226,7 +230,8 @@ class Store(LoopEvents):
             if replica is None:
                 self._receive_stray(frame.sender, range_id, message)
                 continue
-            if message.to != replica.replica_id or replica.is_installing or isinstance(message, InstallSnapshot):
+            is_busy = replica.is_installing or replica.is_halted
+            if message.to != replica.replica_id or is_busy or isinstance(message, InstallSnapshot):
                 # A Raft snapshot comes with its data, by `receive_snapshot`, or not at all.
                 continue
             if replica.has_removed(message.sender):
@@ -234,7 +239,10 @@ class Store(LoopEvents):
                 self._loop.schedule()
                 continue
             replica.stores[message.sender] = frame.sender
-            replica.raft.step(message)
+            try:
+                replica.raft.step(message)
+            except AssertionError as error:
+                self._halt(replica, error)
             self._loop.mark(range_id)
         for notice in frame.missing:
             self._sender.hear_missing(frame.sender, notice.range_id, notice.replica_id)
@@ -296,6 +304,16 @@ class Store(LoopEvents):
             replica.end_lease()
             self._give_lead_away(replica)
         return KvError(DiskTrouble(reason, damaged=isinstance(error, CorruptionError)))
+
+    def _halt(self, replica: Replica, error: AssertionError) -> None:
+        """Stop a replica whose core met what must not be: two leaders in a term, an acknowledged entry lost."""
+        log.critical("range %d: replica %d is halted: %s", replica.range_id, replica.replica_id, error)
+        replica.damage = f"the replica of range {replica.range_id} on store {self.identity.store_id} is halted: {error}"
+        replica.is_halted = True
+        replica.end_lease()
+        if replica.is_leader:
+            # Its followers would wait for it as long as this store lives.
+            self._fatal = CorruptionError(replica.damage)
 
     def _give_lead_away(self, replica: Replica) -> None:
         """Have another replica lead a range whose copy here is damaged; this one goes on voting."""
