@@ -78,6 +78,7 @@ class TcpStream(NodeStream):
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
+        self._is_drained = True  # the last receive took all there was: asking the kernel again at once would only be told so
 
     @property
     def peer(self) -> str:
@@ -90,13 +91,19 @@ class TcpStream(NodeStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte, or b"" at the end."""
+        bytes_max = max_bytes or RECEIVE_BYTES
         while True:
-            try:
-                return self._sock.recv(max_bytes or RECEIVE_BYTES)
-            except (BlockingIOError, InterruptedError):
+            if self._is_drained:
                 await self._wait(trio.lowlevel.wait_readable)
+            try:
+                data = self._sock.recv(bytes_max)
+            except (BlockingIOError, InterruptedError):
+                self._is_drained = True
             except OSError as error:
                 raise self._broken(error) from error
+            else:
+                self._is_drained = len(data) < bytes_max
+                return data
 
     async def receive_into(self, buffer: memoryview) -> int:
         """Receive into a buffer; give the number of bytes, 0 at the end."""
