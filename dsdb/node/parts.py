@@ -16,6 +16,7 @@ from dsdb import __version__
 from dsdb.coordinator import Coordinator, MetaWriter, StoreView
 from dsdb.env import Address, Clock, Network, NodeListener, NodeStream, Offload
 from dsdb.flow import FRAGMENT, FragmentRunner, Gatherer
+from dsdb.jobs import Cleanup
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
@@ -123,6 +124,12 @@ class NodeParts:
         """What keeps the cluster together: the addressing index, the coordinator, the directory."""
         self.meta = MetaWriter(self.transactions, is_leaseholder=self.store.holds_lease)
         self.coordinator = Coordinator(router=self.router, is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE), stores=self.store_views)
+        self.cleanup = Cleanup(
+            router=self.router,
+            transactions=self.transactions,
+            clock=self._clock,
+            is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE),
+        )
         self.membership = Membership(
             cluster_id=self.identity.cluster_id,
             directory=self.directory,
@@ -175,6 +182,7 @@ class NodeParts:
         await nursery.start(self.meta.run)
         await nursery.start(self.membership.run)
         await nursery.start(self.coordinator.run)
+        await nursery.start(self.cleanup.run)
         await nursery.start(self.sessions.run)
         nursery.start_soon(self._run_leases)
 
