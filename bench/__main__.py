@@ -73,19 +73,20 @@ def bench(
     if install:
         install_peers(peers, click.echo)
     sides = peers if no_dsdb else ("dsdb", *peers)
-    run_benchmarks(
-        Options(
-            sides=sides,
-            work=work,
-            clients=clients,
-            seconds=seconds,
-            turns=turns,
-            scale=scale,
-            idle_s=idle_seconds,
-            directory=directory.resolve(),
-        ),
-        click.echo,
+    options = Options(
+        sides=sides,
+        work=work,
+        clients=clients,
+        seconds=seconds,
+        turns=turns,
+        scale=scale,
+        idle_s=idle_seconds,
+        directory=directory.resolve(),
     )
+    try:
+        run_benchmarks(options, click.echo)
+    except (RuntimeError, TimeoutError) as error:
+        raise click.ClickException(str(error)) from error  # our own nodes did not start
 
 
 @bench.command()

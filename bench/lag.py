@@ -138,8 +138,10 @@ def lag(seconds: float, scale: float, directory: Path) -> None:
     side = DsdbSide(scratch, kv_rows=KV_ROWS, wide_rows=wide_rows, http=True)
     try:
         side.start()
-        results.write(machine_line(filesystem_of(scratch), {"dsdb": dsdb.__version__}, results.begun))
+        results.write(machine_line(filesystem_of(scratch), {"dsdb": dsdb.__version__}, f"wide {wide_rows:,} rows", results.begun))
         line = measure_lag(side, wide_rows=wide_rows, seconds=seconds, say=click.echo)
+    except (RuntimeError, TimeoutError) as error:
+        raise click.ClickException(str(error)) from error  # the nodes did not start
     finally:
         side.close()
         shutil.rmtree(scratch, ignore_errors=True)

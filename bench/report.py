@@ -47,7 +47,7 @@ def markdown(lines: Sequence[Line]) -> str:
             sides = "; ".join(f"{name} {version}" for name, version in line.sides.items())
             text.append(
                 f"{line.begun}, commit {line.commit}. {line.cores} × {line.cpu}, {line.memory_gib} GiB, Linux {line.kernel}, "
-                f"{line.filesystem}, Python {line.python}. {sides}.\n"
+                f"{line.filesystem}, Python {line.python}. {sides}. {line.setting}.\n"
             )
     grouped = slices(lines)
     if grouped:

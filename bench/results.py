@@ -32,6 +32,8 @@ class MachineLine(msgspec.Struct, frozen=True, kw_only=True, tag="machine", tag_
     filesystem: str
     sides: dict[str, str]
     """Name → version, or why it did not take part."""
+    setting: str
+    """Rows loaded and lengths of slices, for people."""
 
 
 class SliceLine(msgspec.Struct, frozen=True, kw_only=True, tag="slice", tag_field="kind"):
@@ -183,7 +185,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
-def machine_line(filesystem: str, sides: dict[str, str], begun: datetime.datetime) -> MachineLine:
+def machine_line(filesystem: str, sides: dict[str, str], setting: str, begun: datetime.datetime) -> MachineLine:
     """Describe this machine."""
     cpus = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return MachineLine(
@@ -196,6 +198,7 @@ def machine_line(filesystem: str, sides: dict[str, str], begun: datetime.datetim
         python=platform.python_version(),
         filesystem=filesystem,
         sides=sides,
+        setting=setting,
     )
 
 

@@ -71,8 +71,10 @@ def run_benchmarks(options: Options, say: Callable[[str], None] = print) -> Path
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         sides, versions = _start_sides(options, directory, stack, say)
         filesystem = filesystem_of(directory)
-        results.write(machine_line(filesystem, versions, results.begun))
-        if filesystem in ("tmpfs", "ramfs", "overlay"):
+        kv_rows, wide_rows = _scaled(options)
+        setting = f"kv {kv_rows:,} rows, wide {wide_rows:,} rows, {options.turns} turns of {options.seconds:g} s"
+        results.write(machine_line(filesystem, versions, setting, results.begun))
+        if filesystem in ("tmpfs", "ramfs"):
             say(f"{directory} is on {filesystem}: writes there say little about a disk; choose another with --directory")
         _run_turns(options, sides, results, say)
         _run_others(options, sides, results, say)

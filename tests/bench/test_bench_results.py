@@ -63,7 +63,7 @@ def test_a_turn_that_one_side_lacks_is_left_out() -> None:
 
 def test_results_read_back_and_fill_the_page(tmp_path: Path) -> None:
     file = ResultFile(tmp_path / "results")
-    file.write(machine_line("ext4", {"dsdb": "1"}, datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)))
+    file.write(machine_line("ext4", {"dsdb": "1"}, "1 row", datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)))
     file.write(line("dsdb", 0, 1000))
     file.write(line("etcd", 0, 500))
     page = tmp_path / "page.md"
