@@ -97,6 +97,11 @@ def engine_tree(tree: exp.Expr) -> exp.Expr:
     """
     if "type" in tree.meta and not isinstance(tree, exp.Query | exp.Subquery):
         return exp.Var(this=render(tree))
+    if isinstance(tree, exp.Ordered):
+        # sqlglot leaves out what it takes for the engine's own order of NULLs, which the engine's settings change.
+        nulls = "FIRST" if tree.args.get("nulls_first") else "LAST"
+        key = engine_tree(tree.this).sql(dialect=_DUCKDB)
+        return exp.Var(this=f"{key} {'DESC' if tree.args.get('desc') else 'ASC'} NULLS {nulls}")
     copied = type(tree)()
     for key, value in tree.args.items():
         if isinstance(value, exp.Expr):
