@@ -208,10 +208,20 @@ class Replica:
         """Note that the first entry of our own term is applied.  Say whether a low water must be fetched."""
         self.lease_term = term
         self.doubt_lease()
+        self._give_up_older(term)
         if self.range_id == SYSTEM_RANGE:
             self.take_low_water(term, self.machine.state.mark)
             return False
         return True
+
+    def _give_up_older(self, term: int) -> None:
+        """Give up on what we proposed in earlier terms and is not in the log with which we lead.
+
+        Another leader may still commit it, after us; while we lead nothing waits for it, and its place in the log will be another's.
+        """
+        for index in sorted(index for index, proposal in self.pending.items() if proposal.term < term):
+            detail = AmbiguousResult(f"a command of range {self.range_id} is not in the log of its new leader")
+            self.finish(self.pending.pop(index), detail)
 
     def take_low_water(self, term: int, low: Timestamp) -> None:
         """Let the writes of a lease begin above `low`."""

@@ -114,7 +114,8 @@ async def trouble(cluster: Cluster, chance: random.Random, until: float) -> None
         await cluster.restart(store_id)
 
 
-@pytest.mark.parametrize("seed", range(8))
+# 319: a store leads again without what it had proposed; the latches of that must not stay.
+@pytest.mark.parametrize("seed", [*range(8), 319])
 def test_counters_survive_faults(seed: int) -> None:
     async def body(cluster: Cluster) -> None:
         chance = random.Random(seed)
