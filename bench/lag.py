@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import click
 import dsdb
 from bench.clients import ClientFailed, ClientPool
 from bench.machine import elsewhere, filesystem_of, read_moment
-from bench.results import LagLine, ResultFile, machine_line
+from bench.results import LagLine, ResultFile, machine_line, quantile
 from bench.rows import BULK_ROWS, KV_ROWS, LOAD_ROWS, WIDE_ROWS
 from bench.sides.dsdb_cluster import DsdbSide, read_leaseholders
 from bench.sides.port import ClientSpec, Contender, end_servers_on_sigterm
@@ -34,10 +34,13 @@ from bench.workloads import Workload
 from dsdb.cli.processes import NodeProcess
 
 LAG_P99_MS_MAX = 20.0
+SAMPLE_S = 0.1
+"""Between two samples, as in the nodes."""
 WINDOW_S = 60.0
 """Over which a node computes its quantiles."""
 LAG_P99, LAG_WORST, LEASE_CHANGES = "dsdb_loop_lag_p99_seconds", "dsdb_loop_lag_worst_seconds", "dsdb_store_lease_changes_total"
 """What is read of /metrics."""
+LOOPS = ("insert", "fetch", "query")
 TABLES = ("wide", "supplier", "load")
 
 
@@ -50,8 +53,8 @@ def loops(wide_rows: int) -> list[Workload]:
     ]
 
 
-def measure_lag(side: DsdbSide, *, wide_rows: int, seconds: float, say: Callable[[str], None]) -> LagLine:
-    """Run all loops on a started cluster and read what its nodes say of themselves."""
+def measure_lag(side: DsdbSide, chosen: Sequence[Workload], *, seconds: float, say: Callable[[str], None]) -> LagLine:
+    """Run loops at the same time on a started cluster, and read what its nodes say of themselves."""
     for table in TABLES:
         begun = time.monotonic()
         side.make_table(table)
@@ -59,7 +62,7 @@ def measure_lag(side: DsdbSide, *, wide_rows: int, seconds: float, say: Callable
     with ExitStack() as stack:
         watcher = stack.enter_context(dsdb.connect(side.url))
         pools = {}
-        for node, loop in zip(side.nodes, loops(wide_rows)):
+        for node, loop in zip(side.nodes, chosen):
             spec = ClientSpec(module="dsdb_cluster", address=f"dsdb://{node.address}")
             contender = Contender(label=loop.name, is_dsdb=True, specs=(spec,), servers=())
             pools[loop.name] = (stack.enter_context(ClientPool(contender)), loop)
@@ -67,6 +70,7 @@ def measure_lag(side: DsdbSide, *, wide_rows: int, seconds: float, say: Callable
         before, began = read_moment(), time.monotonic()
         for pool, loop in pools.values():
             pool.begin(loop, seconds=seconds)
+        bare_p99_ms = _sleep_lag_p99_ms(seconds)
         statements, failures = {}, {}
         for name, (pool, _) in pools.items():
             try:
@@ -83,11 +87,22 @@ def measure_lag(side: DsdbSide, *, wide_rows: int, seconds: float, say: Callable
             seconds=round(elapsed, 1),
             p99_ms=_by_node(side, metrics_after, LAG_P99),
             worst_ms=_by_node(side, metrics_after, LAG_WORST),
+            bare_p99_ms=bare_p99_ms,
             lease_moves=_lease_moves(holders, read_leaseholders(watcher), metrics, metrics_after),
             statements=statements,
             failures=failures,
             elsewhere=elsewhere(before, after, elapsed),
         )
+
+
+def _sleep_lag_p99_ms(seconds: float) -> float:
+    """Sleep in steps as the nodes' own measurement does, and give how late this process was woken: it has nothing else to do."""
+    lags = []
+    end = time.monotonic() + seconds
+    while (asked := time.monotonic() + SAMPLE_S) < end:
+        time.sleep(SAMPLE_S)
+        lags.append(time.monotonic() - asked)
+    return round(quantile(sorted(lags), 0.99) * 1e3, 2)
 
 
 def _by_node(side: DsdbSide, metrics: list[dict[str, float]], name: str) -> dict[str, float]:
@@ -125,21 +140,23 @@ def misses(line: LagLine) -> list[str]:
 
 @click.command()
 @click.option("--seconds", type=click.FloatRange(min=1), default=WINDOW_S, show_default=True, help="How long the loops run.")
+@click.option("--loop", "names", type=click.Choice(LOOPS), multiple=True, help="Run this loop alone, to find who is to blame; repeatable.")
 @click.option("--scale", type=click.FloatRange(min=0.001, max=10), default=1.0, show_default=True, help="Share of the usual rows.")
 @click.option(
     "--directory", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(tempfile.gettempdir()), show_default=True
 )
-def lag(seconds: float, scale: float, directory: Path) -> None:
+def lag(seconds: float, names: tuple[str, ...], scale: float, directory: Path) -> None:
     """Measure event-loop lag under an insert, a fetch and a query loop."""
     end_servers_on_sigterm()
     wide_rows = max(3 * BULK_ROWS, int(WIDE_ROWS * scale) // BULK_ROWS * BULK_ROWS)
+    chosen = [loop for loop in loops(wide_rows) if not names or loop.name in names]
     results = ResultFile()
     scratch = Path(tempfile.mkdtemp(prefix="dsdb-lag-", dir=directory.resolve()))
     side = DsdbSide(scratch, kv_rows=KV_ROWS, wide_rows=wide_rows, http=True)
     try:
         side.start()
         results.write(machine_line(filesystem_of(scratch), {"dsdb": dsdb.__version__}, f"wide {wide_rows:,} rows", results.begun))
-        line = measure_lag(side, wide_rows=wide_rows, seconds=seconds, say=click.echo)
+        line = measure_lag(side, chosen, seconds=seconds, say=click.echo)
     except (RuntimeError, TimeoutError) as error:
         raise click.ClickException(str(error)) from error  # the nodes did not start
     finally:
@@ -157,6 +174,7 @@ def lag(seconds: float, scale: float, directory: Path) -> None:
 def _say(line: LagLine, seconds: float) -> None:
     for node, p99 in line.p99_ms.items():
         click.echo(f"  {node}: p99 lag {p99:.1f} ms, worst since its start {line.worst_ms[node]:.1f} ms")
+    click.echo(f"  a process that only sleeps: p99 lag {line.bare_p99_ms:.1f} ms")
     done = ", ".join(f"{count} × {name}" for name, count in line.statements.items())
     click.echo(f"  {done} in {line.seconds:.0f} s; {line.lease_moves} leases moved")
     other = line.elsewhere

@@ -108,6 +108,7 @@ def _idle_table(lines: Sequence[IdleLine]) -> list[str]:
 def _lag_table(line: LagLine) -> list[str]:
     text = ["| node | loop lag p99 ms | worst ms since its start |", "| --- | ---: | ---: |"]
     text += [f"| {node} | {p99:.1f} | {line.worst_ms[node]:.1f} |" for node, p99 in line.p99_ms.items()]
+    text.append(f"| a process that only sleeps | {line.bare_p99_ms:.1f} | |")
     done = ", ".join(f"{count} × {name}" for name, count in line.statements.items())
     return [
         *text,

@@ -81,6 +81,8 @@ class LagLine(msgspec.Struct, frozen=True, kw_only=True, tag="lag", tag_field="k
     seconds: float
     p99_ms: dict[str, float]
     worst_ms: dict[str, float]
+    bare_p99_ms: float
+    """Of a process that only sleeps, in the same time: what the machine alone adds."""
     lease_moves: int
     statements: dict[str, int]
     failures: dict[str, str]
