@@ -236,7 +236,7 @@ class NodeParts:
             if not self.store.holds_lease(desc.range_id):
                 continue
             for replica in desc.voters:
-                if replica.store_id != self.identity.store_id and self.peers.is_connected(replica.node_id):
+                if replica.store_id != self.identity.store_id and self.store.is_live(replica.store_id):
                     try:
                         await self.store.serve(TransferLeaseRequest(desc.range_id, replica.store_id))
                     except KvError as error:
@@ -244,12 +244,17 @@ class NodeParts:
                     break
 
     def store_views(self) -> list[StoreView]:
-        """Give all stores of the cluster, as this node sees them."""
+        """Give all stores of the cluster, as this node sees them.
+
+        Stores that share no range exchange no signs of life: then a connection is the sign.
+        """
         return [
             StoreView(
                 store_id=entry.store_id,
                 node_id=entry.node_id,
-                is_live=entry.node_id == self.identity.node_id or self.peers.is_connected(entry.node_id),
+                is_live=entry.node_id == self.identity.node_id
+                or self.store.is_live(entry.store_id)
+                or self.peers.is_connected(entry.node_id),
             )
             for entry in self.directory.entries()
         ]
