@@ -38,6 +38,8 @@ class FrameKind(enum.IntEnum):
     CANCEL = 6
     CHUNK = 7
     END = 8
+    PING = 9  # answered by a PONG at once
+    PONG = 10
 
 
 class Frame(NamedTuple):
@@ -79,7 +81,7 @@ class FrameReader:
         offset, size = 0, len(source)
         while size - offset >= _HEADER.size:
             length, kind, method_id, call_id = _HEADER.unpack_from(source, offset)
-            if not _BODY_OVERHEAD <= length <= FRAME_BYTES_MAX or not 1 <= kind <= FrameKind.END:
+            if not _BODY_OVERHEAD <= length <= FRAME_BYTES_MAX or not FrameKind.HELLO <= kind <= FrameKind.PONG:
                 raise FrameError(f"not a frame: length {length}, kind {kind}")
             end = offset + 4 + length
             if end > size:

@@ -6,7 +6,9 @@
 Invariants:
 - A call ends with its reply, NotSent (it had no effect), ReplyLost (unknown), or CallFailed: never twice, never not at all. A sweeper
   ends calls whose deadline passed, so that no call needs a timer of its own.
-- After a connection breaks, a new one is tried on demand, at most every RECONNECT_PAUSE_S.
+- After a connection breaks, a new one is tried on demand, at most every RECONNECT_PAUSE_S; while a peer cannot be reached, calls fail
+  at once.
+- A connection whose peer is gone without a word is closed after SILENCE_MAX_S, and its calls end.
 """
 
 import logging
@@ -27,12 +29,16 @@ from dsdb.rpc.server import UNTYPED_ERROR, ErrorReply, Hello
 
 log = logging.getLogger("dsdb.rpc")
 
-CONNECT_TIMEOUT_S = 2.0
+CONNECT_TIMEOUT_S = 1.0
 """After this long a peer that does not answer counts as unreachable."""
 RECONNECT_PAUSE_S = 0.1
 """Least time between two attempts to connect to a peer."""
 SWEEP_INTERVAL_S = 0.25
 """How often calls past their deadline are ended; deadlines are kept to within this."""
+PING_AFTER_S = 0.5
+"""A peer that owes answers and has said nothing for this long is asked whether it is there."""
+SILENCE_MAX_S = 2.0
+"""A peer that owes answers, was asked, and has said nothing for this long is gone: TCP itself would wait for minutes."""
 CALL_TIMEOUT_S = 10.0
 """Deadline of a call that names none."""
 OUTBOX_BYTES_MAX = 32 * 1024 * 1024
@@ -179,6 +185,8 @@ class _Peer:
         self.connection: _Connection | None = None
         self._connecting: trio.Event | None = None
         self._error = "not tried yet"
+        self._is_unreachable = False
+        """The last try to connect failed: nobody waits for the next one."""
         self._retry_at = 0.0
         self._idle_bulk: list[tuple[NodeStream, FrameReader]] = []
 
@@ -186,7 +194,7 @@ class _Peer:
         if self.connection is not None:
             return self.connection
         self._start_connecting()
-        if self._connecting is not None:
+        if self._connecting is not None and not self._is_unreachable:
             await self._connecting.wait()
         connection: _Connection | None = self.connection  # it was set while we waited, or was not
         if connection is None:
@@ -206,6 +214,9 @@ class _Peer:
     def sweep(self, now: float) -> None:
         if self.connection is not None:
             self.connection.sweep(now)
+            if self.connection.is_silent(now):
+                log.info("node %d says nothing: its connection is closed", self._node_id)
+                self.drop()
 
     async def bulk(self) -> tuple[NodeStream, FrameReader]:
         if self._idle_bulk:
@@ -243,6 +254,7 @@ class _Peer:
             stream = await self._open()
         except (OSError, trio.TooSlowError, trio.BrokenResourceError, NotSent) as error:
             self._error = (error.strerror if isinstance(error, OSError) else str(error)) or "it does not answer"
+            self._is_unreachable = True
             self._retry_at = self._clock.now() + RECONNECT_PAUSE_S
             return
         finally:
@@ -250,6 +262,7 @@ class _Peer:
             if self.connection is None and stream is None:
                 self._done_connecting()
         self.connection = connection = _Connection(self._node_id, stream)
+        self._is_unreachable = False
         self._done_connecting()
         try:
             async with trio.open_nursery() as nursery:
@@ -285,6 +298,8 @@ class _Connection:
         self._calls: dict[int, _Call] = {}
         self._next_call_id = 1
         self._is_closed = False
+        self._was_heard = True  # since the last sweep
+        self._silent_since: float | None = None  # on our clock, while it owes answers
         self._refusal: str | None = None  # why the other side will not talk to us, if it said so
 
     async def call(self, method: Method[RequestT, ReplyT], request: RequestT, deadline: float) -> ReplyT:
@@ -316,6 +331,7 @@ class _Connection:
         frames = FrameReader()
         try:
             while data := await self.stream.receive_some():
+                self._was_heard = True
                 for frame in frames.feed(data):
                     self._take(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -330,6 +346,18 @@ class _Connection:
             error = ReplyLost(f"node {self._node_id} did not answer {call.method.name} in time")
             trio.lowlevel.reschedule(call.task, outcome.Error(error))
             self.outbox.send(encode_frame(FrameKind.CANCEL, call.method.number, call_id, b""))
+
+    def is_silent(self, now: float) -> bool:
+        """Say whether the peer must be given up; ask it whether it is there before.  Called by each sweep."""
+        if self._was_heard:
+            self._was_heard, self._silent_since = False, None
+        elif self._silent_since is None:
+            self._silent_since = now if self._calls else None
+        elif now - self._silent_since >= SILENCE_MAX_S:
+            return True
+        elif now - self._silent_since >= PING_AFTER_S:
+            self.outbox.send(encode_frame(FrameKind.PING, 0, 0, b""))
+        return False
 
     def fail_all(self) -> None:
         self._is_closed = True

@@ -103,6 +103,9 @@ class _Connection:
         if frame.kind == FrameKind.HELLO:
             self._take_hello(frame)
             return
+        if frame.kind == FrameKind.PING:
+            self._outbox.send(encode_frame(FrameKind.PONG, 0, 0, b""))
+            return
         if frame.kind == FrameKind.CANCEL:
             if scope := self._calls.get(frame.call_id):
                 scope.cancel()

@@ -1,5 +1,6 @@
 """Calls between two nodes over real loopback connections."""
 
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -14,6 +15,7 @@ from dsdb.kv.ids import NodeId
 from dsdb.rpc import CallFailed, Method, MethodKind, NotSent, Peers, Registry, ReplyLost, RpcServer
 from dsdb.rpc.frames import FRAME_BYTES_MAX, RPC_MAGIC, FrameKind, FrameReader, encode_frame
 from dsdb.rpc.server import Hello
+from tests.sim.network import SimNetwork
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
@@ -233,3 +235,49 @@ def test_frames_in_any_pieces_and_garbage() -> None:
     for garbage in (b"\xff" * 20, (FRAME_BYTES_MAX + 1).to_bytes(4, "little") + b"\x02" * 16, b"\x07\0\0\0\x63" + b"\0" * 10):
         with pytest.raises(FrameError):
             list(FrameReader().feed(garbage))
+
+
+class TrioClock:
+    def now(self) -> float:
+        return trio.current_time()
+
+    def wall_ms(self) -> int:
+        return 0
+
+
+def test_a_peer_that_falls_silent_is_given_up() -> None:
+    """Its host lost its power: TCP says nothing for minutes."""
+
+    async def body() -> None:
+        network = SimNetwork(random.Random(1))
+        there = Address("10.0.0.2", 1)
+        listener = await network.host("there").listen(there)
+        server = Server()
+        peers = Peers(network.host("here"), TrioClock(), address_of=lambda _: there)
+        async with trio.open_nursery() as nursery:
+
+            async def accept() -> None:
+                stream = await listener.accept()
+                await stream.receive_some(len(RPC_MAGIC))
+                await RpcServer(server.registry).serve(stream)
+
+            nursery.start_soon(accept)
+            await nursery.start(peers.run)
+            with pytest.raises(ReplyLost):  # slow, but there: it answers that it is
+                await peers.call(NodeId(2), SLOW, Ask(""), timeout_s=20)
+            assert trio.current_time() > 20
+            assert (await peers.call(NodeId(2), ECHO, Ask("a"))).text == "a"
+            network.silence("there")
+            began = trio.current_time()
+            with pytest.raises(ReplyLost):
+                await peers.call(NodeId(2), SLOW, Ask(""), timeout_s=60)
+            assert 2 <= trio.current_time() - began <= 3
+            with pytest.raises(NotSent):  # the first one waits until it is known that nobody is there
+                await peers.call(NodeId(2), ECHO, Ask(""))
+            began = trio.current_time()
+            with pytest.raises(NotSent):
+                await peers.call(NodeId(2), ECHO, Ask(""))
+            assert trio.current_time() == began
+            nursery.cancel_scope.cancel()
+
+    trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
