@@ -7,6 +7,7 @@
 Invariants (rule 1):
 - A request is served only by a round that was sent after the request was made; nobody caches timestamps.
 - Each request gets a timestamp of its own.
+- A request fails at its own deadline, whoever's rounds it waited for (B22).
 """
 
 import msgspec
@@ -70,20 +71,21 @@ class OracleClient:
             self.latest = ts
         return ts
 
-    async def fresh(self) -> Timestamp:
+    async def fresh(self, *, timeout_s: float = TIMEOUT_S) -> Timestamp:
         """Give a fresh timestamp.  Raises KvError Unavailable."""
         ts = self.fresh_nowait()
         if ts is not None:
             return ts
+        deadline = self._clock.now() + timeout_s
         if self._rounds_in_flight >= ROUNDS_IN_FLIGHT_MAX:
-            ready: Timestamp | None = await self._wait_for_round()
+            ready: Timestamp | None = await self._wait_for_round(deadline)
             if ready is not None:
                 return ready
-        return await self._round()
+        return await self._round(deadline)
 
-    async def _wait_for_round(self) -> Timestamp | None:
+    async def _wait_for_round(self, deadline: float) -> Timestamp | None:
         """Wait until a round brings a timestamp (given), or until it is this task's turn to send one (None)."""
-        seat = _Seat(trio.lowlevel.current_task())
+        seat = _Seat(trio.lowlevel.current_task(), deadline)
         self._waiting.append(seat)
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -93,22 +95,18 @@ class OracleClient:
         result: Timestamp | None = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
 
-    async def _round(self) -> Timestamp:
-        """Send a round for this task and for all that wait now."""
+    async def _round(self, deadline: float) -> Timestamp:
+        """Send a round for this task and for all that wait now, until this task's deadline."""
         self._rounds_in_flight += 1
         riders, self._waiting = self._waiting, []
         try:
-            first = await self._ask(1 + len(riders))
+            first = await self._ask(1 + len(riders), deadline, riders)
             self.latest = max(self.latest, Timestamp(first + len(riders)))
             for number, seat in enumerate(riders, 1):
                 seat.wake(outcome.Value(Timestamp(first + number)))
             return first
-        except KvError as error:
-            for seat in riders:
-                seat.wake(outcome.Error(KvError(error.detail)))
-            raise
-        except trio.Cancelled:
-            self._waiting[:0] = riders  # they wait on, and the first of them sends a round
+        except (KvError, trio.Cancelled):
+            self._waiting[:0] = riders  # those with time left wait on, and the first of them sends a round
             raise
         finally:
             self._rounds_in_flight -= 1
@@ -120,23 +118,27 @@ class OracleClient:
             if self._waiting.pop(0).wake(outcome.Value(None)):
                 return
 
-    async def _ask(self, count: int) -> Timestamp:
-        deadline = self._clock.now() + TIMEOUT_S
+    async def _ask(self, count: int, deadline: float, riders: "list[_Seat]") -> Timestamp:
         reason = "the system range is not known"
         while True:
             target = self._target()
+            timeout_s = min(CALL_TIMEOUT_S, max(deadline - self._clock.now(), 0.0))
             try:
                 if target == self._node_id:
-                    return await self._issuer.issue(count, timeout_s=CALL_TIMEOUT_S)
+                    return await self._issuer.issue(count, timeout_s=timeout_s)
                 if target is not None:
-                    return (await self._peers.call(target, ISSUE, IssueRequest(count), timeout_s=CALL_TIMEOUT_S)).first
+                    return (await self._peers.call(target, ISSUE, IssueRequest(count), timeout_s=timeout_s)).first
             except KvError as error:
                 self._learn(error)
                 reason = str(error)
             except (NotSent, ReplyLost, CallFailed) as error:
                 reason = str(error)
                 self._forget_leaseholder()
-            if self._clock.now() > deadline:
+            now = self._clock.now()
+            for seat in (*riders, *self._waiting):
+                if seat.deadline <= now:
+                    seat.wake(outcome.Error(KvError(Unavailable(f"no timestamp: {reason}"))))
+            if now >= deadline:
                 raise KvError(Unavailable(f"no timestamp: {reason}"))
             await trio.sleep(PAUSE_S)
 
@@ -169,12 +171,13 @@ class OracleClient:
 
 
 class _Seat:
-    """A task that waits for a round; empty once it was woken or cancelled."""
+    """A task that waits for a round until its deadline; empty once it was woken or cancelled."""
 
-    __slots__ = ("task",)
+    __slots__ = ("deadline", "task")
 
-    def __init__(self, task: trio.lowlevel.Task) -> None:
+    def __init__(self, task: trio.lowlevel.Task, deadline: float) -> None:
         self.task: trio.lowlevel.Task | None = task
+        self.deadline = deadline
 
     def wake(self, result: "outcome.Outcome[Timestamp | None]") -> bool:
         """Wake the task with a result; False if there is nobody any more."""

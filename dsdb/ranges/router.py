@@ -35,7 +35,17 @@ from dsdb.kv.errors import (
     Unavailable,
 )
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
-from dsdb.kv.requests import CommitRequest, RefuseRequest, Reply, Request, ScanReply, ScanRequest
+from dsdb.kv.requests import (
+    CommitRequest,
+    DescribeRequest,
+    ReadRequest,
+    RefreshRequest,
+    RefuseRequest,
+    Reply,
+    Request,
+    ScanReply,
+    ScanRequest,
+)
 from dsdb.ranges.cache import CachedRange, RangeCache
 from dsdb.ranges.methods import KV_CALL
 from dsdb.rpc import CallFailed, NotSent, Peers, ReplyLost
@@ -53,6 +63,7 @@ META_PREFETCH_ROWS = 16
 """Descriptors read by one look-up: neighbours are often wanted next."""
 
 _Commit = CommitRequest | RefuseRequest
+_WithoutEffect = DescribeRequest | ReadRequest | RefreshRequest | ScanRequest
 _FINAL = AmbiguousResult | Conflict | DeadlinePassed | Refused
 """What no later copy of the same attempt can turn into a commit.  KeyExists is not among them: the key may be removed meanwhile."""
 _DECODE_DESCRIPTOR = msgspec.msgpack.Decoder(RangeDescriptor).decode
@@ -76,7 +87,7 @@ class Router:
         self.cache = RangeCache()
         self._local = local
         self._peers = peers
-        self._clock = clock
+        self.clock = clock
 
     def try_send(self, key: bytes, make: Callable[[RangeDescriptor], Request]) -> Reply | None:
         """Answer from this node's own store at once, or give None: then `send`.  Raises no error of addressing; other KvErrors it does."""
@@ -100,7 +111,7 @@ class Router:
         Raises KvError: the range's own answer, RangeKeyMismatch if what `make` builds does not fit the range even after learning
         the newest descriptor (the caller must cut it up again), Unavailable or AmbiguousResult.
         """
-        search = _Search(self._clock.now() + deadline_s)
+        search = _Search(self.clock.now() + deadline_s)
         try:
             return await self._send(key, make, search)
         except KvError as error:
@@ -115,7 +126,7 @@ class Router:
             request = make(entry.desc)
             target = search.next_replica(entry)
             try:
-                return await self._ask(target, request)
+                return await self._ask(target, request, search)
             except KvError as error:
                 await self._after_error(error, entry, request, search)
             except NotSent as error:
@@ -130,7 +141,7 @@ class Router:
 
     async def lookup(self, key: bytes) -> CachedRange:
         """Give the range that holds a key.  Raises KvError Unavailable."""
-        return await self._entry(key, _Search(self._clock.now() + DEADLINE_S))
+        return await self._entry(key, _Search(self.clock.now() + DEADLINE_S))
 
     async def ranges(self, span: Span) -> list[CachedRange]:
         """Give all ranges that overlap a span, in key order, as the cache or meta has them.  Raises KvError Unavailable."""
@@ -150,11 +161,17 @@ class Router:
                 pieces.append((entry, span.clipped(Span(entry.start_key, entry.end_key))))
         return pieces
 
-    async def _ask(self, replica: ReplicaDescriptor, request: Request) -> Reply:
-        if replica.node_id == self.node_id:
-            reply = self._local.try_serve(request)
-            return await self._local.serve(request) if reply is None else reply
-        return await self._peers.call(replica.node_id, KV_CALL, request, timeout_s=CALL_TIMEOUT_S)
+    async def _ask(self, replica: ReplicaDescriptor, request: Request, search: "_Search") -> Reply:
+        left_s = max(search.deadline - self.clock.now(), 0.0)
+        if replica.node_id != self.node_id:
+            return await self._peers.call(replica.node_id, KV_CALL, request, timeout_s=min(CALL_TIMEOUT_S, left_s))
+        reply = self._local.try_serve(request)
+        if reply is not None:
+            return reply
+        with trio.move_on_after(left_s):
+            return await self._local.serve(request)
+        reason = f"range {request.range_id} did not answer in time"
+        raise KvError(Unavailable(reason) if isinstance(request, _WithoutEffect) else AmbiguousResult(reason))
 
     async def _after_error(self, error: KvError, entry: CachedRange, request: Request, search: "_Search") -> None:
         """Learn from an error and return to try again, or raise it."""
@@ -194,7 +211,7 @@ class Router:
                 entry.leaseholder = None
 
     async def _pause(self, search: "_Search") -> None:
-        if self._clock.now() >= search.deadline:
+        if self.clock.now() >= search.deadline:
             raise KvError(Unavailable(f"no answer within the time allowed; last: {search.reason}"))
         await trio.sleep(search.pause())
 
@@ -217,7 +234,7 @@ class Router:
     async def _read_meta(self, key: bytes, search: "_Search") -> None:
         span = Span(meta_key(key_after(key)), prefix_end(META_PREFIX))
         request = ScanRequest(SYSTEM_RANGE, span, None, rows_max=META_PREFETCH_ROWS, bytes_max=1 << 20)
-        reply = await self.send(span.start, lambda _: request, deadline_s=search.deadline - self._clock.now())
+        reply = await self.send(span.start, lambda _: request, deadline_s=search.deadline - self.clock.now())
         assert isinstance(reply, ScanReply)
         for value in reply.values:
             self.cache.update(_DECODE_DESCRIPTOR(value))

@@ -16,10 +16,11 @@ Invariants:
 Not here: writes over several ranges, which raise MultiRangeWriteError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
+from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import (
     AmbiguousResult,
     BelowThreshold,
@@ -41,6 +42,8 @@ from dsdb.kv.requests import (
     ReadRequest,
     RefreshReply,
     RefreshRequest,
+    Reply,
+    Request,
     ScanReply,
     ScanRequest,
     Write,
@@ -68,6 +71,10 @@ SCAN_ROWS_MAX = 10_000
 """Rows in one reply of a scan."""
 BUMPS_MAX = 20
 """Commits tried at ever later timestamps before the transaction is run again."""
+PATIENCE_S = 10.0
+"""How long a transaction waits, all in all, for ranges and the oracle that do not answer."""
+PATIENCE_LEAST_S = 1.0
+"""What each call may take besides: work, not waiting."""
 FIRST_TS_AGE_MAX = 20_000 << 18
 """How old, in timestamps, a known timestamp may be to stand as `first_ts`: well inside the time for which outcomes are kept."""
 
@@ -110,6 +117,7 @@ class KvTransaction:
         self._reads: list[Span] = []  # every span read, as asked for
         self._writes: dict[bytes, Write] = {}
         self._write_bytes = 0
+        self._patience_s = PATIENCE_S
 
     @property
     def attempt(self) -> AttemptId:
@@ -122,7 +130,7 @@ class KvTransaction:
         """Give the timestamp of all reads, taken from the oracle at first use.  Raises RangeUnavailableError."""
         if self._read_ts is None:
             try:
-                self._read_ts = await self._oracle.fresh()
+                self._read_ts = await self._fresh()
             except KvError as error:
                 raise _port_error(error) from error
         return self._read_ts
@@ -146,7 +154,7 @@ class KvTransaction:
             entry = await self._lookup(remaining[0])
             batch = tuple(key for key in remaining if entry.start_key <= key < entry.end_key)
             try:
-                reply = await self.router.send(batch[0], lambda desc, batch=batch: ReadRequest(desc.range_id, batch, ts, self.attempt))  # type: ignore[misc]
+                reply = await self._send(batch[0], lambda desc, batch=batch: ReadRequest(desc.range_id, batch, ts, self.attempt))  # type: ignore[misc]
             except KvError as error:
                 if isinstance(error.detail, RangeKeyMismatch):
                     continue  # the range was split meanwhile, and the cache knows it now
@@ -213,9 +221,9 @@ class KvTransaction:
                 reply = await self._send_commit(key, writes, ts, first_ts, deadline)
                 if isinstance(reply, CommitReply):
                     return reply.ts
-                ts = await self._oracle.fresh()
+                ts = await self._fresh()
                 while ts <= reply.bound:
-                    ts = await self._oracle.fresh()
+                    ts = await self._fresh()
         except KvError as error:
             raise _port_error(error) from error
         raise TransactionRetryError("the commit timestamp was bumped too often")
@@ -226,7 +234,7 @@ class KvTransaction:
             return ts
         known = self._read_ts or self._oracle.latest
         if known == MIN_TIMESTAMP or self._oracle.latest - known > FIRST_TS_AGE_MAX:
-            return await self._oracle.fresh()
+            return await self._fresh()
         return known
 
     async def _send_commit(
@@ -246,7 +254,7 @@ class KvTransaction:
             request = CommitRequest(entry.desc.range_id, self.attempt, first_ts, ts, writes, self._read_ts, local, others, deadline)
             try:
                 # Built for this descriptor: if the range is split on the way, it answers with a mismatch, and the cut is made again.
-                reply = await self.router.send(key, lambda _, request=request: request)  # type: ignore[misc]
+                reply = await self._send(key, lambda _, request=request: request)  # type: ignore[misc]
             except KvError as error:
                 if isinstance(error.detail, RangeKeyMismatch):
                     continue
@@ -267,7 +275,7 @@ class KvTransaction:
                 continue
             request = RefreshRequest(entry.desc.range_id, self.attempt, (span,), self._read_ts, high)
             try:
-                reply = await self.router.send(span.start, lambda _, request=request: request)  # type: ignore[misc]
+                reply = await self._send(span.start, lambda _, request=request: request)  # type: ignore[misc]
             except KvError as error:
                 if isinstance(error.detail, RangeKeyMismatch):
                     raise TransactionRetryError("a range was split during the refresh") from error
@@ -286,7 +294,7 @@ class KvTransaction:
             if ts is not None:
                 reply = self.router.try_send(key, lambda desc: ReadRequest(desc.range_id, keys, ts, attempt))
             if reply is None:
-                reply = await self.router.send(key, lambda desc: ReadRequest(desc.range_id, keys, ts, attempt))
+                reply = await self._send(key, lambda desc: ReadRequest(desc.range_id, keys, ts, attempt))
         except KvError as error:
             raise _port_error(error) from error
         assert isinstance(reply, ReadReply)
@@ -313,7 +321,7 @@ class KvTransaction:
             piece = rest.clipped(Span(entry.start_key, entry.end_key))
             request = ScanRequest(entry.desc.range_id, piece, ts, min(rows_max, SCAN_ROWS_MAX), SCAN_BYTES_MAX, reverse, self.attempt)
             try:
-                reply = await self.router.send(piece.start, lambda _, request=request: request)  # type: ignore[misc]
+                reply = await self._send(piece.start, lambda _, request=request: request)  # type: ignore[misc]
             except KvError as error:
                 if isinstance(error.detail, RangeKeyMismatch):
                     if reverse:
@@ -325,6 +333,27 @@ class KvTransaction:
                 return reply, piece
             return reply, Span(reply.resume.end, piece.end) if reverse else Span(piece.start, reply.resume.start)
         raise RangeUnavailableError("the range was split too often during a scan")
+
+    async def _send(self, key: bytes, make: Callable[[RangeDescriptor], Request]) -> Reply:
+        """Get an answer from the range that holds `key`, as far as this transaction's patience goes."""
+        began = self.router.clock.now()
+        try:
+            return await self.router.send(key, make, deadline_s=self._patience_s)
+        finally:
+            self._lose_patience(began)
+
+    async def _fresh(self) -> Timestamp:
+        began = self.router.clock.now()
+        try:
+            return await self._oracle.fresh(timeout_s=self._patience_s)
+        finally:
+            self._lose_patience(began)
+
+    def _lose_patience(self, began: float) -> None:
+        """Count what a call took beyond what is usual, so that one transaction does not wait for each of its calls in full (B22)."""
+        slow_s = self.router.clock.now() - began - PATIENCE_LEAST_S
+        if slow_s > 0:
+            self._patience_s = max(self._patience_s - slow_s, PATIENCE_LEAST_S)
 
     async def _last_range(self, span: Span) -> CachedRange:
         try:
