@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 COUNTERS = 3
 LISTS = 6
-STATEMENT_S = 12.0
-"""A statement must end within this: with rows, or with an error."""
+STATEMENT_S = 15.0
+"""A statement must end within this, with rows or with an error: the patience of a transaction, and what its calls may take besides."""
 
 _encode = msgspec.msgpack.encode
 
