@@ -10,17 +10,19 @@ Invariants:
 Not here: limits on rows and bytes of results, which execution has.
 """
 
+import re
 from collections.abc import Sequence
 
 from sqlglot.tokenizer_core import Token, TokenType
 
-from dsdb.sql.errors import ProgramLimitError, StatementTooComplexError
+from dsdb.sql.errors import NumericOutOfRangeError, ProgramLimitError, StatementTooComplexError
 
 TEXT_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of one text, including a bulk INSERT that the VALUES reader takes."""
 PARSED_CHARS_MAX = 4 * 1024 * 1024
 """Characters that go through the general parser."""
-TOKENS_MAX = 400_000
+TOKENS_MAX = 50_000
+"""Of one text: the parser and the binder hold the event loop for some 20 µs a token."""
 NESTING_MAX = 100
 """Open parentheses, brackets and CASEs at any point."""
 CHAIN_MAX = 200
@@ -30,6 +32,12 @@ CONNECTOR_MAX = 2_000
 SET_OPERATION_MAX = 100
 """UNIONs, INTERSECTs and EXCEPTs in one query."""
 
+NUMBER_CHARS_MAX = 1_000
+"""Characters of a number; NUMERIC holds no more digits, and reading millions of them takes minutes."""
+EXPONENT_MAX = 1_000
+"""Of a number, either way, for the same reason."""
+
+_EXPONENT = re.compile(r"[eE]([+-]?\d+)$")
 _OPENERS = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.CASE, TokenType.L_BRACE})
 _CLOSERS = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.END, TokenType.R_BRACE})
 _CONNECTORS = frozenset({TokenType.AND, TokenType.OR})
@@ -117,10 +125,8 @@ def check_parsed_text(sql: str) -> None:
 def check_tokens(tokens: Sequence[Token]) -> None:
     """Refuse token lists that would give a tree too deep to walk.
 
-    Raises: ProgramLimitError, StatementTooComplexError (with the position of the token that is too much).
+    Raises: ProgramLimitError, NumericOutOfRangeError, StatementTooComplexError (with the position of the token that is too much).
     """
-    if len(tokens) > TOKENS_MAX:
-        raise ProgramLimitError(f"statement has {len(tokens)} tokens, more than {TOKENS_MAX}", hint="send it in several statements")
     # One frame per open parenthesis: operators so far in the current item, connectors and set operations so far in the frame.
     frames: list[list[int]] = [[0, 0, 0]]
     path_weight = 0
@@ -148,10 +154,24 @@ def check_tokens(tokens: Sequence[Token]) -> None:
                 frame[1] += 1
                 if frame[1] > CONNECTOR_MAX:
                     raise _too_complex(f"more than {CONNECTOR_MAX} conditions joined by AND and OR", token)
+        elif kind is TokenType.NUMBER:
+            _check_number(token)
         elif kind in _SET_OPERATIONS:
             frame[2] += 1
             if frame[2] > SET_OPERATION_MAX:
                 raise _too_complex(f"more than {SET_OPERATION_MAX} set operations", token)
+    # Last, as the other reasons say more.
+    if len(tokens) > TOKENS_MAX:
+        raise ProgramLimitError(f"statement has {len(tokens)} tokens, more than {TOKENS_MAX}", hint="send it in several statements")
+
+
+def _check_number(token: Token) -> None:
+    text = token.text
+    if len(text) <= NUMBER_CHARS_MAX:
+        exponent = _EXPONENT.search(text)
+        if exponent is None or abs(int(exponent[1])) <= EXPONENT_MAX:
+            return
+    raise NumericOutOfRangeError("value overflows numeric format", position=token.start + 1)
 
 
 def _too_complex(what: str, token: Token) -> StatementTooComplexError:

@@ -16,12 +16,16 @@ import msgspec
 from dsdb.storage.datum import Datum
 
 _NAME = r'(?:"(?:[^"]|"")+"|[A-Za-z_\u0080-\uffff][\w$]*)'
+# Possessive spaces, as nothing that follows them begins with one: tens of millions of spaces must not be given back one by one.
 _PREFIX = re.compile(
-    rf"\s*insert\s+into\s+{_NAME}(?:\.{_NAME}){{0,2}}\s*(?:\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)\s*)?values\s*(?=\()", re.IGNORECASE
+    rf"\s*+insert\s++into\s++{_NAME}(?:\.{_NAME}){{0,2}}\s*+(?:\(\s*+{_NAME}(?:\s*+,\s*+{_NAME})*\s*+\)\s*+)?values\s*+(?=\()",
+    re.IGNORECASE,
 )
+# Numbers too long to be any type's are left to the general parser, which refuses them: reading them would take long.
 _ITEM = re.compile(
-    r"\s*(?:(-?\d+)|'([^']*(?:''[^']*)*)'|(-?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|-?\d+[eE][+-]?\d+)|(null)|(true)|(false))"
-    r"\s*(\)\s*,\s*\(|[,)])",
+    r"\s*+(?:(-?\d{1,1000})|'([^']*(?:''[^']*)*)'"
+    r"|(-?(?:\d{1,1000}\.\d{0,1000}|\.\d{1,1000})(?:[eE][+-]?\d{1,4})?|-?\d{1,1000}[eE][+-]?\d{1,4})|(null)|(true)|(false))"
+    r"\s*+(\)\s*+,\s*+\(|[,)])",
     re.IGNORECASE,
 )
 _INTEGER, _STRING, _DECIMAL, _NULL, _TRUE, _FALSE, _SEPARATOR = 1, 2, 3, 4, 5, 6, 7

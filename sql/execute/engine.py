@@ -68,6 +68,8 @@ class QueryEngine:
     """Runs SELECTs of the engine's dialect over Arrow inputs.  One a node; closed by whoever made it."""
 
     def __init__(self, limits: EngineLimits | None = None, *, spill_directory: str | None = None) -> None:
+        # At the first conversion pyarrow imports pandas, where it is installed: half a second that must not fall into a query.
+        pa.array([None])
         self._limits = limits or EngineLimits()
         self._own_directory = tempfile.TemporaryDirectory(prefix="dsdb-spill-") if spill_directory is None else None
         self._spill_directory = spill_directory or (self._own_directory.name if self._own_directory else "")

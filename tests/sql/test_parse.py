@@ -7,6 +7,7 @@ from sqlglot import exp
 
 from dsdb.sql.errors import (
     FeatureNotSupportedError,
+    NumericOutOfRangeError,
     ProgramLimitError,
     SqlError,
     SqlSyntaxError,
@@ -213,3 +214,16 @@ def test_expressions_of_descriptors() -> None:
 )
 def test_numbered_parameters_stand_side_by_side_without_blanks(text: str, parameters: int) -> None:
     assert parse_statements(text)[0].parameters == parameters
+
+
+@pytest.mark.parametrize("number", ["9" * 5_000, "1e-999999999", "1E+999999999", "." + "9" * 5_000, "1e2000"])
+@pytest.mark.parametrize("text", ["SELECT {}", "INSERT INTO t VALUES ({})" + " " * 1_000])
+def test_numbers_that_no_type_holds_are_refused_before_they_are_read(number: str, text: str) -> None:
+    with pytest.raises(NumericOutOfRangeError):
+        parse_statements(text.format(number))
+
+
+def test_millions_of_spaces_are_refused_quickly() -> None:
+    for text in (" " * 15_000_000, "INSERT" + " " * 15_000_000, "INSERT INTO t" + " " * 15_000_000):
+        with pytest.raises(ProgramLimitError):
+            parse_statements(text)
