@@ -83,6 +83,36 @@ class InvalidParameterError(SqlError):
     sqlstate = "22023"
 
 
+class SubstringError(SqlError):
+    """A length or a place in a text or a bytea that cannot be."""
+
+    sqlstate = "22011"
+
+
+class InvalidEscapeError(SqlError):
+    """An escape that escapes nothing in a pattern."""
+
+    sqlstate = "22025"
+
+
+class InvalidRegularExpressionError(SqlError):
+    """A regular expression that cannot be read."""
+
+    sqlstate = "2201B"
+
+
+class LogarithmError(SqlError):
+    """A logarithm of zero or less."""
+
+    sqlstate = "2201E"
+
+
+class PowerError(SqlError):
+    """A root or a power that no real number is."""
+
+    sqlstate = "2201F"
+
+
 class InvalidLimitError(SqlError):
     """A negative LIMIT."""
 

@@ -7,7 +7,7 @@ Not here: values relative to the clock ('now', 'today'), which are refused; infi
 """
 
 import re
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 
 from dsdb.sql.civil import (
     HOUR_MICROSECONDS,
@@ -161,7 +161,7 @@ _MONTH_UNITS = {
     "c": 1_200, "millennium": 12_000, "millennia": 12_000, "mil": 12_000,
 }  # fmt: skip
 _INTERVAL_PART = re.compile(
-    r"\s*(?:(?P<sign>[+-])?(?P<h>\d+):(?P<min>\d{1,2})(?::(?P<s>\d{1,2}(?:\.\d*)?))?(?![\d:])|(?P<ysign>[+-])?(?P<year>\d+)-(?P<month>\d+)(?![\d-])"
+    r"\s*(?:(?P<sign>[+-])?(?P<h>\d+):(?P<min>\d{1,2})(?::(?P<s>\d{1,2}(?:\.\d*)?)|(?P<fraction>\.\d*))?(?![\d:])|(?P<ysign>[+-])?(?P<year>\d+)-(?P<month>\d+)(?![\d-])"
     r"|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>[a-z]+)?)"
 )
 _ISO_PART = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([ymwdhs])")
@@ -191,8 +191,8 @@ def _add_unit(parts: list[Decimal], number: Decimal, unit: str) -> bool:
     return True
 
 
-def parse_interval(text: str, default_unit: str = "second") -> Interval:
-    """Read an INTERVAL; default_unit is that of a bare number."""
+def parse_interval(text: str, default_unit: str = "second", *, is_minutes: bool = False) -> Interval:
+    """Read an INTERVAL.  default_unit: that of a bare number; is_minutes: 1:02 is minutes and seconds."""
     word = text.strip().lower()
     parts = [Decimal(0), Decimal(0), Decimal(0)]
     if word.startswith(("p", "-p")):
@@ -202,35 +202,67 @@ def parse_interval(text: str, default_unit: str = "second") -> Interval:
         word = word.removesuffix(" ago").removeprefix("@").strip()
         if not word:
             raise _invalid("interval", text)
-        _parse_interval_parts(word, text, parts, default_unit)
+        _parse_interval_parts(word, text, parts, default_unit, is_minutes)
         if ago:
             parts = [-part for part in parts]
     return check_interval((int(parts[0]), int(parts[1]), int(parts[2].to_integral_value())))
 
 
-def _parse_interval_parts(word: str, text: str, parts: list[Decimal], default_unit: str) -> None:
+def parse_interval_of(text: str, first: str | None, last: str | None, digits: int | None) -> Interval:
+    """Read what stands in INTERVAL '…' FIRST TO LAST(digits): bare numbers are of the last field, and what is finer than it is cut."""
+    months, days, microseconds = parse_interval(text, last or "second", is_minutes=(first, last) == ("minute", "second"))
+    if first != last:
+        if last == "month":
+            days, microseconds = 0, 0
+        elif last in ("hour", "minute"):
+            unit = HOUR_MICROSECONDS if last == "hour" else MINUTE_MICROSECONDS
+            microseconds = int(Decimal(microseconds) / unit) * unit
+    if digits is not None and digits < 6:
+        unit = 10 ** (6 - digits)
+        microseconds = int((Decimal(microseconds) / unit).to_integral_value(ROUND_HALF_UP)) * unit
+    return check_interval((months, days, microseconds))
+
+
+def _parse_interval_parts(word: str, text: str, parts: list[Decimal], default_unit: str, is_minutes: bool) -> None:
+    matches = []
     position = 0
-    while position < len(word):
+    while word[position:].strip():
         match = _INTERVAL_PART.match(word, position)
         if match is None:
             raise _invalid("interval", text)
         position = match.end()
+        is_apart = not word[position:] or word[position].isspace() or word[position - 1].isspace()
+        if not is_apart and match["unit"] is None and match["h"] is None:
+            raise _invalid("interval", text)
+        matches.append(match)
+    seen = set()
+    # From the end: a bare number before a time or an hour counts days.
+    for match in reversed(matches):
+        unit = match["unit"] or default_unit
         if match["h"] is not None:
-            minute, second = int(match["min"]), Decimal((match["s"] or "0").rstrip(".") or "0")
-            if minute > 59 or second >= 60:
-                raise InvalidDatetimeError(f'interval field value out of range: "{text}"')
-            clock = int(match["h"]) * HOUR_MICROSECONDS + minute * MINUTE_MICROSECONDS + second * SECOND_MICROSECONDS
-            parts[2] += -clock if match["sign"] == "-" else clock
+            unit = "clock"
+            parts[2] += _clock_microseconds(match, text, is_minutes)
         elif match["year"] is not None:
+            unit = "year-month"
             months = int(match["year"]) * 12 + int(match["month"])
             parts[0] += -months if match["ysign"] == "-" else months
-        elif not _add_unit(parts, Decimal(match["number"]), match["unit"] or default_unit):
+        elif not _add_unit(parts, Decimal(match["number"]), unit):
             raise _invalid("interval", text)
-        word_rest = word[position:]
-        if word_rest and not word_rest[0].isspace() and match["unit"] is None and match["h"] is None:
+        if unit.removesuffix("s") in seen:
             raise _invalid("interval", text)
-        if not word_rest.strip():
-            break
+        seen.add(unit.removesuffix("s"))
+        if unit in ("clock", "hour"):
+            default_unit = "day"
+
+
+def _clock_microseconds(match: re.Match[str], text: str, is_minutes: bool) -> Decimal:
+    hour, minute, second = int(match["h"]), int(match["min"]), Decimal((match["s"] or "0").rstrip(".") or "0")
+    if match["fraction"] is not None or (is_minutes and match["s"] is None):
+        hour, minute, second = 0, hour, minute + Decimal(f"0{(match['fraction'] or '').rstrip('.') or '.0'}")
+    if minute > 59 or second >= 60:
+        raise DatetimeOverflowError(f'interval field value out of range: "{text}"')
+    clock = hour * HOUR_MICROSECONDS + minute * MINUTE_MICROSECONDS + second * SECOND_MICROSECONDS
+    return -clock if match["sign"] == "-" else clock
 
 
 def _parse_iso_interval(word: str, text: str, parts: list[Decimal]) -> None:

@@ -164,7 +164,7 @@ def _common_pair(left: SqlType, right: SqlType, what: str) -> SqlType:
     if exact and TypeName.DECIMAL in (left.name, right.name):
         return _common_decimal(left, right)
     if left.is_text and right.is_text:
-        return TEXT
+        return SqlType(TypeName.VARCHAR) if left.name is right.name is TypeName.VARCHAR else TEXT
     if cast_context(right, left) is CastContext.IMPLICIT:
         return left
     if cast_context(left, right) is CastContext.IMPLICIT:

@@ -23,6 +23,7 @@ from dsdb.sql.bind.query_tail import ordered, set_limits
 from dsdb.sql.bind.scalar import CastContext, coerce, common_type, unify
 from dsdb.sql.errors import (
     DatatypeMismatchError,
+    DuplicateAliasError,
     FeatureNotSupportedError,
     InvalidColumnReferenceError,
     SqlSyntaxError,
@@ -201,7 +202,7 @@ def _bind_with(state: QueryState, with_: exp.With, environment: Environment) -> 
         refuse_clauses(node, "this", "alias", "materialized")
         name = node.args["alias"].name
         if name in own:
-            raise SqlSyntaxError(f'WITH query name "{name}" specified more than once', position=position_of(node))
+            raise DuplicateAliasError(f'WITH query name "{name}" specified more than once', position=position_of(node))
         own.add(name)
         engine_name = state.query_name()
         if with_.args.get("recursive") and _refers_to(node.this, name):

@@ -5,6 +5,8 @@ from sqlglot import exp
 from dsdb.sql.types import TypeName
 
 UNNAMED = "?column?"
+TRIM_CALLS = {"BOTH": "btrim", "LEADING": "ltrim", "TRAILING": "rtrim"}
+"""The functions that the sides of TRIM stand for."""
 
 _CAST_NAMES = {
     TypeName.BOOL: "bool",
@@ -38,6 +40,7 @@ _NODE_NAMES: tuple[tuple[type[exp.Expr], str], ...] = (
     (exp.Boolean, "bool"),
     (exp.Interval, "interval"),
     (exp.AtTimeZone, "timezone"),
+    (exp.StrPosition, "position"),
 )
 
 
@@ -66,6 +69,8 @@ def _name(node: exp.Expr, type_name: TypeName | None) -> str | None:
             return _name(node.this, None)
         case exp.Anonymous():
             return str(node.name)
+        case exp.Trim():
+            return TRIM_CALLS[str(node.args.get("position") or "BOTH").upper()]
         case exp.Case():
             default = node.args.get("default")
             return (_strong_name(default) if default is not None else None) or "case"

@@ -18,6 +18,7 @@ from dsdb.sql.errors import (
     InvalidParameterError,
     SqlSyntaxError,
     WindowingError,
+    WrongObjectTypeError,
 )
 from dsdb.sql.functions import OVERLOADS, FunctionKind, is_aggregate_name, is_window_name
 from dsdb.sql.functions.casts import CastContext
@@ -147,7 +148,7 @@ def _bind_aggregate(node: exp.Expr, name: str, arguments: list[exp.Expr], binder
     context = binder.context
     windowed = _is_windowed(node)
     if is_window_name(name) and not is_aggregate_name(name) and not windowed:
-        raise WindowingError(f"window function {name} requires an OVER clause", position=position)
+        raise WrongObjectTypeError(f"window function {name} requires an OVER clause", position=position)
     if not windowed and not context.allow_aggregates:
         raise GroupingError(f"aggregate functions are not allowed in {context.clause}", position=position)
     inner = Binder(binder.scope, context.within(f"the arguments of {name}", allow_aggregates=windowed and context.allow_aggregates))
@@ -169,7 +170,7 @@ def _bind_aggregate(node: exp.Expr, name: str, arguments: list[exp.Expr], binder
             raise SqlSyntaxError(f"{name}(*) is not a call", position=position)
         arguments = []
     elif not arguments and name == "count":
-        raise SqlSyntaxError("count(*) must be used to call a parameterless aggregate function", position=position)
+        raise WrongObjectTypeError("count(*) must be used to call a parameterless aggregate function", position=position)
     bound = [inner.bind(argument) for argument in arguments]
     within = node.parent
     if isinstance(within, exp.WithinGroup):
@@ -186,6 +187,8 @@ def _bind_aggregate(node: exp.Expr, name: str, arguments: list[exp.Expr], binder
         if order is not None:
             call.set("order", exp.Order(expressions=[_bind_ordered(item, inner) for item in order.expressions]))
     if distinct:
+        if name == "sum" and type_of(call) == INTERVAL:
+            raise FeatureNotSupportedError("sum(DISTINCT interval) is not supported", position=position)
         call.meta["distinct"] = True
         if windowed:
             raise FeatureNotSupportedError("DISTINCT is not implemented for window functions", position=position)
@@ -219,7 +222,7 @@ def _bind_within_group(node: exp.Expr, binder: Binder) -> exp.Expr:
 def _bind_filter(node: exp.Expr, binder: Binder) -> exp.Expr:
     call = binder.bind(node.this)
     if not is_aggregate(call):
-        raise WindowingError("FILTER is for aggregates", position=position_of(node))
+        raise WrongObjectTypeError("FILTER specified, but the function is not an aggregate", position=position_of(node))
     inner = Binder(binder.scope, binder.context.within("FILTER"))
     condition = inner.bind_condition(node.args["expression"].this, "FILTER")
     bound = exp.Filter(this=call, expression=exp.Where(this=condition))
@@ -246,7 +249,7 @@ def _bind_window(node: exp.Expr, binder: Binder) -> exp.Expr:
     core = call.this if isinstance(call, exp.Filter) else call
     key = call_of(core)
     if key is None or OVERLOADS[key].kind is FunctionKind.SCALAR:
-        raise WindowingError("OVER specified, but the function is neither a window function nor an aggregate", position=position)
+        raise WrongObjectTypeError("OVER specified, but the function is neither a window function nor an aggregate", position=position)
     if core.args.get("order") is not None:
         raise FeatureNotSupportedError("aggregate ORDER BY is not implemented for window functions", position=position)
     bound = exp.Window(this=call, partition_by=[inner.bind(item) for item in window.args.get("partition_by") or ()])

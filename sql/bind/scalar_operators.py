@@ -5,6 +5,7 @@ Invariants:
 - A column that is compared with a constant of its own kind stays bare, so that the planner sees the key in it.
 """
 
+import re
 from decimal import Decimal
 
 from sqlglot import exp
@@ -337,7 +338,7 @@ def _negative_literal(text: str) -> exp.Expr | None:
 _PATTERNS: dict[type[exp.Expr], str] = {
     exp.Like: "~~",
     exp.ILike: "~~*",
-    exp.SimilarTo: "similar to",
+    exp.SimilarTo: "~",
     exp.RegexpLike: "~",
     exp.RegexpILike: "~*",
 }
@@ -354,10 +355,34 @@ def _pattern(node: exp.Expr, binder: Binder, escape: str | None) -> exp.Expr:
     if isinstance(pattern, exp.Any | exp.All):
         raise FeatureNotSupportedError("LIKE ANY and LIKE ALL are not supported", position=position)
     operands = [binder.bind(node.this), binder.bind(pattern)]
+    if isinstance(node, exp.SimilarTo):
+        operands[1] = _similar_pattern(operands[1], position)
     if escape is not None:
         operands.append(constant(escape, TEXT))
     result = make_call(_PATTERNS[type(node)], operands, position)
     return negated(result) if node.args.get("negate") else result
+
+
+def _similar_pattern(node: exp.Expr, position: int | None) -> exp.Expr:
+    """Write SQL's regular expression as one of `~`.  Raises FeatureNotSupportedError unless it is a constant."""
+    if not is_constant(node):
+        raise FeatureNotSupportedError("SIMILAR TO takes a constant pattern", position=position)
+    pattern = constant_of(node)
+    if pattern is None:
+        return constant(None, TEXT)
+    parts: list[str] = []
+    in_set = False
+    characters = iter(str(pattern))
+    for character in characters:
+        if character == "\\":
+            parts.append(re.escape(next(characters, "\\")))
+        elif in_set:
+            in_set = character != "]"
+            parts.append(character)
+        else:
+            in_set = character == "["
+            parts.append({"%": ".*", "_": ".", ".": "\\.", "^": "\\^", "$": "\\$"}.get(character, character))
+    return constant(f"^(?:{''.join(parts)})$", TEXT)
 
 
 @rule(exp.Escape)

@@ -12,7 +12,7 @@ from dsdb.sql.errors import FeatureNotSupportedError
 from dsdb.sql.functions.casts import CastContext
 from dsdb.sql.functions.decimals import decimal_of
 from dsdb.sql.parse import position_of
-from dsdb.sql.text_time import parse_interval
+from dsdb.sql.text_time import parse_interval_of
 from dsdb.sql.types import DATE, INT, INTERVAL, NUMERIC, TEXT, TIME, TIMESTAMP, SqlType, TypeName
 
 
@@ -52,17 +52,30 @@ def cast_to(operand: exp.Expr, target: SqlType) -> exp.Expr:
     if target == NUMERIC and source.is_float:
         return cast(operand, NUMERIC, explicit=True)
     if source.is_text and not is_unknown(operand) and target.is_text and source != target:
-        return coerce(operand, target, CastContext.EXPLICIT)
+        return cast(operand, target, explicit=True)
     return coerce(operand, target, CastContext.EXPLICIT)
 
 
 @rule(exp.Interval)
 def _bind_interval(node: exp.Expr, _: Binder) -> exp.Expr:
     literal, unit = node.this, node.args.get("unit")
-    if not isinstance(literal, exp.Literal) or isinstance(unit, exp.IntervalSpan):
+    if not isinstance(literal, exp.Literal):
         raise FeatureNotSupportedError("INTERVAL takes a quoted literal", position=position_of(node))
-    text = str(literal.this)
-    return constant(parse_interval(text, unit.name.lower() if unit is not None else "second"), INTERVAL, position=position_of(node))
+    first, last, digits = _interval_fields(unit)
+    return constant(parse_interval_of(str(literal.this), first, last, digits), INTERVAL, position=position_of(node))
+
+
+def _interval_fields(unit: exp.Expr | None) -> tuple[str | None, str | None, int | None]:
+    """Give the first and the last field that INTERVAL '…' is followed by, and the digits of its seconds."""
+    if isinstance(unit, exp.IntervalSpan):
+        last, _, digits = _interval_fields(unit.args["expression"])
+        return unit.name.lower(), last, digits
+    if unit is None:
+        return None, None, None
+    if isinstance(unit, exp.Anonymous):
+        # SECOND(2) reads as a call.
+        return "second", "second", int(unit.expressions[0].name)
+    return unit.name.lower(), unit.name.lower(), None
 
 
 @rule(exp.Extract)

@@ -95,11 +95,18 @@ _RULES: tuple[tuple[re.Pattern[str], _Make], ...] = tuple(
         ),
         (r"(?s)(?P<type>date|time|timestamp) field value (?P<problem>out of range): \"(?P<text>.*?)\"", _of_datetime),
         (r"(?i)(date|timestamp|time|epoch|interval).*out of range", lambda _: errors.DatetimeOverflowError("date/time value out of range")),
-        (r"cannot take logarithm", lambda found: errors.NumericOutOfRangeError(found.string)),
+        (r"cannot take logarithm", lambda found: errors.LogarithmError(found.string)),
+        (r"(?i)is undefined outside", lambda _: errors.NumericOutOfRangeError("input is out of range")),
+        (r"cannot take square root", lambda found: errors.PowerError(found.string)),
+        (r"(?i)like pattern must not end with (?P<what>escape character)", lambda found: errors.InvalidEscapeError(found[0])),
+        (
+            r"Failed to cast decimal value \S+ to type (?P<type>\w+)",
+            lambda found: errors.NumericOutOfRangeError(f"{_type_name(found['type'])} out of range"),
+        ),
         (r"LIMIT/OFFSET cannot be negative", lambda _: errors.InvalidLimitError("LIMIT and OFFSET must not be negative")),
         (
             r"missing \)|missing \]|no argument for repetition|invalid escape sequence|invalid perl operator|bad repetition",
-            lambda found: errors.InvalidParameterError(f"invalid regular expression: {found.string}"),
+            lambda found: errors.InvalidRegularExpressionError(f"invalid regular expression: {found.string}"),
         ),
     )
 )

@@ -30,6 +30,14 @@ def _average(_: Sequence[str], types: Sequence[SqlType], result: SqlType) -> str
     return decimals.engine_quotient([sums, counts], [total, decimals.decimal_of(19, 0)], result)
 
 
+_MONTHS = "(datepart('year', {0}) * 12 + datepart('month', {0}))"
+_CLOCK = "(datepart('hour', {0}) * 3600000000 + datepart('minute', {0}) * 60000000 + datepart('microseconds', {0}))"
+_INTERVAL_SUM = (
+    f"(to_months(CAST(sum({{d}}{_MONTHS}){{c}} AS INTEGER)) + to_days(CAST(sum({{d}}datepart('day', {{0}})){{c}} AS INTEGER)) "
+    f"+ to_microseconds(CAST(sum({{d}}{_CLOCK}){{c}} AS BIGINT)))"
+)
+
+
 def _define_sums() -> None:
     _aggregate("count() -> int8", "count(*){c}", never_null=True)
     _aggregate("count(each) -> int8", "count({d}{0}){c}", never_null=True)
@@ -39,6 +47,7 @@ def _define_sums() -> None:
     _aggregate("sum(numeric) -> numeric", "CAST(sum({d}{0}){c} AS {t})", result_rule=decimals.total_type)
     _aggregate("sum(float4) -> float4", "CAST(sum({d}{0}){c} AS FLOAT)")
     _aggregate("sum(float8) -> float8", "sum({d}{0}){c}")
+    _aggregate("sum(interval) -> interval", _INTERVAL_SUM)
     for code in ("int2", "int4", "int8", "numeric"):
         _aggregate(f"avg({code}) -> numeric", _average, result_rule=decimals.quotient_type)
     for code in ("float4", "float8"):

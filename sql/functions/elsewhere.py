@@ -12,7 +12,7 @@ _NAMES = """
     pg_table_size pg_relation_size pg_total_relation_size pg_database_size obj_description col_description has_table_privilege
     set_config current_setting inet_client_addr txid_current pg_advisory_lock pg_try_advisory_lock grouping mode rank_disc
     range_agg int4range numrange tsrange daterange lower_inc upper_inc isempty crypt digest gen_salt get_bit set_bit get_byte
-    set_byte ts_rank to_tsvector to_tsquery plainto_tsquery width_bucket_array setseed isfinite justify_days
+    set_byte ts_rank to_tsvector to_tsquery plainto_tsquery width_bucket_array setseed isfinite
     normalize is_normalized unistr host netmask masklen network scale min_scale trim_scale
 """
 POSTGRES_FUNCTIONS = frozenset(_NAMES.split())

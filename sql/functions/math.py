@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from decimal import ROUND_CEILING, ROUND_DOWN, ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from typing import Any
 
-from dsdb.sql.errors import InvalidParameterError, NumericOutOfRangeError
+from dsdb.sql.errors import InvalidParameterError, LogarithmError, NumericOutOfRangeError, PowerError, SqlError
 from dsdb.sql.functions import decimals
 from dsdb.sql.functions.operators import checked, finite, integer_remainder
 from dsdb.sql.functions.registry import NOT_CONSTANT, define
@@ -158,12 +158,12 @@ def _engine_integral(function: str) -> Callable[[Sequence[str], Sequence[SqlType
     return printed
 
 
-def _domain(function: Callable[..., float], message: str) -> Callable[..., float]:
+def _domain(function: Callable[..., float], message: str, error_class: type[SqlError] = NumericOutOfRangeError) -> Callable[..., float]:
     def evaluate(*values: float) -> float:
         try:
             return function(*values)
         except ValueError:
-            raise InvalidParameterError(message) from None
+            raise error_class(message) from None
         except OverflowError:
             raise NumericOutOfRangeError("value out of range: overflow") from None
 
@@ -172,17 +172,17 @@ def _domain(function: Callable[..., float], message: str) -> Callable[..., float
 
 def _power(base: float, exponent: float) -> float:
     if base == 0 and exponent < 0:
-        raise InvalidParameterError("zero raised to a negative power is undefined")
+        raise PowerError("zero raised to a negative power is undefined")
     if base < 0 and math.isfinite(exponent) and exponent != math.floor(exponent):
-        raise InvalidParameterError("a negative number raised to a non-integer power yields a complex result")
+        raise PowerError("a negative number raised to a non-integer power yields a complex result")
     return math.pow(base, exponent)
 
 
 def _log(value: float) -> float:
     if value == 0:
-        raise InvalidParameterError("cannot take logarithm of zero")
+        raise LogarithmError("cannot take logarithm of zero")
     if value < 0:
-        raise InvalidParameterError("cannot take logarithm of a negative number")
+        raise LogarithmError("cannot take logarithm of a negative number")
     return math.log(value)
 
 
@@ -197,7 +197,7 @@ def _round_half_even(value: float) -> float:
 
 _ENGINE_POWER = (
     "(CASE WHEN {0} < 0 AND {1} <> floor({1}) "
-    "THEN error('[22023] a negative number raised to a non-integer power yields a complex result') ELSE pow({0}, {1}) END)"
+    "THEN error('[2201F] a negative number raised to a non-integer power yields a complex result') ELSE pow({0}, {1}) END)"
 )
 _ENGINE_ACOSH = "(CASE WHEN {0} < 1 THEN error('[22003] input is out of range') ELSE acosh({0}) END)"
 
@@ -220,7 +220,7 @@ def _define_floats() -> None:
         ("trunc", "trunc({0})", _integral(math.trunc)),
         ("round", "round_even({0}, 0)", _round_half_even),
         ("sign", "CAST(sign({0}) AS DOUBLE)", lambda value: float(_sign(value))),
-        ("sqrt", "sqrt({0})", _domain(math.sqrt, "cannot take square root of a negative number")),
+        ("sqrt", "sqrt({0})", _domain(math.sqrt, "cannot take square root of a negative number", PowerError)),
         ("cbrt", "cbrt({0})", lambda value: math.cbrt(value)),
         ("exp", "exp({0})", finite(math.exp)),
         ("ln", "ln({0})", _log),

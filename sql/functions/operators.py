@@ -85,12 +85,33 @@ def _define_integers() -> None:
         define(f"&{pair}", engine="({0} & {1})", evaluate=operator.and_)
         define(f"|{pair}", engine="({0} | {1})", evaluate=operator.or_)
         define(f"#{pair}", engine="xor({0}, {1})", evaluate=operator.xor)
-        define(f"<<({code}, int4) -> {code}", evaluate=_shift_left(_BITS[code]))
-        define(f">>({code}, int4) -> {code}", evaluate=_shift_right(_BITS[code]))
+        define(f"<<({code}, int4) -> {code}", engine=_engine_shift_left(code), evaluate=_shift_left(_BITS[code]))
+        define(f">>({code}, int4) -> {code}", engine=_engine_shift_right(code), evaluate=_shift_right(_BITS[code]))
         define(f"~({code}) -> {code}", engine="(~{0})", evaluate=operator.invert)
         # The engine's own negation of the least value silently takes a wider type.
         define(f"neg({code}) -> {code}", engine=f"(CAST(0 AS {_ENGINE_INTEGERS[code]}) - {{0}})", evaluate=checked(code, operator.neg))
         define(f"pos({code}) -> {code}", engine="{0}", evaluate=operator.pos)
+
+
+def _engine_count(code: str) -> str:
+    wrap = max(_BITS[code], 32)
+    return f"CAST((({{1}} % {wrap} + {wrap}) % {wrap}) AS {_ENGINE_INTEGERS[code]})"
+
+
+def _engine_shift_right(code: str) -> str:
+    if code == "int2":
+        return f"CAST((CAST({{0}} AS INTEGER) >> {_engine_count('int4')}) AS SMALLINT)"
+    return f"({{0}} >> {_engine_count(code)})"
+
+
+def _engine_shift_left(code: str) -> str:
+    # In a type that has room, cut to the width, with the sign put back: the engine's own shift is an error where bits fall off.
+    bits, wide = _BITS[code], "HUGEINT" if code == "int8" else "BIGINT"
+    ones = f"CAST({(1 << bits) - 1} AS {wide})"
+    value = f"(CAST({{0}} AS {wide}) & {ones})"
+    cut = f"(({value} << CAST({_engine_count('int4' if code == 'int2' else code)} AS {wide})) & {ones})"
+    sign = f"(CASE WHEN {cut} > {(1 << (bits - 1)) - 1} THEN CAST({1 << bits} AS {wide}) ELSE 0 END)"
+    return f"CAST({cut} - {sign} AS {_ENGINE_INTEGERS[code]})"
 
 
 def _shift_left(bits: int) -> Callable[[int, int], int]:

@@ -14,7 +14,14 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 
-from dsdb.sql.errors import FeatureNotSupportedError, InvalidParameterError, ProgramLimitError
+from dsdb.sql.errors import (
+    FeatureNotSupportedError,
+    InvalidEscapeError,
+    InvalidParameterError,
+    InvalidRegularExpressionError,
+    ProgramLimitError,
+    SubstringError,
+)
 from dsdb.sql.functions.registry import define
 from dsdb.sql.types import SqlType
 
@@ -58,7 +65,7 @@ def _substring(text: str, start: int, length: int | None = None) -> str:
     if length is None:
         return text[max(start - 1, 0) :]
     if length < 0:
-        raise InvalidParameterError("negative substring length not allowed")
+        raise SubstringError("negative substring length not allowed")
     return text[max(start - 1, 0) : max(start - 1 + length, 0)]
 
 
@@ -72,7 +79,7 @@ def _split_part(text: str, delimiter: str, field: int) -> str:
 
 def _overlay(text: str, new: str, start: int, count: int | None = None) -> str:
     if start <= 0:
-        raise InvalidParameterError("negative substring length not allowed")
+        raise SubstringError("negative substring length not allowed")
     count = len(new) if count is None else count
     return text[: start - 1] + new + text[max(start - 1 + count, 0) :]
 
@@ -86,9 +93,9 @@ def _translate(text: str, source: str, target: str) -> str:
 
 def _chr(code: int) -> str:
     if code == 0:
-        raise InvalidParameterError("null character not permitted")
+        raise ProgramLimitError("null character not permitted")
     if not 0 < code < 0x110000 or 0xD800 <= code < 0xE000:
-        raise InvalidParameterError(f"requested character not valid for encoding: {code}")
+        raise ProgramLimitError(f"requested character not valid for encoding: {code}")
     return chr(code)
 
 
@@ -133,7 +140,7 @@ def _engine_encode(arguments: Sequence[str], _: Sequence[SqlType], __: SqlType) 
 def like_pattern(pattern: str, escape: str, ignore_case: bool) -> re.Pattern[str]:
     """Compile a LIKE pattern.
 
-    Raises: InvalidParameterError.
+    Raises: InvalidEscapeError.
     """
     parts: list[str] = []
     index = 0
@@ -142,7 +149,7 @@ def like_pattern(pattern: str, escape: str, ignore_case: bool) -> re.Pattern[str
         if escape and char == escape:
             index += 1
             if index == len(pattern):
-                raise InvalidParameterError("LIKE pattern must not end with escape character")
+                raise InvalidEscapeError("LIKE pattern must not end with escape character")
             parts.append(re.escape(pattern[index]))
         else:
             parts.append(".*" if char == "%" else "." if char == "_" else re.escape(char))
@@ -161,12 +168,12 @@ def _like(ignore_case: bool) -> Callable[..., bool]:
 def regex_pattern(pattern: str, flags: int) -> re.Pattern[str]:
     """Compile a regular expression.
 
-    Raises: InvalidParameterError.
+    Raises: InvalidRegularExpressionError.
     """
     try:
         return re.compile(pattern, flags | re.DOTALL)
     except (re.error, RecursionError, OverflowError) as error:
-        raise InvalidParameterError(f"invalid regular expression: {error}") from None
+        raise InvalidRegularExpressionError(f"invalid regular expression: {error}") from None
 
 
 def _matches(flags: int) -> Callable[[str, str], bool]:
@@ -210,10 +217,26 @@ def _regexp_substring(text: str, pattern: str) -> str | None:
 
 
 _START = "(CASE WHEN {1} < 1 THEN 1 ELSE {1} END)"
-_NEGATIVE = "WHEN {0} IS NOT NULL AND {1} IS NOT NULL AND {2} < 0 THEN error('[22023] negative substring length not allowed')"
+_NEGATIVE = "WHEN {0} IS NOT NULL AND {1} IS NOT NULL AND {2} < 0 THEN error('[22011] negative substring length not allowed')"
 _SUBSTRING = (
     f"(CASE {_NEGATIVE} WHEN CAST({{1}} AS BIGINT) + {{2}} <= 1 THEN substr({{0}}, 1, {{2}} * 0 + {{1}} * 0) "
     f"ELSE substr({{0}}, {_START}, CAST({{1}} AS BIGINT) + {{2}} - {_START}) END)"
+)
+
+
+_ENGINE_CHR = (
+    "(CASE WHEN {0} = 0 THEN error('[54000] null character not permitted') "
+    "WHEN {0} < 0 OR {0} > 1114111 OR {0} BETWEEN 55296 AND 57343 "
+    "THEN error('[54000] requested character not valid for encoding: ' || {0}) ELSE chr({0}) END)"
+)
+_OVERLAY = (
+    "(CASE WHEN {0} IS NOT NULL AND {1} IS NOT NULL AND {2} <= 0 THEN error('[22011] negative substring length not allowed') "
+    "ELSE left({0}, {2} - 1) || {1} || substr({0}, (CASE WHEN {2} + %s < 1 THEN 1 ELSE CAST({2} AS BIGINT) + %s END)) END)"
+)
+_BYTES_FROM = f"unhex(substr(hex({{0}}), CAST({_START} AS BIGINT) * 2 - 1))"
+_BYTES_PART = (
+    f"(CASE {_NEGATIVE} WHEN CAST({{1}} AS BIGINT) + {{2}} <= 1 THEN unhex(substr(hex({{0}}), 1, 0)) "
+    f"ELSE unhex(substr(hex({{0}}), CAST({_START} AS BIGINT) * 2 - 1, (CAST({{1}} AS BIGINT) + {{2}} - {_START}) * 2)) END)"
 )
 
 
@@ -227,7 +250,7 @@ def _define_measures() -> None:
     define(
         "ascii(text) -> int4", engine="(CASE WHEN {0} = '' THEN 0 ELSE unicode({0}) END)", evaluate=lambda text: ord(text[0]) if text else 0
     )
-    define("chr(int4) -> text", engine="chr({0})", evaluate=_chr)
+    define("chr(int4) -> text", engine=_ENGINE_CHR, evaluate=_chr)
     define("strpos(text, text) -> int4", engine="CAST(strpos({0}, {1}) AS INTEGER)", evaluate=lambda text, part: text.find(part) + 1)
     define("starts_with(text, text) -> bool", engine="starts_with({0}, {1})", evaluate=str.startswith)
     define("^@(text, text) -> bool", engine="starts_with({0}, {1})", evaluate=str.startswith)
@@ -276,8 +299,8 @@ def _define_parts() -> None:
     for name in ("substring", "substr"):
         define(f"{name}(text, int4) -> text", engine=f"substr({{0}}, {_START})", evaluate=_substring)
         define(f"{name}(text, int4, int4) -> text", engine=_SUBSTRING, evaluate=_substring)
-        define(f"{name}(bytea, int4) -> bytea", evaluate=_substring)
-        define(f"{name}(bytea, int4, int4) -> bytea", evaluate=_substring)
+        define(f"{name}(bytea, int4) -> bytea", engine=_BYTES_FROM, evaluate=_substring)
+        define(f"{name}(bytea, int4, int4) -> bytea", engine=_BYTES_PART, evaluate=_substring)
     define("substring(text, text) -> text", evaluate=_regexp_substring)
     define(
         "split_part(text, text, int4) -> text",
@@ -285,8 +308,8 @@ def _define_parts() -> None:
         "WHEN {1} = '' THEN CASE WHEN abs({2}) = 1 THEN {0} ELSE left({0}, 0) END ELSE split_part({0}, {1}, {2}) END)",
         evaluate=_split_part,
     )
-    define("overlay(text, text, int4) -> text", evaluate=_overlay)
-    define("overlay(text, text, int4, int4) -> text", evaluate=_overlay)
+    define("overlay(text, text, int4) -> text", engine=_OVERLAY.replace("%s", "length({1})"), evaluate=_overlay)
+    define("overlay(text, text, int4, int4) -> text", engine=_OVERLAY.replace("%s", "CAST({3} AS BIGINT)"), evaluate=_overlay)
 
 
 def _define_joins() -> None:
@@ -319,7 +342,8 @@ def _define_digests() -> None:
 
 
 _ENGINE_DECODE = (
-    "(CASE {1} WHEN 'hex' THEN unhex({0}) WHEN 'base64' THEN from_base64({0}) "
+    "(CASE {1} WHEN 'hex' THEN CASE WHEN length({0}) % 2 = 1 THEN error('[22023] invalid hexadecimal data: odd number of digits') "
+    "ELSE unhex({0}) END WHEN 'base64' THEN from_base64({0}) "
     "ELSE error('[22023] unrecognized encoding: \"' || {1} || '\"') END)"
 )
 

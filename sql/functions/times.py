@@ -24,7 +24,7 @@ from dsdb.sql.errors import DatetimeOverflowError, FeatureNotSupportedError, Inv
 from dsdb.sql.functions.decimals import decimal_of
 from dsdb.sql.functions.registry import define
 from dsdb.sql.types import DOUBLE, SqlType, TypeName
-from dsdb.storage.datum import DAY_MICROSECONDS, Interval
+from dsdb.storage.datum import DAY_MICROSECONDS, MONTH_DAYS, Interval
 
 _UTC = frozenset({"utc", "gmt", "z", "zulu", "+00", "+00:00", "etc/utc"})
 _FRACTIONS = {"second": 6, "milliseconds": 3, "epoch": 6}
@@ -69,7 +69,7 @@ def _date_field(field: str, days: int) -> int | None:
         "isodow": lambda: (days + 3) % 7 + 1,
         "doy": lambda: days - days_from_civil(year, 1, 1) + 1,
         "week": lambda: _iso_week(days)[1],
-        "isoyear": lambda: _iso_week(days)[0],
+        "isoyear": lambda: _iso_week(days)[0] - (_iso_week(days)[0] <= 0),
     }
     value = values.get(field)
     return None if value is None else value()
@@ -194,6 +194,13 @@ def _fitted(function: Callable[[str, Any], Decimal]) -> Callable[[Sequence[SqlTy
     return make
 
 
+def _engine_span(value: str) -> str:
+    """Print the microseconds of an interval, with a year as 365.25 days and a month as 30."""
+    units = (("year", 31_557_600), ("month", 2_592_000), ("day", 86_400), ("hour", 3_600), ("minute", 60))
+    terms = [f"CAST(datepart('{unit}', {value}) AS HUGEINT) * {seconds * SECOND_MICROSECONDS}" for unit, seconds in units]
+    return f"({' + '.join(terms)} + datepart('microseconds', {value}))"
+
+
 def _engine_extract(arguments: Sequence[str], types: Sequence[SqlType], result: SqlType) -> str:
     field = _field(arguments[0].strip("'"))
     value = arguments[1]
@@ -201,15 +208,16 @@ def _engine_extract(arguments: Sequence[str], types: Sequence[SqlType], result: 
     if name is TypeName.TIMESTAMPTZ:
         value = f"CAST({value} AS TIMESTAMP)"
     if field == "epoch":
-        if name is TypeName.INTERVAL:
-            raise FeatureNotSupportedError("extract(epoch from interval) is not supported over the rows of a query")
         if name is TypeName.DATE:
             value = f"CAST({value} AS TIMESTAMP)"
-        micros, digits = f"epoch_us({value})", 6
+        micros, digits = _engine_span(value) if name is TypeName.INTERVAL else f"epoch_us({value})", 6
     elif field in ("second", "milliseconds", "microseconds"):
         micros, digits = f"datepart('microseconds', {value})", {"second": 6, "milliseconds": 3, "microseconds": 0}[field]
     else:
         micros, digits = f"datepart('{field}', {value})", 0
+        if field in ("year", "isoyear") and name is not TypeName.INTERVAL:
+            # There is no year zero.
+            micros = f"({micros} - (CASE WHEN {micros} <= 0 THEN 1 ELSE 0 END))"
     exact = f"CAST({micros} AS DECIMAL(19,0))"
     if digits:
         exact = f"({exact} * CAST('0.{'1'.rjust(digits, '0')}' AS DECIMAL({digits},{digits})))"
@@ -333,6 +341,36 @@ def _justify_hours(value: Interval) -> Interval:
     return check_interval((months, days, microseconds))
 
 
+def _justify_days(value: Interval) -> Interval:
+    months, days, microseconds = value
+    whole = _truncated(days, MONTH_DAYS)
+    months, days = months + whole, days - whole * MONTH_DAYS
+    if months > 0 > days:
+        months, days = months - 1, days + MONTH_DAYS
+    elif months < 0 < days:
+        months, days = months + 1, days - MONTH_DAYS
+    return check_interval((months, days, microseconds))
+
+
+def _justify_interval(value: Interval) -> Interval:
+    """Give the parts one sign, hours below a day and days below a month."""
+    months, days, microseconds = value
+    total = days * DAY_MICROSECONDS + microseconds
+    days = _truncated(total, DAY_MICROSECONDS)
+    microseconds = total - days * DAY_MICROSECONDS
+    whole = _truncated(days, MONTH_DAYS)
+    months, days = months + whole, days - whole * MONTH_DAYS
+    if months > 0 and (days < 0 or (days == 0 and microseconds < 0)):
+        months, days = months - 1, days + MONTH_DAYS
+    elif months < 0 and (days > 0 or (days == 0 and microseconds > 0)):
+        months, days = months + 1, days - MONTH_DAYS
+    if days > 0 > microseconds:
+        days, microseconds = days - 1, microseconds + DAY_MICROSECONDS
+    elif days < 0 < microseconds:
+        days, microseconds = days + 1, microseconds - DAY_MICROSECONDS
+    return check_interval((months, days, microseconds))
+
+
 def _define_makers() -> None:
     define("make_date(int4, int4, int4) -> date", engine="make_date({0}, {1}, {2})", evaluate=_make_date)
     define("make_time(int4, int4, float8) -> time", engine="make_time({0}, {1}, {2})", evaluate=_make_time)
@@ -348,6 +386,8 @@ def _define_makers() -> None:
         evaluate=lambda seconds: check_timestamp(round(seconds * SECOND_MICROSECONDS)),
     )
     define("justify_hours(interval) -> interval", evaluate=_justify_hours)
+    define("justify_days(interval) -> interval", evaluate=_justify_days)
+    define("justify_interval(interval) -> interval", evaluate=_justify_interval)
 
 
 def _define_changes() -> None:

@@ -13,21 +13,59 @@ from tests.differential.expressions import COLUMN_TYPES, Expressions
 from tests.differential.tables import TABLES
 
 _AGGREGATES = [
-    ("count(*)", "int8"), ("count($any)", "int8"), ("sum($int4)", "int8"), ("sum($int8)", "numeric"), ("sum($numeric)", "numeric"),
-    ("sum($float8)", "float8"), ("min($any)", ""), ("max($any)", ""), ("avg($int4)", "numeric"), ("avg($float8)", "float8"),
-    ("avg($numeric)", "numeric"), ("bool_and($bool)", "bool"), ("bool_or($bool)", "bool"), ("count(DISTINCT $any)", "int8"),
-    ("sum(DISTINCT $int4)", "int8"), ("string_agg($text, ',' ORDER BY $order)", "text"), ("stddev($float8)", "float8"),
-    ("count(*) FILTER (WHERE $bool)", "int8"), ("sum($int4) FILTER (WHERE $bool)", "int8"), ("bit_and($int4)", "int4"),
-    ("bit_or($int4)", "int4"), ("every($bool)", "bool"), ("variance($float8)", "float8"), ("var_pop($float8)", "float8"),
-]  # fmt: skip
+    ("count(*)", "int8"),
+    ("count($any)", "int8"),
+    ("sum($int4)", "int8"),
+    ("sum($int8)", "numeric"),
+    ("sum($numeric)", "numeric"),
+    ("sum($float8)", "float8"),
+    ("min($any)", ""),
+    ("max($any)", ""),
+    ("avg($int4)", "numeric"),
+    ("avg($float8)", "float8"),
+    ("avg($numeric)", "numeric"),
+    ("bool_and($bool)", "bool"),
+    ("bool_or($bool)", "bool"),
+    ("count(DISTINCT $any)", "int8"),
+    ("sum(DISTINCT $int4)", "int8"),
+    ("string_agg($text, ',' ORDER BY $order)", "text"),
+    ("stddev($float8)", "float8"),
+    ("count(*) FILTER (WHERE $bool)", "int8"),
+    ("sum($int4) FILTER (WHERE $bool)", "int8"),
+    ("bit_and($int4)", "int4"),
+    ("bit_or($int4)", "int4"),
+    ("every($bool)", "bool"),
+    ("variance($float8)", "float8"),
+    ("var_pop($float8)", "float8"),
+]
 _WINDOWS = [
-    "row_number()", "rank()", "dense_rank()", "ntile(3)", "lag($int4)", "lead($text)", "lag($int4, 2, 0)", "first_value($int4)",
-    "last_value($text)", "sum($int4)", "count(*)", "max($date)", "min($text)", "percent_rank()", "cume_dist()", "nth_value($int4, 2)", "avg($int4)",
-]  # fmt: skip
+    "row_number()",
+    "rank()",
+    "dense_rank()",
+    "ntile(3)",
+    "lag($int4)",
+    "lead($text)",
+    "lag($int4, 2, 0)",
+    "first_value($int4)",
+    "last_value($text)",
+    "sum($int4)",
+    "count(*)",
+    "max($date)",
+    "min($text)",
+    "percent_rank()",
+    "cume_dist()",
+    "nth_value($int4, 2)",
+    "avg($int4)",
+]
 _FRAMES = [
-    "", "", "", " ROWS BETWEEN 1 PRECEDING AND CURRENT ROW", " ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING",
-    " ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING", " RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW",
-]  # fmt: skip
+    "",
+    "",
+    "",
+    " ROWS BETWEEN 1 PRECEDING AND CURRENT ROW",
+    " ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING",
+    " ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING",
+    " RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW",
+]
 _EXTREMES = ("min(", "max(")
 _NO_EXTREME = ("bool", "uuid", "bytea")
 """PostgreSQL 15 has no min or max of these."""
@@ -93,14 +131,21 @@ class Queries:
             call = self._fill(rng.choice(_WINDOWS), scope, 1)
             names = [text for text, _ in scope.columns]
             parts = f"PARTITION BY {rng.choice(names)} " if rng.random() < 0.5 else ""
-            frame = rng.choice(_FRAMES) if "(" in call and not call.startswith(("row_number", "rank", "dense", "ntile", "lag", "lead", "perc", "cume")) else ""
+            frame = (
+                rng.choice(_FRAMES)
+                if "(" in call and not call.startswith(("row_number", "rank", "dense", "ntile", "lag", "lead", "perc", "cume"))
+                else ""
+            )
             down = rng.choice(["", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
             items.append(f"{call} OVER ({parts}ORDER BY {rng.choice(names)}{down}, {alias}.id{frame})")
         return self._tail(f"SELECT {', '.join(items)} FROM {source}{self._where(scope)}", len(items))
 
     def _set_operation(self) -> Query:
         rng = self.rng
-        families = [rng.choice(["int4", "text", "numeric", "date", "timestamp", "float8", "bool", "int8", "interval"]) for _ in range(rng.randint(1, 3))]
+        families = [
+            rng.choice(["int4", "text", "numeric", "date", "timestamp", "float8", "bool", "int8", "interval"])
+            for _ in range(rng.randint(1, 3))
+        ]
         sides = []
         for _ in range(rng.choice([2, 2, 3])):
             source, scope = self._source(tables_max=1)
@@ -160,7 +205,9 @@ class Queries:
             return ""
         test = scope.make("bool", 2)
         if chance < 0.5:
-            test = f"{self._subquery_test(scope)} {rng.choice(['AND', 'OR'])} ({test})" if rng.random() < 0.5 else self._subquery_test(scope)
+            test = (
+                f"{self._subquery_test(scope)} {rng.choice(['AND', 'OR'])} ({test})" if rng.random() < 0.5 else self._subquery_test(scope)
+            )
         return f" WHERE {test}"
 
     def _subquery_test(self, outer: Expressions) -> str:
@@ -169,13 +216,18 @@ class Queries:
         family = rng.choice(["int4", "text", "date", "numeric"])
         mine = scope.make(family, 0)
         theirs = outer.make(family, 1)
-        return rng.choice([
-            f"EXISTS (SELECT 1 FROM {inner} WHERE {mine} = {theirs})", f"NOT EXISTS (SELECT 1 FROM {inner} WHERE {mine} = {theirs})",
-            f"{theirs} IN (SELECT {mine} FROM {inner})", f"{theirs} NOT IN (SELECT {mine} FROM {inner} WHERE {scope.make('bool', 1)})",
-            f"{theirs} > (SELECT max({mine}) FROM {inner}{' WHERE ' + scope.make('bool', 1) if rng.random() < 0.5 else ''})",
-            f"(SELECT count(*) FROM {inner} WHERE {mine} = {theirs}) > 1", f"{theirs} = ANY (SELECT {mine} FROM {inner})",
-            f"{theirs} < ALL (SELECT {mine} FROM {inner} WHERE {mine} IS NOT NULL)",
-        ])  # fmt: skip
+        return rng.choice(
+            [
+                f"EXISTS (SELECT 1 FROM {inner} WHERE {mine} = {theirs})",
+                f"NOT EXISTS (SELECT 1 FROM {inner} WHERE {mine} = {theirs})",
+                f"{theirs} IN (SELECT {mine} FROM {inner})",
+                f"{theirs} NOT IN (SELECT {mine} FROM {inner} WHERE {scope.make('bool', 1)})",
+                f"{theirs} > (SELECT max({mine}) FROM {inner}{' WHERE ' + scope.make('bool', 1) if rng.random() < 0.5 else ''})",
+                f"(SELECT count(*) FROM {inner} WHERE {mine} = {theirs}) > 1",
+                f"{theirs} = ANY (SELECT {mine} FROM {inner})",
+                f"{theirs} < ALL (SELECT {mine} FROM {inner} WHERE {mine} IS NOT NULL)",
+            ]
+        )
 
     def _items(self, scope: Expressions, count: int) -> list[str]:
         rng = self.rng

@@ -14,15 +14,30 @@ from collections.abc import Iterator
 
 TABLES: dict[str, dict[str, str]] = {
     "numbers": {
-        "id": "int", "b": "boolean", "s": "smallint", "i": "int", "l": "bigint", "n": "numeric(10,3)", "d": "numeric", "f": "float8",
+        "id": "int",
+        "b": "boolean",
+        "s": "smallint",
+        "i": "int",
+        "l": "bigint",
+        "n": "numeric(10,3)",
+        "d": "numeric",
+        "f": "float8",
         "x": "text",
     },
     "moments": {
-        "id": "int", "i": "int", "x": "text", "c": "char(4)", "v": "varchar(8)", "dt": "date", "tm": "time", "ts": "timestamp",
-        "tz": "timestamptz", "iv": "interval",
+        "id": "int",
+        "i": "int",
+        "x": "text",
+        "c": "char(4)",
+        "v": "varchar(8)",
+        "dt": "date",
+        "tm": "time",
+        "ts": "timestamp",
+        "tz": "timestamptz",
+        "iv": "interval",
     },
     "blobs": {"id": "int", "i": "int", "n": "numeric(6,2)", "x": "text", "y": "bytea", "u": "uuid", "r": "real", "dt": "date"},
-}  # fmt: skip
+}
 KEYS = {"numbers": ("id",), "moments": ("i", "id"), "blobs": ("id",)}
 ROWS = {"numbers": 60, "moments": 45, "blobs": 30}
 SPLITS = {"numbers": range(5, 60, 5), "moments": range(-2, 4), "blobs": range(3, 30, 4)}
@@ -40,12 +55,18 @@ _LITERALS = {
     "real": ["0", "1", "-1.5", "0.25", "1024.5", "0.1"],
     "date": ["2020-01-01", "2020-02-29", "1999-12-31", "2024-07-14", "1969-07-20", "2021-03-31"],
     "time": ["00:00:00", "12:34:56", "23:59:59.999999", "06:30:00", "01:02:03.5"],
-    "timestamp": ["2020-01-01 00:00:00", "2020-02-29 12:34:56.789", "1999-12-31 23:59:59.999999", "1969-07-20 20:17:40", "2021-03-31 06:00:00"],
+    "timestamp": [
+        "2020-01-01 00:00:00",
+        "2020-02-29 12:34:56.789",
+        "1999-12-31 23:59:59.999999",
+        "1969-07-20 20:17:40",
+        "2021-03-31 06:00:00",
+    ],
     "timestamptz": ["2020-01-01 00:00:00+00", "2020-02-29 12:34:56.789+02", "1999-12-31 23:59:59-05", "2021-03-28 01:30:00+00"],
     "interval": ["1 day", "-1 day", "2 hours", "1 mon", "1 year 2 mons 3 days", "00:00:01.5", "-1 mon 3 days", "29 days", "36:00:00", "0"],
     "uuid": ["00000000-0000-0000-0000-000000000000", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "ffffffff-ffff-ffff-ffff-ffffffffffff"],
     "bytea": [r"\x", r"\x00", r"\x6162", r"\xdeadbeef", r"\xff00"],
-}  # fmt: skip
+}
 _LENGTHS = {"char(4)": 4, "varchar(8)": 8}
 
 

@@ -56,9 +56,9 @@ def test_time_is_in_utc_wherever_the_node_runs(monkeypatch: pytest.MonkeyPatch) 
         time.tzset()
 
 
-@pytest.mark.parametrize("sql", ["SELECT ln(0)", "SELECT sqrt(-1e0)"])
-def test_floats_do_not_become_nan_silently(engine: QueryEngine, sql: str) -> None:
-    with pytest.raises(errors.NumericOutOfRangeError):
+@pytest.mark.parametrize(("sql", "error"), [("SELECT ln(0)", errors.LogarithmError), ("SELECT sqrt(-1e0)", errors.PowerError)])
+def test_floats_do_not_become_nan_silently(engine: QueryEngine, sql: str, error: type[errors.SqlError]) -> None:
+    with pytest.raises(error):
         run(engine, sql)
 
 
@@ -184,7 +184,7 @@ def test_inputs_are_bounded(engine: QueryEngine) -> None:
         ("SELECT CAST('x' AS DATE)", errors.InvalidDatetimeError, 'invalid input syntax for type date: "x"'),
         ("SELECT CAST('2020-13-01' AS DATE)", errors.DatetimeOverflowError, 'date/time field value out of range: "2020-13-01"'),
         ("SELECT (SELECT range FROM range(2))", errors.CardinalityViolationError, "more than one row returned by a subquery"),
-        ("SELECT regexp_matches('a', '(')", errors.InvalidParameterError, "invalid regular expression"),
+        ("SELECT regexp_matches('a', '(')", errors.InvalidRegularExpressionError, "invalid regular expression"),
         ("SELECT error('[22001] value too long')", errors.StringTruncationError, "^value too long$"),
         ("SELECT 1 LIMIT -1", errors.InvalidLimitError, "must not be negative"),
     ],

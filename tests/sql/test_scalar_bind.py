@@ -16,7 +16,7 @@ from dsdb.sql.errors import (
     UndefinedColumnError,
     UndefinedFunctionError,
     UndefinedParameterError,
-    WindowingError,
+    WrongObjectTypeError,
 )
 from dsdb.sql.evaluate import compile_scalar, is_evaluable
 from dsdb.sql.parse import parse_statements
@@ -118,7 +118,7 @@ def test_result_types(text: str, type_name: str) -> None:
         ("p::date", CannotCoerceError, "boolean to date"),
         ("99999::smallint", NumericOutOfRangeError, "smallint out of range"),
         ("sum(a)", GroupingError, "not allowed"),
-        ("rank()", WindowingError, "OVER"),
+        ("rank()", WrongObjectTypeError, "OVER"),
         ("(select 1)", FeatureNotSupportedError, "sub-query"),
         ("a[1]", FeatureNotSupportedError, ""),
     ],
