@@ -24,7 +24,7 @@ _PREFIX = re.compile(
 # Numbers too long to be any type's are left to the general parser, which refuses them: reading them would take long.
 _ITEM = re.compile(
     r"\s*+(?:(-?\d{1,1000})|'([^']*(?:''[^']*)*)'"
-    r"|(-?(?:\d{1,1000}\.\d{0,1000}|\.\d{1,1000})(?:[eE][+-]?\d{1,4})?|-?\d{1,1000}[eE][+-]?\d{1,4})|(null)|(true)|(false))"
+    r"|(-?(?:\d{1,1000}\.\d{0,1000}|\.\d{1,1000})(?:[eE][+-]?\d{1,3})?|-?\d{1,1000}[eE][+-]?\d{1,3})|(null)|(true)|(false))"
     r"\s*+(\)\s*+,\s*+\(|[,)])",
     re.IGNORECASE,
 )
