@@ -77,6 +77,10 @@ class CatalogLeases:
         self._row: LeaseRow | None = None
         """Our row as last written."""
         self._renewing = trio.Lock()
+        self._renewals = 0
+        """Renewals begun; how the last one ended is in the next two."""
+        self._has_renewed = False
+        self._unreachable: str | None = None
         self._is_used = False
         """Whether a statement came since the last renewal: else the lease may run out."""
 
@@ -106,12 +110,24 @@ class CatalogLeases:
             del self._users[catalog.version]
 
     async def renew(self) -> None:
-        """Take the newest catalogue under a new lease.
+        """Take the newest catalogue under a new lease; one renewal serves all who asked before it began, with its failure too.
 
         Raises CannotConnectNowError, SerializationError.
         """
+        asked = self._renewals
         async with self._renewing:
-            await _retried(self._renew)
+            if self._renewals > asked and self._has_renewed:
+                return
+            if self._renewals > asked and self._unreachable is not None:
+                raise CannotConnectNowError(self._unreachable)
+            self._renewals += 1
+            self._has_renewed, self._unreachable = False, None
+            try:
+                await _retried(self._renew)
+            except CannotConnectNowError as error:
+                self._unreachable = str(error)
+                raise
+            self._has_renewed = True
 
     async def _renew(self) -> None:
         now = await self._fresh_timestamp()
