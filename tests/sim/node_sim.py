@@ -35,7 +35,7 @@ from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import StorageError
 from tests.sim.histories import Violation
 from tests.sim.network import SimClock, SimNetwork
-from tests.sim.node_clients import COUNTERS, LISTS, STATEMENT_S, Clients, Model, check_counter, execute
+from tests.sim.node_clients import COUNTERS, LISTS, Clients, Model, check_counter, execute
 
 T = TypeVar("T")
 
@@ -44,6 +44,8 @@ BACK_S = 4.0
 """Simulated time after the last fault in which every host must serve every range again."""
 FAILOVER_S = 4.0
 """Simulated time into a fault of one host after which the others must serve every range."""
+LATE_S = 3.0
+"""Simulated time at the end in which what dead hosts' clients sent may still take effect, once more than it should."""
 
 FAULTS = (
     "crash",
@@ -106,6 +108,7 @@ class Simulation:
         self.model = Model()
         self.nursery: trio.Nursery
         self.next_split = 1
+        self.pace_s = self.chance.choice((0.5, 1.5, 3.0))
 
     async def run(self) -> Model:
         async with trio.open_nursery() as self.nursery:
@@ -216,8 +219,7 @@ class Simulation:
         for host in range(len(self.hosts)):
             await self.try_all(host, BACK_S)
         self.model.slowest_back_s = trio.current_time() - began
-        # Until the last statement of the clients has ended: what it sent may be applied until then.
-        await trio.sleep(STATEMENT_S)
+        await trio.sleep(LATE_S)
         for number, state in sorted(self.model.inserted.items()):
             rows = await self.patiently(number % len(self.hosts), "SELECT id FROM sets WHERE id = $1", number)
             if state == "acknowledged" and rows != [(number,)]:
@@ -243,7 +245,7 @@ class Simulation:
     async def faults(self) -> None:
         end = trio.current_time() + self.seconds
         while trio.current_time() < end:
-            await trio.sleep(self.chance.uniform(0.1, 3))
+            await trio.sleep(self.chance.uniform(0.1, self.pace_s))
             kind = self.chance.choice(self.fault_kinds)
             host = self.chance.choice(self.hosts[:HOSTS])
             self.model.events[f"fault: {kind}"] += 1
