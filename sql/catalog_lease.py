@@ -29,6 +29,8 @@ from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, from_milliseconds
 
 LEASE_DURATION_MS = 10_000
 """How long a lease lasts: also how long a DDL may wait for a node that died."""
+NOTIFY_SECONDS = 1.0
+"""How long a change waits for the nodes that it tells; their leases bound what it waits for after that."""
 ATTEMPTS_MAX = 20
 """Times that a conflicting transaction on the catalogue is run again."""
 _RETRY_PAUSE_S = 0.005
@@ -108,6 +110,13 @@ class CatalogLeases:
             self._users[catalog.version] = left
         else:
             del self._users[catalog.version]
+
+    async def is_over(self, catalog: Catalog) -> bool:
+        """Say whether a catalogue's lease has run out: then what it does not have may be there, and what it has may be gone."""
+        try:
+            return await self._fresh_timestamp() > catalog.lease_expiration
+        except RangeUnavailableError:
+            return False  # nobody can say; what the statement met stands
 
     async def renew(self) -> None:
         """Take the newest catalogue under a new lease; one renewal serves all who asked before it began, with its failure too.
@@ -206,8 +215,10 @@ class CatalogLeases:
     async def _publish(self, version: int) -> None:
         await self.renew()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._notify, version)
             nursery.start_soon(self.renew_to, version)
+            with trio.move_on_after(NOTIFY_SECONDS):
+                # Also those whose lease has run out are told, so that their next statement need not find out.
+                await self._notify(version)
             await self._wait_older_gone(version)
             nursery.cancel_scope.cancel()
 

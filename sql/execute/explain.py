@@ -21,7 +21,7 @@ class ExplainPlan:
     """EXPLAIN of a bound statement."""
 
     is_writing = False
-    is_reading = False
+    is_reading = True  # the catalogue, which must be under its lease
 
     def __init__(self, statement: ExplainStatement, inner: Plan, binder: StatementBinder) -> None:
         if statement.analyze:

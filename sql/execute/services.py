@@ -35,6 +35,9 @@ class CatalogSource(Protocol):
     def release(self, catalog: Catalog) -> None:
         """End a statement's use of it."""
 
+    async def is_over(self, catalog: Catalog) -> bool:
+        """Say whether a catalogue's lease has run out."""
+
     async def renew(self) -> None:
         """Take the newest catalogue under a new lease."""
 

@@ -26,7 +26,7 @@ class ShowPlan:
     """SHOW."""
 
     is_writing = False
-    is_reading = False
+    is_reading = True  # the catalogue, which must be under its lease
 
     def __init__(self, statement: ShowStatement, binder: StatementBinder) -> None:
         self._statement = statement

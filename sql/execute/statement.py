@@ -169,6 +169,11 @@ class StatementExecutor:
             raise
         except (PortError, CorruptionError) as error:
             raise _in_sql(error, catalog) from error
+        except SqlError as error:
+            # An idle node's catalogue may be an old one: what it says of a missing table counts only under its lease.
+            if await services.catalogs.is_over(catalog):
+                raise DeadlineExceededError("the catalogue's lease has run out") from error
+            raise
         finally:
             # A change of the catalogue waits for the statements of older versions: it must not be one of them.
             if execution is None or execution.is_holding:
