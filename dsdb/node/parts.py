@@ -8,6 +8,7 @@ Read `NodeParts.__init__` and the three `_wire_…` below it from the bottom of 
 
 import logging
 import random
+import shutil
 from typing import Any
 
 import trio
@@ -74,6 +75,7 @@ class NodeParts:
         chance: random.Random,
     ) -> None:
         self.identity = opened.identity
+        self._config = config
         self._opened = opened
         self._clock = clock
         node_id = self.identity.node_id
@@ -142,7 +144,7 @@ class NodeParts:
 
     def _wire_sql(self) -> None:
         """From stages up to sessions."""
-        self.engine = QueryEngine()
+        self.engine = QueryEngine(spill_directory=self._spill_directory())
         self.fragments = FragmentRunner(self.store, self.engine)
         self.gatherer = Gatherer(router=self.router, peers=self.peers, runner=self.fragments, clock=self._clock)
         self.leases = CatalogLeases(
@@ -295,6 +297,15 @@ class NodeParts:
         known = self.directory.get(self.identity.node_id)
         started_ms = max(self._clock.wall_ms(), known.started_ms + 1 if known is not None else 0)
         return NodeEntry(self.identity.node_id, self.identity.store_id, advertised.host, advertised.port, started_ms, config.locality)
+
+    def _spill_directory(self) -> str | None:
+        """Give an empty directory below the store, where a node that was killed leaves nothing behind; in memory, the engine's own."""
+        if self._config.store is None:
+            return None
+        directory = self._config.store / "spill"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        return str(directory)
 
     def _registry(self) -> Registry:
         registry = Registry()
