@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint sim bench crash fuzz-wire lag clean
+.PHONY: setup demo test lint sim sim-many mutants bench crash fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,20 @@ $(VENV)/.installed-bench: $(STAMP)
 MINUTES ?= 5
 crash: $(STAMP)
 	$(BIN)/python -m tests.faults.crash_loop --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+# make sim [SEED=1] [SECONDS=20]: one seed of each simulator; see docs/testing.md
+sim: $(STAMP)
+	$(BIN)/python -m tests.sim.raft_sim --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS))
+	$(BIN)/python -m tests.sim.node_sim --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS))
+
+# make sim-many [MINUTES=5] [SEED=1]: seed after seed, for so long with each simulator
+sim-many: $(STAMP)
+	$(BIN)/python -m tests.sim.raft_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.sim.node_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+# Planted faults that the simulation of whole nodes must find
+mutants: $(STAMP)
+	$(BIN)/python -m pytest tests/sim/node_mutants.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

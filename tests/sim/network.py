@@ -66,6 +66,11 @@ class SimNetwork:
                 self._listeners.pop(address, None)
                 self._silent[address] = name
 
+    def reset(self, name: str, other: str) -> None:
+        """Break the connections between two hosts; new ones can be made at once."""
+        for pipe in [pipe for pipe in self._pipes if {name, other} == {pipe.source, pipe.target}]:
+            pipe.break_off()
+
     def is_blocked(self, source: str, target: str) -> bool:
         return (source, target) in self._blocked
 

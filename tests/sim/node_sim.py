@@ -4,7 +4,7 @@ Clients (`node_clients`) work on the nodes while hosts crash, losing what was no
 split and leases move.  Everything follows from the seed; each seed draws its own mix of faults.
 
     python -m tests.sim.node_sim --seed N [--seconds S] [--verbose]
-    python -m tests.sim.node_sim --search MINUTES [--first-seed N] [--seconds S]
+    python -m tests.sim.node_sim --search MINUTES [--seed N] [--seconds S]
 
 Checked: every acknowledged insert is there from then on, once; a counter that is only incremented reads, at any moment, at least what was
 acknowledged before the read began, at most what was asked for before it ended, and never less than an earlier read; transactions over
@@ -54,6 +54,7 @@ FAULTS = (
     "one-way out",
     "one-way in",
     "link",
+    "resets",
     "quorum",
     "wall clock",
     "slow disk",
@@ -280,6 +281,10 @@ class Simulation:
                     await trio.sleep(chance.uniform(0.1, 4))
                 else:
                     await self.last(chance.uniform(0.1, 8), host)
+            case "resets":
+                for _ in range(10):
+                    self.network.reset(host.name, chance.choice([other.name for other in self.hosts if other is not host]))
+                    await trio.sleep(chance.uniform(0, 0.1))
             case "wall clock":
                 host.clock.wall_jump_ms = chance.choice((-3_600_000, 0, 3_600_000))
             case "slow disk":
@@ -396,9 +401,8 @@ class _SimulatedTime(logging.Formatter):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--search", type=float, metavar="MINUTES")
-    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="the first one, of a search")
+    parser.add_argument("--search", type=float, metavar="MINUTES", help="run seed after seed for so long, and print the failing ones")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--faults", help="comma-separated, instead of the seed's own mix")
     parser.add_argument("--verbose", action="store_true")
@@ -411,7 +415,7 @@ def main() -> None:
     else:
         logging.disable(logging.CRITICAL)
     if options.search is not None:
-        raise SystemExit(0 if search(options.search, options.first_seed, options.seconds, faults) else 1)
+        raise SystemExit(0 if search(options.search, options.seed, options.seconds, faults) else 1)
     began = time.perf_counter()
     try:
         model = simulate(options.seed, options.seconds, faults)

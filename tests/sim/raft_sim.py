@@ -193,11 +193,29 @@ def simulate(seed: int, seconds: float, rules: Rules | None = None) -> Simulatio
     return simulation
 
 
+def search(minutes: float, first_seed: int, seconds: float) -> bool:
+    """Run seed after seed, and print the failing ones.  Say whether there was none."""
+    began, seed, failing = time.perf_counter(), first_seed, []
+    while time.perf_counter() - began < minutes * 60:
+        try:
+            simulate(seed, seconds)
+        except (Violation, AssertionError) as error:
+            failing.append(seed)
+            print(f"seed {seed}: {error}", flush=True)
+        seed += 1
+    rate = (seed - first_seed) / (time.perf_counter() - began)
+    print(f"{seed - first_seed} seeds of {seconds:g} s, {rate:.2f} seeds/s; failing: {failing or 'none'}")
+    return not failing
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Simulate a Raft group under faults.")
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=1, help="the first one, of a search")
     parser.add_argument("--seconds", type=float, default=20.0, help="of simulated faults, before healing")
+    parser.add_argument("--search", type=float, metavar="MINUTES", help="run seed after seed for so long, and print the failing ones")
     arguments = parser.parse_args()
+    if arguments.search is not None:
+        raise SystemExit(0 if search(arguments.search, arguments.seed, arguments.seconds) else 1)
     start = time.perf_counter()
     simulation = simulate(arguments.seed, arguments.seconds)
     elapsed = time.perf_counter() - start
