@@ -6,6 +6,7 @@
 Invariants:
 - One-way messages of a connection are received in the order in which they were sent.
 - A connection from another cluster, or with another version, gets an error frame and is closed.
+- Whatever comes in ends its connection at most; only members of the cluster may send one-way messages and uploads.
 """
 
 import logging
@@ -46,6 +47,8 @@ class ErrorReply(msgspec.Struct, frozen=True, array_like=True):
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE_HELLO = msgspec.msgpack.Decoder(Hello).decode
+# Beside its own errors the decoder raises RecursionError for arrays within arrays …, and ValueError's for text that is not UTF-8.
+_DECODE_ERRORS = (msgspec.DecodeError, RecursionError, ValueError)
 UNTYPED_ERROR = 1
 """In the method field of an ERROR frame: the payload is an ErrorReply; 0: of the method's error type."""
 
@@ -76,13 +79,15 @@ class _Connection:
         self._calls: dict[int, trio.CancelScope] = {}
         self._upload: trio.MemorySendChannel[bytes] | None = None
         self._sender = NodeId(0)
+        self._is_member = False
+        """Whether its Hello named this cluster."""
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._outbox.run)
             try:
                 await self._read(nursery)
-            except (FrameError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            except FrameError as error:
                 log.warning("closing a connection between nodes: %s", error)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # the peer is gone, and so is whoever waits for our replies
@@ -119,7 +124,9 @@ class _Connection:
         if handler is None:
             self._refuse(frame.call_id, f"this node has no method {frame.method_id}: is it of an older version?")
             return
-        request = handler.method.decode_request(bytes(frame.payload))
+        request = _decoded(handler, frame)
+        if handler.method.kind in (MethodKind.ONEWAY, MethodKind.UPLOAD) and not self._is_member:
+            raise FrameError(f"{handler.method.name} from somebody who is not of this cluster")
         if frame.kind == FrameKind.ONEWAY and handler.oneway is not None:
             handler.oneway(self._sender, request)
         elif handler.method.kind is MethodKind.CALL:
@@ -133,14 +140,20 @@ class _Connection:
             raise FrameError(f"method {handler.method.name} does not take a frame of kind {frame.kind}")
 
     def _take_hello(self, frame: Frame) -> None:
-        hello = _DECODE_HELLO(bytes(frame.payload))
+        try:
+            hello = _DECODE_HELLO(bytes(frame.payload))
+        except _DECODE_ERRORS as error:
+            raise FrameError(f"not a Hello: {error}") from None
         own = self._server.cluster_id
         if hello.cluster_id and own and hello.cluster_id != own:
             self._refuse(0, f"node {hello.node_id} belongs to cluster {hello.cluster_id}, this node to {own}")
             raise FrameError(f"node {hello.node_id} of another cluster ({hello.cluster_id})")
         self._sender = hello.node_id
+        self._is_member = bool(hello.cluster_id)
 
     def _call(self, handler: Handler, request: Any, call_id: int, nursery: trio.Nursery) -> None:
+        if call_id in self._calls:
+            raise FrameError(f"call {call_id} is used again while it runs")
         if handler.try_fast is not None:
             try:
                 reply = handler.try_fast(request)
@@ -150,12 +163,12 @@ class _Connection:
             if reply is not None:
                 self._reply(handler, reply, call_id)
                 return
-        nursery.start_soon(self._serve_call, handler, request, call_id)
+        scope = self._calls[call_id] = trio.CancelScope()
+        nursery.start_soon(self._serve_call, handler, request, call_id, scope)
 
-    async def _serve_call(self, handler: Handler, request: Any, call_id: int) -> None:
+    async def _serve_call(self, handler: Handler, request: Any, call_id: int, scope: trio.CancelScope) -> None:
         assert handler.handle is not None
-        with trio.CancelScope() as scope:
-            self._calls[call_id] = scope
+        with scope:
             try:
                 reply = await handler.handle(request)
             except Exception as error:  # a task's root, as above
@@ -211,3 +224,10 @@ class _Connection:
 
     def _refuse(self, call_id: int, message: str) -> None:
         self._outbox.send(encode_frame(FrameKind.ERROR, UNTYPED_ERROR, call_id, _ENCODE(ErrorReply(message))))
+
+
+def _decoded(handler: Handler, frame: Frame) -> Any:
+    try:
+        return handler.method.decode_request(bytes(frame.payload))
+    except _DECODE_ERRORS as error:
+        raise FrameError(f"not a request of {handler.method.name}: {error}") from None

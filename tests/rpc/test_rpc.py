@@ -224,6 +224,31 @@ def test_a_node_of_another_cluster_is_refused(caplog: pytest.LogCaptureFixture) 
     run(body, cluster_id="other")
 
 
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (encode_frame(FrameKind.REQUEST, SLOW.number, 5, SLOW.encode(Ask("a"))) * 2, "call 5 is used again while it runs"),
+        (encode_frame(FrameKind.REQUEST, ECHO.number, 1, b"\x91" * 10_000 + b"\xc0"), "not a request of"),
+        (encode_frame(FrameKind.REQUEST, ECHO.number, 1, b"\x91\xa3\xff\xfe\xfd"), "not a request of"),
+        (encode_frame(FrameKind.HELLO, 0, 0, b"\x92\xa2\xff\xfe\x01"), "not a Hello"),
+        (encode_frame(FrameKind.ONEWAY, TELL.number, 0, TELL.encode(Ask("a"))), "who is not of this cluster"),
+    ],
+)
+def test_bad_frames_end_their_connection_and_nothing_else(frames: bytes, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def body(server: Server, peers: Peers, cut: Callable[[], None]) -> None:
+        address = peers._address_of(NodeId(2))
+        assert address is not None
+        stream = await TcpNetwork().connect(address)
+        async with stream:
+            await stream.send_all(RPC_MAGIC + frames)
+            while await stream.receive_some():
+                pass
+        assert said in caplog.text
+        assert await peers.call(NodeId(2), ECHO, Ask("a")) == Answer("a")
+
+    run(body)
+
+
 def test_frames_in_any_pieces_and_garbage() -> None:
     frames = b"".join(encode_frame(FrameKind.REQUEST, number, number, bytes(number)) for number in range(20))
     for step in (1, 3, 7, 100, len(frames)):
