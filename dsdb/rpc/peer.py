@@ -8,7 +8,7 @@ Invariants:
   ends calls whose deadline passed, so that no call needs a timer of its own.
 - After a connection breaks, a new one is tried on demand, at most every RECONNECT_PAUSE_S; while a peer cannot be reached, calls fail
   at once.
-- A connection whose peer is gone without a word is closed after SILENCE_MAX_S, and its calls end.
+- A connection whose peer is gone without a word is closed after SILENCE_MAX_S, and its calls end; so do the bulk ones with it.
 """
 
 import logging
@@ -189,6 +189,7 @@ class _Peer:
         """The last try to connect failed: nobody waits for the next one."""
         self._retry_at = 0.0
         self._idle_bulk: list[tuple[NodeStream, FrameReader]] = []
+        self._busy_bulk: list[NodeStream] = []
 
     async def connected(self) -> "_Connection":
         if self.connection is not None:
@@ -214,19 +215,25 @@ class _Peer:
     def sweep(self, now: float) -> None:
         if self.connection is not None:
             self.connection.sweep(now)
-            if self.connection.is_silent(now):
+            if self.connection.is_silent(now, owes_bulk=bool(self._busy_bulk)):
                 log.info("node %d says nothing: its connection is closed", self._node_id)
                 self.drop()
 
     async def bulk(self) -> tuple[NodeStream, FrameReader]:
+        if self.connection is None:
+            self._start_connecting()  # it is the control connection that shows whether the peer is there
         if self._idle_bulk:
-            return self._idle_bulk.pop()
-        try:
-            return await self._open(), FrameReader()
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
-            raise NotSent(f"node {self._node_id} cannot be reached: {error}") from error
+            stream, frames = self._idle_bulk.pop()
+        else:
+            try:
+                stream, frames = await self._open(), FrameReader()
+            except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
+                raise NotSent(f"node {self._node_id} cannot be reached: {error}") from error
+        self._busy_bulk.append(stream)
+        return stream, frames
 
     async def give_back(self, stream: NodeStream, frames: FrameReader, *, is_clean: bool) -> None:
+        self._busy_bulk.remove(stream)
         if is_clean and len(self._idle_bulk) < IDLE_BULK_CONNECTIONS_MAX:
             self._idle_bulk.append((stream, frames))
         else:
@@ -256,6 +263,7 @@ class _Peer:
             self._error = (error.strerror if isinstance(error, OSError) else str(error)) or "it does not answer"
             self._is_unreachable = True
             self._retry_at = self._clock.now() + RECONNECT_PAUSE_S
+            await self._close_bulk()
             return
         finally:
             # Also when cancelled: whoever waits for the connection must hear that there is none.
@@ -275,7 +283,13 @@ class _Peer:
             connection.fail_all()
             with trio.CancelScope(shield=True):
                 await stream.aclose()
-                await self.close_idle()
+                await self._close_bulk()
+
+    async def _close_bulk(self) -> None:
+        """Close all bulk connections: those who use them hear of it, and give them back."""
+        for stream in list(self._busy_bulk):
+            await stream.aclose()
+        await self.close_idle()
 
     async def close_idle(self) -> None:
         idle, self._idle_bulk = self._idle_bulk, []
@@ -347,12 +361,12 @@ class _Connection:
             trio.lowlevel.reschedule(call.task, outcome.Error(error))
             self.outbox.send(encode_frame(FrameKind.CANCEL, call.method.number, call_id, b""))
 
-    def is_silent(self, now: float) -> bool:
+    def is_silent(self, now: float, *, owes_bulk: bool) -> bool:
         """Say whether the peer must be given up; ask it whether it is there before.  Called by each sweep."""
         if self._was_heard:
             self._was_heard, self._silent_since = False, None
         elif self._silent_since is None:
-            self._silent_since = now if self._calls else None
+            self._silent_since = now if self._calls or owes_bulk else None
         elif now - self._silent_since >= SILENCE_MAX_S:
             return True
         elif now - self._silent_since >= PING_AFTER_S:

@@ -15,7 +15,7 @@ from dsdb.kv.ids import NodeId
 from dsdb.rpc import CallFailed, Method, MethodKind, NotSent, Peers, Registry, ReplyLost, RpcServer
 from dsdb.rpc.frames import FRAME_BYTES_MAX, RPC_MAGIC, FrameKind, FrameReader, encode_frame
 from dsdb.rpc.server import Hello
-from tests.sim.network import SimNetwork
+from tests.sim.network import SimNetwork, SimStream
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +66,9 @@ class Server:
 
     async def count(self, request: Ask) -> AsyncIterator[bytes]:
         try:
+            if request.text == "stuck":
+                yield b"x"
+                await trio.sleep_forever()
             for number in range(int(request.text)):
                 yield number.to_bytes(4, "big") * 10_000
             if request.text == "3":
@@ -281,10 +284,13 @@ def test_a_peer_that_falls_silent_is_given_up() -> None:
         peers = Peers(network.host("here"), TrioClock(), address_of=lambda _: there)
         async with trio.open_nursery() as nursery:
 
-            async def accept() -> None:
-                stream = await listener.accept()
+            async def serve(stream: SimStream) -> None:
                 await stream.receive_some(len(RPC_MAGIC))
                 await RpcServer(server.registry).serve(stream)
+
+            async def accept() -> None:
+                for _ in range(2):
+                    nursery.start_soon(serve, await listener.accept())
 
             nursery.start_soon(accept)
             await nursery.start(peers.run)
@@ -292,10 +298,13 @@ def test_a_peer_that_falls_silent_is_given_up() -> None:
                 await peers.call(NodeId(2), SLOW, Ask(""), timeout_s=20)
             assert trio.current_time() > 20
             assert (await peers.call(NodeId(2), ECHO, Ask("a"))).text == "a"
+            chunks = peers.download(NodeId(2), COUNT, Ask("stuck"))
+            await anext(chunks)
             network.silence("there")
             began = trio.current_time()
             with pytest.raises(ReplyLost):
-                await peers.call(NodeId(2), SLOW, Ask(""), timeout_s=60)
+                async for _ in chunks:
+                    pass
             assert 2 <= trio.current_time() - began <= 3
             with pytest.raises(NotSent):  # the first one waits until it is known that nobody is there
                 await peers.call(NodeId(2), ECHO, Ask(""))
