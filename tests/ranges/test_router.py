@@ -95,3 +95,23 @@ def test_the_answer_to_the_only_copy_stands() -> None:
 def test_a_read_is_never_ambiguous() -> None:
     read = ReadRequest(RANGE, (KEY,), Timestamp(5), None)
     assert isinstance(answer_to(Unavailable("no quorum"), request=read), Unavailable)
+
+
+class StuckStore(ScriptedStore):
+    """Answers nothing."""
+
+    async def serve(self, request: Request) -> Reply:
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"), [(COMMIT, AmbiguousResult), (ReadRequest(RANGE, (KEY,), Timestamp(5)), Unavailable)], ids=["commit", "read"]
+)
+def test_a_store_that_does_not_answer_is_waited_for_until_the_deadline(request_: Request, expected: type[KvErrorDetail]) -> None:
+    async def main() -> None:
+        with trio.fail_after(10.5), pytest.raises(KvError) as caught:
+            await send(StuckStore(), request_)
+        assert isinstance(caught.value.detail, expected)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
