@@ -3,9 +3,16 @@
     loop ── run(engine.sync) ─▶ queue ─▶ thread ── result ─▶ loop
 
 A thread of its own instead of trio's pool: a hop costs 37 µs instead of 74 (measured), and calls run in the order of their making.
+Where the system has event files, the task whose call is alone waits on one itself: trio's own way back from a thread takes a turn of the
+loop and three system calls more.
+
+Invariants:
+- At most one task waits on the event file; it is read by that task, after its call has ended.
 """
 
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -38,35 +45,71 @@ class InlineDisk:
         """Nothing is queued."""
 
 
+class _Job:
+    """A call on its way through the thread."""
+
+    __slots__ = ("call", "result", "waiter")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.result: outcome.Outcome[Any] | None = None
+        self.waiter: tuple[trio.lowlevel.TrioToken, trio.lowlevel.Task] | None = None
+        """Who is woken by way of its loop; None: whoever waits on the event file."""
+
+
 class DiskThread:
     """One daemon thread that runs calls in order."""
 
     def __init__(self, name: str) -> None:
-        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], trio.lowlevel.Task, trio.lowlevel.TrioToken] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._event_file = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if sys.platform == "linux" else -1
+        self._is_event_file_free = self._event_file >= 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run the call in the thread.  Not cancellable while it runs."""
-        task = trio.lowlevel.current_task()
-        self._queue.put((call, task, trio.lowlevel.current_trio_token()))
-
-        def refuse_abort(_: Any) -> trio.lowlevel.Abort:
-            return trio.lowlevel.Abort.FAILED
-
-        result: T = await trio.lowlevel.wait_task_rescheduled(refuse_abort)
+        job = _Job(call)
+        if self._is_event_file_free:
+            self._is_event_file_free = False
+            self._queue.put(job)
+            try:
+                await self._wait_event_file()
+            finally:
+                self._is_event_file_free = True
+        else:
+            job.waiter = trio.lowlevel.current_trio_token(), trio.lowlevel.current_task()
+            self._queue.put(job)
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        assert job.result is not None
+        result: T = job.result.unwrap()
         return result
+
+    async def _wait_event_file(self) -> None:
+        try:
+            await trio.lowlevel.wait_readable(self._event_file)
+        except trio.Cancelled:
+            # The call goes on; whoever cancelled is heard at the next checkpoint.
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.wait_readable(self._event_file)
+        os.eventfd_read(self._event_file)
 
     def close(self) -> None:
         """End the thread once its queue is empty."""
         self._queue.put(None)
         self._thread.join()
+        if self._event_file >= 0:
+            os.close(self._event_file)
+            self._event_file, self._is_event_file_free = -1, False
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
-            call, task, token = job
-            result = outcome.capture(call)
+            job.result = outcome.capture(job.call)
+            if job.waiter is None:
+                os.eventfd_write(self._event_file, 1)
+                continue
+            token, task = job.waiter
             try:
-                token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+                token.run_sync_soon(trio.lowlevel.reschedule, task)
             except trio.RunFinishedError:
                 return

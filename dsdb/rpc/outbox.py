@@ -11,6 +11,7 @@ Invariants:
 import trio
 
 from dsdb.env import NodeStream
+from dsdb.env.turns import turns_of_run
 
 
 class Outbox:
@@ -20,7 +21,9 @@ class Outbox:
         self._stream = stream
         self._buffer_bytes_max = buffer_bytes_max
         self._buffer = bytearray()
-        self._has_sent = False  # in this turn of the event loop, or the writer is sending: what comes now is buffered
+        self._turns = turns_of_run()
+        self._sent_in = 0  # the turn of the last send that went out at once: what comes later in it is buffered
+        self._is_writing = False  # the writer is in the middle of a send: what comes now is buffered
         self._is_broken = False
         self._writer: trio.lowlevel.Task | None = None  # parked
 
@@ -33,16 +36,18 @@ class Outbox:
         """Send bytes: now, or by the writer.  Nothing happens on a broken connection: its reader will notice."""
         if self._is_broken:
             return
-        if self._has_sent:
+        turn = self._turns.count
+        if self._is_writing or self._buffer or self._sent_in == turn:
             self._buffer += data
-            return
-        self._has_sent = True
-        try:
-            sent = self._stream.send_nowait(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._is_broken = True
-            return
-        if sent < len(data):
+        else:
+            self._sent_in = turn
+            try:
+                sent = self._stream.send_nowait(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._is_broken = True
+                return
+            if sent == len(data):
+                return
             self._buffer += memoryview(data)[sent:]
         task, self._writer = self._writer, None
         if task is not None:
@@ -53,13 +58,13 @@ class Outbox:
         while True:
             while self._buffer:
                 data, self._buffer = self._buffer, bytearray()
-                self._has_sent = True
+                self._is_writing = True
                 try:
                     await self._stream.send_all(data)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     self._is_broken = True
                     return
-            self._has_sent = False
+                self._is_writing = False
             await self._park()
 
     async def _park(self) -> None:
