@@ -1,19 +1,21 @@
 """The query engine: DuckDB behind a port of one SELECT and Arrow inputs → Arrow table, fenced off from everything else.
 
     run(sql, inputs) ─▶ one idle connection, in a worker thread ─▶ inputs become views ─▶ SELECT ─▶ Arrow batches, counted
-                        └ cancelled: interrupt until the thread is back
+                        └ cancelled: interrupt until the thread is back, or for ABANDON_SECONDS
 
 Invariants:
 - The engine sees its inputs and nothing else: no file, no network, no extension, no Python variable, no setting to change; and it
   keeps nothing: a statement that is not one SELECT is refused.
 - Integers divide as integers, a division by zero is an error, NULLs sort as Postgres sorts them, time is in UTC: on every connection.
-- A connection runs one query at a time; it is idle again only when its thread is back, also after cancellation.
+- A connection runs one query at a time; it is idle again only when its thread is back.  After a cancellation some functions of the
+  engine go on, for hours at worst: after a while the caller goes, and the connection is replaced; at most `ABANDONED_MAX` threads run so.
 - Memory is bounded: the engine's own by `memory_bytes_max` (it spills up to `spill_bytes_max`), inputs and a result by
   `exchange_bytes_max` each; beyond that OutOfMemoryError.
 
 Not here: the dialect's functions (`dsdb.sql.functions`), what the engine's errors mean (`engine_errors`).
 """
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping
@@ -30,6 +32,11 @@ from dsdb.sql.execute.engine_errors import EngineFaultError, sql_error
 
 INTERRUPT_INTERVAL_SECONDS = 0.005
 """An interrupt that comes before the query has begun is lost: hence again and again, as often as this."""
+
+ABANDON_SECONDS = 2.0
+"""A query that is interrupted for so long in vain is left to itself."""
+ABANDONED_MAX = 8
+"""Threads left to themselves; with more of them, cancellation waits for the engine."""
 
 RESULT_BATCH_ROWS = 65_536
 
@@ -78,7 +85,9 @@ class QueryEngine:
         self._idle = [self._root.cursor() for _ in range(self._limits.connections)]
         self._slots = trio.CapacityLimiter(self._limits.connections)
         """Permits to take from `_idle`, first come, first served."""
-        self._threads = trio.CapacityLimiter(self._limits.connections)
+        self._threads = trio.CapacityLimiter(self._limits.connections + ABANDONED_MAX)
+        self._abandoned: list[duckdb.DuckDBPyConnection] = []
+        """Connections whose thread runs a query that nobody waits for."""
 
     @property
     def exchange_bytes_max(self) -> int:
@@ -114,29 +123,53 @@ class QueryEngine:
             except duckdb.Error as error:
                 raise sql_error(error, sql) from error
             finally:
-                self._idle.append(connection)
+                self._idle.append(self._root.cursor() if connection in self._abandoned else connection)
 
     async def _on_thread(self, connection: duckdb.DuckDBPyConnection, work: Callable[[], pa.Table]) -> pa.Table:
-        """Do `work` in a thread; when cancelled, interrupt the connection until the thread is back."""
-        is_done = False
+        """Do `work` in a thread; when cancelled, interrupt the connection until the thread is back, or for ABANDON_SECONDS."""
+        is_done = is_cancelled = False
+        token = trio.lowlevel.current_trio_token()
+        waiting = trio.CancelScope(shield=True)
+
+        def work_and_tell() -> "outcome.Outcome[pa.Table]":
+            ended: outcome.Outcome[pa.Table] = outcome.capture(work)
+            if is_cancelled:
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(self._forget, connection)
+            return ended
 
         async def interrupt_when_cancelled() -> None:
+            nonlocal is_cancelled
             try:
                 await trio.sleep_forever()
             finally:
+                is_cancelled = True
                 with trio.CancelScope(shield=True):
-                    while not is_done:
+                    patience_ends = trio.current_time() + ABANDON_SECONDS
+                    while not is_done and not waiting.cancel_called:
                         connection.interrupt()
                         await trio.sleep(INTERRUPT_INTERVAL_SECONDS)
+                        if trio.current_time() > patience_ends and len(self._abandoned) < ABANDONED_MAX and not is_done:
+                            self._abandoned.append(connection)
+                            waiting.cancel()
 
         await trio.lowlevel.checkpoint_if_cancelled()
+        ended: outcome.Outcome[pa.Table] | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(interrupt_when_cancelled)
-            with trio.CancelScope(shield=True):
-                ended = await trio.to_thread.run_sync(outcome.capture, work, limiter=self._threads)
+            with waiting:
+                ended = await trio.to_thread.run_sync(work_and_tell, limiter=self._threads, abandon_on_cancel=True)
                 is_done = True
             nursery.cancel_scope.cancel()
+        # The thread may come back just when it is given up; then its connection is as good as any.
+        self._forget(connection)
+        # Only after a cancellation is there no outcome, and then the nursery has raised it.
+        assert ended is not None
         return ended.unwrap()
+
+    def _forget(self, connection: duckdb.DuckDBPyConnection) -> None:
+        with contextlib.suppress(ValueError):
+            self._abandoned.remove(connection)
 
 
 def _open(limits: EngineLimits, spill_directory: str) -> duckdb.DuckDBPyConnection:

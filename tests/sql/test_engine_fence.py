@@ -198,3 +198,26 @@ def test_an_empty_result_keeps_its_types(engine: QueryEngine) -> None:
     table = trio.run(engine.run, "SELECT x, CAST(x AS DOUBLE) AS y FROM input WHERE false", {"input": pa.table({"x": [1]})})
     assert table.num_rows == 0
     assert table.schema.types == [pa.int64(), pa.float64()]
+
+
+def test_a_query_that_cannot_be_interrupted_is_left_to_itself_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsdb.sql.execute.engine.ABANDON_SECONDS", 0.1)
+    # A good part of a second of one call, which the engine does not look up from.
+    stubborn = "SELECT length(repeat('x', 100000000))"
+
+    async def main(engine: QueryEngine) -> None:
+        began = trio.current_time()
+        with trio.move_on_after(0.1) as scope:
+            await engine.run(stubborn, {})
+        assert scope.cancelled_caught
+        assert trio.current_time() - began < 5
+        assert len(engine._abandoned) == 1
+        assert (await engine.run("SELECT 1 AS a", {})).to_pylist() == [{"a": 1}]
+        for _ in range(600):
+            await trio.sleep(0.05)
+            if not engine._abandoned:
+                return
+        raise AssertionError("the threads do not come back")
+
+    with contextlib.closing(QueryEngine(SMALL)) as engine:
+        trio.run(main, engine)
