@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint sim sim-many mutants bench crash fuzz-wire lag clean
+.PHONY: setup demo test lint sim sim-many mutants differential bench crash fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -51,9 +51,16 @@ sim-many: $(STAMP)
 	$(BIN)/python -m tests.sim.raft_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.sim.node_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
+# make differential [MINUTES=5] [SEED=1]: generated queries on dsdb and on PostgreSQL; see docs/testing.md
+differential: $(STAMP)
+	$(BIN)/python -m tests.differential.comparing --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
 # Planted faults that the simulation of whole nodes must find
 mutants: $(STAMP)
 	$(BIN)/python -m pytest tests/sim/node_mutants.py
+
+fuzz-wire: $(STAMP)
+	$(BIN)/python -m tests.wire.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

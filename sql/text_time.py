@@ -248,9 +248,10 @@ def _parse_interval_parts(word: str, text: str, parts: list[Decimal], default_un
             parts[0] += -months if match["ysign"] == "-" else months
         elif not _add_unit(parts, Decimal(match["number"]), unit):
             raise _invalid("interval", text)
-        if unit.removesuffix("s") in seen:
+        name = unit if unit in _MICROSECOND_UNITS or unit in _MONTH_UNITS else unit.removesuffix("s")
+        if name in seen:
             raise _invalid("interval", text)
-        seen.add(unit.removesuffix("s"))
+        seen.add(name)
         if unit in ("clock", "hour"):
             default_unit = "day"
 

@@ -9,8 +9,8 @@ Invariants:
 - Between two chunks the event loop runs: nothing here holds it for longer than a chunk takes (some milliseconds).
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractContextManager, aclosing
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -95,7 +95,7 @@ class FragmentRunner:
         self._source = source
         self._engine = engine
 
-    async def run(self, request: FragmentRequest) -> AsyncIterator[FragmentOutput]:
+    async def run(self, request: FragmentRequest) -> AsyncGenerator[FragmentOutput, None]:
         """Give the fragment's steps.  Raises KvError, SqlError."""
         if request.stage.sql is not None and not request.stage.is_rowwise:
             async for output in self._run_whole(request, request.stage.sql):
@@ -103,17 +103,18 @@ class FragmentRunner:
             return
         given = 0
         for number, piece in enumerate(request.pieces):
-            async for batch, resume in self._scan(request, piece):
-                if request.stage.sql is not None:
-                    result = await self._query(request.stage.sql, [batch])
-                    for part in result:
-                        yield FragmentOutput(part, number, None)
-                    yield FragmentOutput(None, number, resume)
-                    continue
-                yield FragmentOutput(batch, number, resume)
-                given += batch.num_rows
-                if request.stage.scan.limit is not None and given >= request.stage.scan.limit:
-                    return
+            async with aclosing(self._scan(request, piece)) as scanned:
+                async for batch, resume in scanned:
+                    if request.stage.sql is not None:
+                        result = await self._query(request.stage.sql, [batch])
+                        for part in result:
+                            yield FragmentOutput(part, number, None)
+                        yield FragmentOutput(None, number, resume)
+                        continue
+                    yield FragmentOutput(batch, number, resume)
+                    given += batch.num_rows
+                    if request.stage.scan.limit is not None and given >= request.stage.scan.limit:
+                        return
             yield FragmentOutput(None, number, None)
 
     async def serve(self, request: FragmentRequest) -> AsyncIterator[bytes | pa.Buffer]:
@@ -135,14 +136,15 @@ class FragmentRunner:
     async def _run_whole(self, request: FragmentRequest, sql: str) -> AsyncIterator[FragmentOutput]:
         batches = []
         for piece in request.pieces:
-            async for batch, _ in self._scan(request, piece):
-                batches.append(batch)
+            async with aclosing(self._scan(request, piece)) as scanned:
+                async for batch, _ in scanned:
+                    batches.append(batch)
         for part in await self._query(sql, batches):
             yield FragmentOutput(part, 0, request.pieces[0].span.start)
         for number in range(len(request.pieces)):
             yield FragmentOutput(None, number, None)
 
-    async def _scan(self, request: FragmentRequest, piece: Piece) -> AsyncIterator[tuple[pa.RecordBatch, bytes]]:
+    async def _scan(self, request: FragmentRequest, piece: Piece) -> AsyncGenerator[tuple[pa.RecordBatch, bytes], None]:
         """Give a piece's rows as batches, each with the key after its last row; at least one batch, that may be empty."""
         scan = request.stage.scan
         layouts = {layout.layout_id: layout for layout in scan.layouts}

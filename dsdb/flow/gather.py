@@ -13,6 +13,7 @@ Invariants:
 
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 
 import pyarrow as pa
 import trio
@@ -104,8 +105,9 @@ class Gatherer:
     async def steps(self, node: NodeId, request: FragmentRequest) -> AsyncIterator[FragmentOutput]:
         """Run a fragment on a node, this one included, and give its steps."""
         if node == self._router.node_id:
-            async for output in self._runner.run(request):
-                yield output
+            async with aclosing(self._runner.run(request)) as steps:
+                async for output in steps:
+                    yield output
             return
         schema: pa.Schema | None = None
         async for chunk in self._peers.download(node, FRAGMENT, request):

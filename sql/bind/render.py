@@ -359,6 +359,9 @@ def _as_text(text: str, source: SqlType) -> str:
         return _float_text(text)
     if source.name is TypeName.INTERVAL:
         raise FeatureNotSupportedError("a cast from interval to text is not supported over the rows of a query")
+    if source.name in (TypeName.DATE, TypeName.TIMESTAMP, TypeName.TIMESTAMPTZ):
+        # The engine writes an era in parentheses, behind the date.
+        return f"regexp_replace(CAST({text} AS VARCHAR), '^(.*) \\(BC\\)(.*)$', '\\1\\2 BC')"
     return f"CAST({text} AS VARCHAR)"
 
 

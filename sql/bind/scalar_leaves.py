@@ -8,8 +8,8 @@ from dsdb.sql.bind.binder import Binder, parameter_node, rule
 from dsdb.sql.bind.bound import column, constant, decimal_type, integer_type
 from dsdb.sql.errors import FeatureNotSupportedError, UndefinedParameterError
 from dsdb.sql.parse import position_of
-from dsdb.sql.text import EXACT, fit_decimal
-from dsdb.sql.types import BOOL, NUMERIC, UNKNOWN
+from dsdb.sql.text import EXACT
+from dsdb.sql.types import BOOL, UNKNOWN
 
 
 @rule(exp.Column)
@@ -35,7 +35,6 @@ def _bind_literal(node: exp.Expr, _: Binder) -> exp.Expr:
         type_ = integer_type(value)
         return constant(value if type_.is_integer else Decimal(value), type_, position=position)
     number = Decimal(text.replace("_", ""))
-    fit_decimal(number, NUMERIC)
     exponent = number.as_tuple().exponent
     number = EXACT.quantize(number, Decimal(1)) if isinstance(exponent, int) and exponent > 0 else number
     return constant(number, decimal_type(number), position=position)

@@ -95,6 +95,7 @@ _RULES: tuple[tuple[re.Pattern[str], _Make], ...] = tuple(
         ),
         (r"(?s)(?P<type>date|time|timestamp) field value (?P<problem>out of range): \"(?P<text>.*?)\"", _of_datetime),
         (r"(?i)(date|timestamp|time|epoch|interval).*out of range", lambda _: errors.DatetimeOverflowError("date/time value out of range")),
+        (r"(?i)extract specifier .* not recognized", lambda found: errors.InvalidParameterError(found.string)),
         (r"cannot take logarithm", lambda found: errors.LogarithmError(found.string)),
         (r"(?i)is undefined outside", lambda _: errors.NumericOutOfRangeError("input is out of range")),
         (r"cannot take square root", lambda found: errors.PowerError(found.string)),

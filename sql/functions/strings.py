@@ -94,6 +94,8 @@ def _translate(text: str, source: str, target: str) -> str:
 def _chr(code: int) -> str:
     if code == 0:
         raise ProgramLimitError("null character not permitted")
+    if code < 0:
+        raise InvalidParameterError("character number must be positive")
     if not 0 < code < 0x110000 or 0xD800 <= code < 0xE000:
         raise ProgramLimitError(f"requested character not valid for encoding: {code}")
     return chr(code)
@@ -226,7 +228,7 @@ _SUBSTRING = (
 
 _ENGINE_CHR = (
     "(CASE WHEN {0} = 0 THEN error('[54000] null character not permitted') "
-    "WHEN {0} < 0 OR {0} > 1114111 OR {0} BETWEEN 55296 AND 57343 "
+    "WHEN {0} < 0 THEN error('[22023] character number must be positive') WHEN {0} > 1114111 OR {0} BETWEEN 55296 AND 57343 "
     "THEN error('[54000] requested character not valid for encoding: ' || {0}) ELSE chr({0}) END)"
 )
 _OVERLAY = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from tests.differential.tables import literal, quoted
+from tests.differential.tables import TABLES, literal, quoted
 
 EXCLUDED = {
     "numeric / numeric": "a quotient has its own number of digits: compared with a tolerance (APPROXIMATE)",
@@ -323,6 +323,11 @@ class Expressions:
     def __init__(self, rng: random.Random, columns: Sequence[tuple[str, str]]) -> None:
         self.rng = rng
         self.columns = columns
+
+    @staticmethod
+    def columns_of(alias: str, table: str) -> list[tuple[str, str]]:
+        """Give a table's columns, each with its family."""
+        return [(f"{alias}.{column}", COLUMN_TYPES[type_]) for column, type_ in TABLES[table].items()]
 
     def make(self, family: str, depth: int) -> str:
         """Make an expression of a family, at most so deep."""

@@ -9,7 +9,7 @@ import random
 
 import msgspec
 
-from tests.differential.expressions import COLUMN_TYPES, Expressions
+from tests.differential.expressions import Expressions
 from tests.differential.tables import TABLES
 
 _AGGREGATES = [
@@ -178,7 +178,7 @@ class Queries:
             table = rng.choice(list(TABLES))
             alias = f"{table[0]}{self._aliases}"
             self._aliases += 1
-            mine = [(f"{alias}.{column}", COLUMN_TYPES[type_]) for column, type_ in TABLES[table].items()]
+            mine = Expressions.columns_of(alias, table)
             item = f"{table}@@ AS {alias}"
             text = f"{text} {self._join(columns, mine)}".replace("@table", item) if number else item
             columns += mine
