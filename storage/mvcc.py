@@ -35,6 +35,10 @@ _SUFFIXES_END = b"\xff" * 8 + b"\x00"
 _NO_USER_KEY = b"\xff" * 16
 """Above `keys.KEY_MAX`, so never a stored key; stands for "none so far" where a comparison must stay cheap."""
 
+_NEWEST_CHUNK_ROWS = 128
+_NEWEST_BYTES_MAX = 1 << 20
+"""Of values that `newest_of` reads in vain before it seeks each key."""
+
 _VALUE, _TOMBSTONE, _INTENT = b"\x00", b"\x01", b"\x02"
 _VALUE_FLAG, _TOMBSTONE_FLAG, _INTENT_FLAG, _EMPTY_FLAG = 0, 1, 2, -1
 
@@ -178,6 +182,22 @@ def get_many(reader: Reader, keys: Sequence[bytes], ts: Timestamp, *, own: bytes
 def newest(reader: Reader, key: bytes) -> Version | None:
     """Read the newest version of a key, whatever its intent."""
     return _first_version(reader, key, MAX_TIMESTAMP)
+
+
+def newest_of(reader: Reader, keys: Sequence[bytes]) -> list[Version | None]:
+    """Read the newest versions of keys (ascending), whatever their intents: by one scan, where little else lies between them."""
+    entries: dict[bytes, tuple[bytes, bytes]] = {}
+    rows = taken = 0
+    for engine_keys, stored in reader.scan(_DELTA, keys[0] + _INTENT_SUFFIX, keys[-1] + _SUFFIXES_END, chunk_rows=_NEWEST_CHUNK_ROWS):
+        rows += len(engine_keys)
+        taken += sum(map(len, stored))
+        if rows > 2 * len(keys) or taken > _NEWEST_BYTES_MAX:
+            return [newest(reader, key) for key in keys]
+        for engine_key, value in zip(engine_keys, stored):
+            if engine_key[-_SUFFIX_BYTES:] != _INTENT_SUFFIX:
+                entries.setdefault(engine_key[:-_SUFFIX_BYTES], (engine_key, value))
+    found = [entries.get(key) for key in keys]
+    return [None if entry is None else _decode_version(*entry) for entry in found]
 
 
 def get_intent(reader: Reader, key: bytes) -> Intent | None:

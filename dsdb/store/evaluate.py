@@ -5,11 +5,14 @@ latch (`Blocked`) or with a fresh timestamp, or gives a command to be proposed.
 
 Invariants:
 - A read is in the timestamp cache before anything else can be evaluated (rule 4).
-- A commit is evaluated once, under its latches, with everything that decides it seen at one moment (rule 8).
+- A commit is evaluated once, under its latches, with everything that decides it seen at one moment (rule 8).  The versions under the
+  keys of a large one are looked up before (`Seen`): nobody else can change them until its latches or the lease are given up.
 - Nothing is answered without the lease having been held at the moment of evaluation.
 """
 
 from collections.abc import Sequence
+
+import msgspec
 
 from dsdb.kv.errors import BelowThreshold, Conflict, DeadlinePassed, Gone, InvalidRequest, KeyExists, KvError, Refused
 from dsdb.kv.ids import AttemptId
@@ -21,6 +24,19 @@ from dsdb.storage.timestamp import COUNTER_BITS, MIN_TIMESTAMP, Timestamp
 from dsdb.store.command import CommitCommand
 from dsdb.store.latches import Latch
 from dsdb.store.replica import Replica
+
+SLICE_WRITES = 512
+"""Writes of one commit whose newest versions are looked up at once: 1 to 4 ms."""
+
+
+class Seen(msgspec.Struct, frozen=True, gc=False):
+    """What stands under the keys of a large commit; looked up under its latches, it holds as long as they and the lease do."""
+
+    lease_term: int
+    newest_ts: Timestamp = MIN_TIMESTAMP
+    """Of the newest version of any of the keys."""
+    existing: bytes | None = None
+    """The first key that must be absent and is not."""
 
 
 class Blocked(Exception):
@@ -141,8 +157,28 @@ def recorded_outcome(replica: Replica, request: CommitRequest) -> CommitReply | 
     return None
 
 
+def look_up(replica: Replica, keys: Sequence[bytes], writes: Sequence[Write], seen: Seen) -> Seen:
+    """Look up the versions under some more keys of a large commit, under its latches.  Raises KvError."""
+    _require_seen(replica, seen)
+    newest_ts, existing = seen.newest_ts, seen.existing
+    for write, version in zip(writes, mvcc.newest_of(replica.context.engine, keys)):
+        if version is not None:
+            if version.ts > newest_ts:
+                newest_ts = version.ts
+            if write.must_be_absent and existing is None and version.value is not None:
+                existing = write.key
+    return Seen(seen.lease_term, newest_ts, existing)
+
+
+def _require_seen(replica: Replica, seen: Seen) -> None:
+    replica.require_lease()
+    if replica.lease_term != seen.lease_term:
+        # Another leaseholder may have written the keys since; that the lease is back does not help.
+        raise KvError(replica.no_lease())
+
+
 def evaluate_commit(
-    replica: Replica, request: CommitRequest, keys: Sequence[bytes], writes: Sequence[Write], ts: Timestamp
+    replica: Replica, request: CommitRequest, keys: Sequence[bytes], writes: Sequence[Write], ts: Timestamp, seen: Seen | None = None
 ) -> CommitCommand | CommitReply | BumpReply:
     """Evaluate a commit at `ts`, under its latches.  A BumpReply means: not at this timestamp.  Raises KvError."""
     replica.require_lease()
@@ -151,20 +187,15 @@ def evaluate_commit(
     if recorded is not None:
         return recorded
     attempt = request.attempt
-    engine, cache = replica.context.engine, replica.cache
-    bound = MIN_TIMESTAMP
-    existing: bytes | None = None
-    for write in writes:
-        key = write.key
-        cached = cache.bound(key, ts, attempt)
-        if cached > bound:
-            bound = cached
-        version = mvcc.newest(engine, key)
-        if version is not None:
-            if version.ts >= ts and version.ts > bound:
-                bound = version.ts
-            if write.must_be_absent and existing is None and version.value is not None:
-                existing = key
+    cache = replica.cache
+    if seen is None:
+        bound, existing = _bound(replica, writes, ts, attempt)
+    else:
+        _require_seen(replica, seen)
+        bound = cache.bound_of_all(keys, ts, attempt)
+        if seen.newest_ts >= ts:
+            bound = max(bound, seen.newest_ts)
+        existing = seen.existing
     if bound or ts <= cache.low:
         return BumpReply(max(bound, cache.low))
     _refresh_local(replica, request, ts)
@@ -185,6 +216,25 @@ def evaluate_commit(
         keys=tuple(keys),
         values=tuple([write.value for write in writes]),
     )
+
+
+def _bound(replica: Replica, writes: Sequence[Write], ts: Timestamp, attempt: AttemptId) -> tuple[Timestamp, bytes | None]:
+    """Give the timestamp that writes must be above (0: `ts` will do), and the first key that must be absent and is not."""
+    engine, cache = replica.context.engine, replica.cache
+    bound = MIN_TIMESTAMP
+    existing: bytes | None = None
+    for write in writes:
+        key = write.key
+        cached = cache.bound(key, ts, attempt)
+        if cached > bound:
+            bound = cached
+        version = mvcc.newest(engine, key)
+        if version is not None:
+            if version.ts >= ts and version.ts > bound:
+                bound = version.ts
+            if write.must_be_absent and existing is None and version.value is not None:
+                existing = key
+    return bound, existing
 
 
 def _refresh_local(replica: Replica, request: CommitRequest, ts: Timestamp) -> None:

@@ -11,6 +11,8 @@ Invariants:
 - A turn that a busy or full disk refuses is kept whole and written again; no other turn runs before.
 - What an entry does is visible, and its latches are released, before whoever proposed it is answered.
 - Groups are taken in the order of their range ids.
+- A turn applies a few thousand writes at most; what is left is for the next, and all other tasks run in between.  A large commit is
+  applied by several turns, and nothing behind it in its range before it is whole.
 """
 
 import logging
@@ -35,15 +37,18 @@ from dsdb.raft.messages import (
 from dsdb.raft.ready import Ready, Role, RoleChange, StableMark
 from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.errors import DiskFullError, WriteStallError
-from dsdb.store.command import ChangeReplicasCommand, Command, SplitCommand, decode_command
+from dsdb.store.command import ChangeReplicasCommand, Command, CommitCommand, SplitCommand, decode_command
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import RaftEnvelope, Transport
 from dsdb.store.outbox import Outbox
 from dsdb.store.replica import Replica
 from dsdb.store.state import META, encode
-from dsdb.store.state_machine import Result
+from dsdb.store.state_machine import PART_WRITES, Result, StateMachine
 
 log = logging.getLogger("dsdb.store")
+
+TURN_CHANGES = 2_048
+"""Changes in a turn's batch above which no further command is applied: 4 to 8 ms to record and to write."""
 
 
 class LoopEvents:
@@ -102,6 +107,8 @@ class RaftLoop:
         """Messages that leave once `_batch` is written."""
         self.is_stalled = False
         """`_batch` was refused and must be written before anything else."""
+        self._has_more = False
+        """This turn has left commands to the next."""
         self._pause_s = 0.0
         self._marks: dict[RangeId, StableMark] = {}
         """What the next sync makes durable."""
@@ -130,7 +137,11 @@ class RaftLoop:
         if self._flusher is not None:
             task, self._flusher = self._flusher, None
             trio.lowlevel.reschedule(task)
-        elif self._stepper is not None and not self.is_stalled:
+        elif not self.is_stalled:
+            self._wake_stepper()
+
+    def _wake_stepper(self) -> None:
+        if self._stepper is not None:
             task, self._stepper = self._stepper, None
             trio.lowlevel.reschedule(task)
 
@@ -141,14 +152,21 @@ class RaftLoop:
             if self.is_stalled:
                 await trio.sleep(self._pause_s)
             elif self._needs_sync:
+                if self._dirty:
+                    self._wake_stepper()
                 await self._sync()
-            elif not self._dirty:
+            elif self._dirty:
+                await trio.lowlevel.checkpoint()
+            else:
                 await self._park("_flusher")
 
     async def run_stepper(self) -> NoReturn:
         """Run turns while the flusher waits for the disk."""
         while True:
-            await self._park("_stepper")
+            if self._dirty and self._is_syncing and not self.is_stalled:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._park("_stepper")
             self.turn()
 
     async def _park(self, slot: str) -> None:
@@ -181,11 +199,12 @@ class RaftLoop:
     # ---- Turns ----
 
     def turn(self, *, retry: bool = False) -> None:
-        """Perform what all dirty groups have to do, until none has anything; nothing waits here."""
+        """Perform what all dirty groups have to do, until none has anything, or it is much; nothing waits here."""
         if self.is_stalled and not (retry and self._write()):
             self.outbox.flush()
             return
-        while self._dirty:
+        self._has_more = False
+        while self._dirty and not self._has_more:
             self.turns += 1
             range_ids = sorted(self._dirty)
             self._dirty.clear()
@@ -285,6 +304,9 @@ class RaftLoop:
         has_changed = False
         last = 0
         while queue:
+            if len(batch) > TURN_CHANGES:
+                self._has_more = True
+                break
             entry = queue[0]
             if entry.kind is EntryKind.CONFIG:
                 self._apply_config(replica, entry)
@@ -295,8 +317,11 @@ class RaftLoop:
                     self._after_write.append(lambda term=entry.term: self._events.on_lease_started(replica, term))  # type: ignore[misc]
             else:
                 proposal = replica.take_proposal(entry.index, entry.term)
-                command = decode_command(entry.data) if proposal is None else proposal.command
-                if has_changed and machine.needs_written_state(command):
+                if proposal is not None:
+                    command = proposal.command
+                else:
+                    command = machine.command_in_parts(entry.index) or decode_command(entry.data)
+                if (has_changed and machine.needs_written_state(command)) or self._applied_part(machine, entry, command):
                     if proposal is not None:
                         replica.pending[entry.index] = proposal
                     break
@@ -313,8 +338,19 @@ class RaftLoop:
                 return
         if queue:
             self._dirty.add(replica.range_id)
+        if not has_changed:
+            return
         machine.put_applied(batch)
         self._after_write.append(lambda: self._applied(replica, last))
+
+    def _applied_part(self, machine: StateMachine, entry: Entry, command: Command) -> bool:
+        """Apply a part of a command if it is a large one that is not to be finished in this turn."""
+        if type(command) is not CommitCommand or len(command.keys) <= PART_WRITES:
+            return False
+        if not machine.put_part(self._batch, entry.index, entry.term, command):
+            return False
+        self._has_more = True
+        return True
 
     def _applied(self, replica: Replica, index: int) -> None:
         if replica.is_destroyed:

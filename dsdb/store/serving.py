@@ -178,17 +178,29 @@ class Serving:
         self, replica: Replica, request: CommitRequest, keys: tuple[bytes, ...], writes: tuple[Any, ...]
     ) -> CommitCommand | CommitReply | BumpReply:
         """Evaluate at the timestamp asked for, and at fresh ones as long as it is bumped and may choose (rule 8c)."""
+        seen = None
+        if len(writes) > evaluate.SLICE_WRITES:
+            seen = await self._look_up(replica, keys, writes)
         ts = request.ts
         if ts is None:
             ts = self._context.timestamps.fresh_nowait()
             if ts is None:
                 ts = await self.fresh()
         for _ in range(self._context.config.fresh_timestamps_max):
-            decided = evaluate.evaluate_commit(replica, request, keys, writes, ts)
+            decided = evaluate.evaluate_commit(replica, request, keys, writes, ts, seen)
             if request.has_other_reads or not isinstance(decided, BumpReply):
                 return decided
             ts = await self.fresh()
         return decided
+
+    async def _look_up(self, replica: Replica, keys: tuple[bytes, ...], writes: tuple[Any, ...]) -> evaluate.Seen:
+        """Look up what stands under the keys of a large commit, while others have their turns."""
+        seen = evaluate.Seen(replica.lease_term)
+        for begin in range(0, len(keys), evaluate.SLICE_WRITES):
+            end = begin + evaluate.SLICE_WRITES
+            seen = evaluate.look_up(replica, keys[begin:end], writes[begin:end], seen)
+            await trio.lowlevel.checkpoint()
+        return seen
 
     async def _refuse(self, replica: Replica, request: RefuseRequest) -> Reply:
         replica.require_lease()

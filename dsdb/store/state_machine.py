@@ -6,7 +6,8 @@ Invariants:
 - Applying depends on the command, the replicated state and the range's keys alone; never on the lease, the clock or the store.
 - The first outcome of an attempt in the log wins, a refusal included (rule 9).
 - An outcome is forgotten only at or below the floor, under which nothing is accepted (rule 11).
-- All that an entry changes goes into one batch, with the applied index.
+- All that an entry changes goes into one batch, with the applied index; but for the writes of a large commit, which go before it in
+  parts.  Until that entry is applied nothing else of the range is, its keys' latches are held, and applying it again puts the same.
 """
 
 import heapq
@@ -58,8 +59,23 @@ from dsdb.store.state import (
 Result: TypeAlias = Reply | KvErrorDetail
 """What whoever proposed a command is told."""
 
+PART_WRITES = 512
+"""Writes of one commit that go into a batch at once: a millisecond or two to record and to write."""
+
 VERSIONS_MAX = 1 << 30
 """Versions removed by one garbage collection command: no limit, as its span is small."""
+
+
+class _Parts:
+    """A large commit whose writes are put in parts."""
+
+    __slots__ = ("command", "done", "index")
+
+    def __init__(self, index: int, command: CommitCommand) -> None:
+        self.index = index
+        self.command = command
+        self.done = 0
+        """Writes that are put."""
 
 
 class StateMachine:
@@ -74,6 +90,8 @@ class StateMachine:
         self._by_first_ts: list[tuple[Timestamp, AttemptId]] = [(outcome.first_ts, attempt) for attempt, outcome in self.outcomes.items()]
         """A heap of what `outcomes` holds, for forgetting it in order."""
         heapq.heapify(self._by_first_ts)
+        self._parts: _Parts | None = None
+        """The large commit that is under way."""
 
     @property
     def descriptor(self) -> RangeDescriptor:
@@ -96,12 +114,47 @@ class StateMachine:
         """Write the applied index into the batch of what was applied."""
         batch.put(META, self.keys.applied, encode(self.applied))
 
+    def command_in_parts(self, index: int) -> CommitCommand | None:
+        """Give the commit at a place in the log if parts of it are put already: decoding it took long enough."""
+        return self._parts.command if self._parts is not None and self._parts.index == index else None
+
+    def put_part(self, batch: WriteBatch, index: int, term: int, command: CommitCommand) -> bool:
+        """Put the next part of a large commit into the batch.  False: what is left, with all else that it does, is for `apply`."""
+        parts = self._parts
+        if parts is None or parts.index != index:
+            if not self._takes_effect(term, command):
+                return False
+            parts = self._parts = _Parts(index, command)
+        end = parts.done + PART_WRITES
+        if end >= len(command.keys):
+            return False
+        ts, put = command.ts, mvcc.put
+        for key, value in zip(command.keys[parts.done : end], command.values[parts.done : end]):
+            put(batch, key, ts, value)
+        parts.done = end
+        return True
+
+    def _takes_effect(self, term: int, command: CommitCommand) -> bool:
+        """Say whether `apply` will write what a commit writes."""
+        descriptor = self.state.descriptor
+        return (
+            command.lease_term == term
+            and command.attempt not in self.outcomes
+            and command.first_ts > max(command.floor, self.state.floor)
+            and descriptor.start_key <= command.keys[0]
+            and command.keys[-1] < descriptor.end_key
+        )
+
     def apply(self, batch: WriteBatch, index: int, term: int, command: Command) -> Result:
         """Apply a command at its place in the log.  Membership changes come through `apply_change`."""
         delta = 0
         result: Result
         if isinstance(command, CommitCommand):
-            result, delta = self._apply_commit(batch, term, command)
+            done = 0
+            if self._parts is not None:
+                done = self._parts.done if self._parts.index == index else 0
+                self._parts = None
+            result, delta = self._apply_commit(batch, term, command, done)
         elif isinstance(command, ChangeReplicasCommand):
             raise AssertionError(f"a membership change outside of a CONFIG entry, at {index}")
         elif command.lease_term != term:
@@ -137,7 +190,8 @@ class StateMachine:
 
     # ---- Outcomes ----
 
-    def _apply_commit(self, batch: WriteBatch, term: int, command: CommitCommand) -> tuple[Result, int]:
+    def _apply_commit(self, batch: WriteBatch, term: int, command: CommitCommand, done: int) -> tuple[Result, int]:
+        """Apply a commit whose first `done` writes are put already."""
         if command.lease_term != term:
             return _other_term(command.lease_term, term), 0
         if command.floor > self.state.floor:
@@ -153,7 +207,11 @@ class StateMachine:
             return RangeKeyMismatch((descriptor,)), 0
         size = 0
         put = mvcc.put
-        for key, value in zip(keys, command.values):
+        values = command.values
+        if done:
+            size = sum(map(len, keys[:done])) + 9 * done + sum([len(value) for value in values[:done] if value is not None])
+            keys, values = keys[done:], values[done:]
+        for key, value in zip(keys, values):
             put(batch, key, ts, value)
             size += len(key) + 9
             if value is not None:

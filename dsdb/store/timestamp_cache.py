@@ -14,6 +14,7 @@ Sans-I/O: plain values in and out.
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from dsdb.kv.ids import AttemptId
@@ -134,6 +135,27 @@ class TimestampCache:
         if read_ts > ts or (read_ts == ts and owner != attempt):
             return read_ts
         return MIN_TIMESTAMP
+
+    def bound_of_all(self, keys: Sequence[bytes], ts: Timestamp, attempt: AttemptId) -> Timestamp:
+        """Give the highest `bound` of keys (ascending): sources that were not read at `ts` or later are not looked at."""
+
+        def bounds(reading: Reading | None) -> bool:
+            return reading is not None and (reading[0] > ts or (reading[0] == ts and reading[1] != attempt))
+
+        found = self.low if self.low >= ts else MIN_TIMESTAMP
+        for points, newest in ((self._points, self._points_ts), (self._older, self._older_ts)):
+            if newest >= ts:
+                readings = [points[key] for key in points.keys() & keys]
+                found = max([found, *[reading[0] for reading in readings if bounds(reading)]])
+        starts = self._starts
+        first = max(bisect_right(starts, keys[0]) - 1, 0)
+        for index in range(first, bisect_right(starts, keys[-1])):
+            reading = self._readings[index]
+            if reading is not None and reading[0] > found and bounds(reading):
+                at = bisect_left(keys, starts[index])
+                if at < len(keys) and (index + 1 == len(starts) or keys[at] < starts[index + 1]):
+                    found = reading[0]
+        return found
 
     def __len__(self) -> int:
         return len(self._points) + len(self._older) + len(self._starts)
