@@ -19,8 +19,9 @@ from dsdb.sql.errors import NumericOutOfRangeError, ProgramLimitError, Statement
 
 TEXT_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of one text, including a bulk INSERT that the VALUES reader takes."""
-PARSED_CHARS_MAX = 4 * 1024 * 1024
-"""Characters that go through the general parser."""
+PARSED_CHARS_MAX = 512 * 1024
+"""Characters that go through the general parser: its tokenizer holds the event loop for up to 1 µs a character, and with 2 million
+of them a node on a busy machine lost its leases."""
 TOKENS_MAX = 50_000
 """Of one text: the parser and the binder hold the event loop for some 20 µs a token."""
 NESTING_MAX = 100
@@ -118,7 +119,7 @@ def check_parsed_text(sql: str) -> None:
     if len(sql) > PARSED_CHARS_MAX:
         raise ProgramLimitError(
             f"statement text of {len(sql)} characters is longer than {PARSED_CHARS_MAX}",
-            hint="only INSERT … VALUES with plain literals may be longer; send the rest in several statements",
+            hint="only INSERT … VALUES with plain literals may be longer; pass large values as parameters",
         )
 
 

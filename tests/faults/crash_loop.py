@@ -10,6 +10,7 @@ One node, two, or all three go at a time.  Ends with 1 if an acknowledged row is
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import threading
@@ -105,7 +106,7 @@ class CrashLoop:
             f"{self.rounds} rounds, {self.kills} kills, {self.bytes_lost} unsynced bytes cut off",
             "rows: {} acknowledged, {} of unknown outcome, {} refused".format(*counts) + f"; longest pause of a writer {pause:.1f} s",
             *self.faults,
-            "ROWS WERE LOST OR INVENTED" if self.faults else "nothing acknowledged was lost",
+            "FAULTS WERE FOUND" if self.faults else "nothing acknowledged was lost",
         ]
         return "\n".join(lines)
 
@@ -129,11 +130,18 @@ def main() -> int:
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
     print(f"seed {seed}, {arguments.minutes:g} minutes", flush=True)
-    with tempfile.TemporaryDirectory(prefix="dsdb-crash-") as directory:
-        loop = CrashLoop(Path(directory), seed)
+    directory = Path(tempfile.mkdtemp(prefix="dsdb-crash-"))
+    loop = CrashLoop(directory, seed)
+    try:
         loop.run(seconds=arguments.minutes * 60)
+    except TimeoutError as error:
+        loop.faults.append(f"round {loop.rounds}: the cluster did not go on within {PROGRESS_S:.0f} s: {error}")
     print(loop.report())
-    return 1 if loop.faults else 0
+    if loop.faults:
+        print(f"stores and logs are kept in {directory}")
+        return 1
+    shutil.rmtree(directory)
+    return 0
 
 
 if __name__ == "__main__":
