@@ -282,13 +282,32 @@ def _parse_tokens(tokens: list[Token], sql: str) -> ParsedStatement:
         raise FeatureNotSupportedError(f"{verb} is not supported", position=tokens[0].start + 1)
     if verb not in _PARSED_VERBS:
         raise _syntax_error(tokens[0])
-    tokens, parameters = _number_parameters(tokens)
+    tokens, parameters = _number_parameters(_without_source_parentheses(tokens) if verb == "INSERT" else tokens)
     tree = _parse_tree(_mark_calls(tokens), sql)
     if isinstance(tree, exp.Command):
         words = " ".join(token.text for token in tokens[:3])
         raise FeatureNotSupportedError(f'this form of "{words} …" is not supported', position=tokens[0].start + 1)
     _fold(tree)
     return ParsedStatement(text=text, tree=tree, parameters=parameters)
+
+
+def _without_source_parentheses(tokens: list[Token]) -> list[Token]:
+    """Take the parentheses off `INSERT INTO t (VALUES …)`, which the parser would read as a list of columns."""
+    for index, token in enumerate(tokens[: _INSERT_HEAD_TOKENS_MAX - 1]):
+        if token.token_type is TokenType.L_PAREN:
+            if tokens[index + 1].token_type is not TokenType.VALUES:
+                return tokens
+            depth = 0
+            for end in range(index, len(tokens)):
+                depth += {TokenType.L_PAREN: 1, TokenType.R_PAREN: -1}.get(tokens[end].token_type, 0)
+                if not depth:
+                    return [*tokens[:index], *tokens[index + 1 : end], *tokens[end + 1 :]]
+            return tokens
+    return tokens
+
+
+_INSERT_HEAD_TOKENS_MAX = 10
+"""Within so many tokens the first parenthesis of an INSERT stands."""
 
 
 def _parse_tree(tokens: list[Token], sql: str) -> exp.Expr:

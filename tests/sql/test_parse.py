@@ -227,3 +227,12 @@ def test_millions_of_spaces_are_refused_quickly() -> None:
     for text in (" " * 15_000_000, "INSERT" + " " * 15_000_000, "INSERT INTO t" + " " * 15_000_000):
         with pytest.raises(ProgramLimitError):
             parse_statements(text)
+
+
+@pytest.mark.parametrize("text", ["INSERT INTO t (VALUES (1), (2))", "INSERT INTO t (a) (VALUES (1), (2)) RETURNING a"])
+def test_the_rows_of_an_insert_may_stand_in_parentheses(text: str) -> None:
+    tree = parse_statements(text)[0].tree
+    assert isinstance(tree, exp.Insert)
+    source = tree.expression.this if isinstance(tree.expression, exp.Subquery | exp.Paren) else tree.expression
+    assert source.find(exp.Values) is not None
+    assert len(source.find(exp.Values).expressions) == 2
