@@ -28,6 +28,8 @@ _ITEM = re.compile(
     r"\s*+(\)\s*+,\s*+\(|[,)])",
     re.IGNORECASE,
 )
+_PREFIX_CHARS_MAX = 64 * 1024
+"""Characters before the rows that are looked through: names of some thousand columns."""
 _INTEGER, _STRING, _DECIMAL, _NULL, _TRUE, _FALSE, _SEPARATOR = 1, 2, 3, 4, 5, 6, 7
 _CONSTANTS: dict[int, Datum] = {_NULL: None, _TRUE: True, _FALSE: False}
 
@@ -46,7 +48,7 @@ class ValuesText(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_values(sql: str) -> ValuesText | None:
     """Read the rows, or give None if the text is not a bulk INSERT of plain literals."""
-    head = _PREFIX.match(sql)
+    head = _PREFIX.match(sql, 0, _PREFIX_CHARS_MAX)
     if head is None:
         return None
     position = head.end() + 1

@@ -47,9 +47,14 @@ def test_a_result_whose_node_dies_while_it_streams_ends_with_an_error_and_is_nev
         cursor.execute("SELECT * FROM generate_series(1, 5000000)")
         rows = len(cursor.fetchmany(1_000))
         node.kill()
-        with pytest.raises(dsdb.OperationalError) as caught:
+
+        def read_on() -> None:
+            nonlocal rows
             while got := cursor.fetchmany(10_000):
                 rows += len(got)
+
+        with pytest.raises(dsdb.OperationalError) as caught:
+            read_on()
         assert caught.value.sqlstate == "08006"
         assert rows < 5_000_000
 

@@ -62,7 +62,7 @@ def other_protocols(port: Port, chance: random.Random) -> str:
     texts = (
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\x16\x03\x01\x02\x00\x01\x00",
         b"SSH-2.0-x\r\n",
     )
     return say(port, chance.choice(texts))

@@ -44,7 +44,8 @@ class WireFuzz:
         self._pid = self.target.pid
         self._bystander = dsdb.connect(f"dsdb://{self.target.address}")
         self._bystander.execute("CREATE TABLE IF NOT EXISTS wire_rows (id BIGINT PRIMARY KEY, v TEXT)")
-        self._lease_changes = [metric(node, "dsdb_store_lease_changes_total") for node in cluster.nodes]
+        self._wait_balanced()
+        self._lease_changes = self._count_lease_changes()
 
     def attack(self, *, seconds: float, rounds_min: int = 0) -> None:
         """Attack by bytes for some time, each attack at least so often."""
@@ -101,6 +102,26 @@ class WireFuzz:
         if lag > self.worst_lag_s:
             self.worst_lag_s, self.worst_by = lag, name
 
+    def check_leases(self, name: str) -> None:
+        """Look whether a lease has moved since this was asked last."""
+        before, self._lease_changes = self._lease_changes, self._count_lease_changes()
+        if before != self._lease_changes:
+            self.faults.append(f"leases moved during {name}: changes were {before}, are {self._lease_changes}")
+
+    def _wait_balanced(self) -> None:
+        """Wait until the coordinator has no reason to move a lease."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            leads = collections.Counter({node.node_id: 0 for node in self.cluster.nodes})
+            leads.update(row[3] for row in self._bystander.execute("SHOW RANGES").fetchall())
+            if max(leads.values()) - min(leads.values()) < 2 and None not in leads:
+                return
+            threading.Event().wait(0.2)
+        raise TimeoutError(f"the leases are not balanced: {leads}")
+
+    def _count_lease_changes(self) -> list[float]:
+        return [metric(node, "dsdb_store_lease_changes_total") for node in self.cluster.nodes]
+
     def finish(self) -> None:
         """Look at what must not have changed."""
         if not self.target.is_running or self.target.pid != self._pid:
@@ -109,9 +130,7 @@ class WireFuzz:
         with urllib.request.urlopen(f"http://{self.target.http_address}/health", timeout=10) as response:
             if response.status != 200:
                 self.faults.append(f"the node is not healthy: {response.status}")
-        for node, before in zip(self.cluster.nodes, self._lease_changes):
-            if (moved := metric(node, "dsdb_store_lease_changes_total") - before) > 0:
-                self.faults.append(f"{moved:.0f} lease changes on node {node.node_id}")
+        self.check_leases("the end")
         if self.worst_lag_s > LAG_MAX_S:
             self.faults.append(f"a ping took {self.worst_lag_s:.1f} s during {self.worst_by}")
         self._bystander.close()
@@ -151,6 +170,7 @@ class _Watch:
         self._thread.join()
         if self._error is not None:
             raise self._error
+        self._fuzz.check_leases(self._name)
 
 
 def metric(node: NodeProcess, name: str) -> float:
