@@ -10,6 +10,7 @@ Invariants:
 - At most one task waits on the event file; it is read by that task, after its call has ended.
 """
 
+import ctypes
 import os
 import queue
 import sys
@@ -21,6 +22,11 @@ import outcome
 import trio
 
 T = TypeVar("T")
+
+_HAS_EVENT_FILES = sys.platform == "linux"
+if _HAS_EVENT_FILES:
+    _EVENTFD_WRITE = ctypes.PyDLL(None).eventfd_write
+    _EVENTFD_WRITE.argtypes = (ctypes.c_int, ctypes.c_uint64)
 
 
 class Offload(Protocol):
@@ -62,7 +68,7 @@ class DiskThread:
 
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._event_file = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if sys.platform == "linux" else -1
+        self._event_file = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if _HAS_EVENT_FILES else -1
         self._is_event_file_free = self._event_file >= 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -102,11 +108,20 @@ class DiskThread:
             os.close(self._event_file)
             self._event_file, self._is_event_file_free = -1, False
 
+    def _signal(self) -> None:
+        """Wake who waits on the event file, and keep the GIL.
+
+        `os.eventfd_write` gives it up: the loop takes it, and this thread, which is about to wait for its next job, would first wait for
+        it and take it from the loop.
+        """
+        if _EVENTFD_WRITE(self._event_file, 1) != 0:
+            os.eventfd_write(self._event_file, 1)
+
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
             job.result = outcome.capture(job.call)
             if job.waiter is None:
-                os.eventfd_write(self._event_file, 1)
+                self._signal()
                 continue
             token, task = job.waiter
             try:
