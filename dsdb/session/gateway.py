@@ -233,7 +233,7 @@ class GatewaySession:
             types = parameter_types(message.types)
             datums = parameter_datums(types, message.values)
             parameters = [Parameter(sql_type, value) for sql_type, value in zip(types, datums)]
-            statements = self._executor.prepare(message.sql)
+            statements = await self._executor.prepared(message.sql)
             if not statements:
                 self._queue(rows_message(message.stream, (), [], tag="", row_count=None, more=False))
             elif len(statements) > 1 and parameters:

@@ -11,8 +11,8 @@ from dsdb.sql.parse import ParsedStatement
 class StatementPort(Protocol):
     """Runs statements.  Raises SqlError's; what streams afterwards raises them too.  Cancellation stops a statement."""
 
-    def prepare(self, text: str) -> Sequence[ParsedStatement]:
-        """Cut a text into statements."""
+    async def prepared(self, text: str) -> Sequence[ParsedStatement]:
+        """Cut a text into statements; one that takes long is cut by a thread."""
 
     async def run(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
         """Run one of them."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 from sqlglot import exp
 
 from dsdb.sql.bind.bound import type_of
@@ -21,6 +22,7 @@ from dsdb.sql.execute.result import rows_of_batch
 from dsdb.sql.execute.select import run_select
 from dsdb.sql.execute.services import Execution, current_database, find_table, split_name, table_parts
 from dsdb.sql.execute.session import SessionState
+from dsdb.sql.execute.slices import SLICE_ROWS_MAX
 from dsdb.sql.parse import position_of
 from dsdb.sql.plan.select import SelectPlan, plan_select
 from dsdb.sql.rows import Row
@@ -155,7 +157,9 @@ class StatementBinder:
         rows: list[Row] = []
         if result.batches is not None:
             async for batch in result.batches:
-                rows += rows_of_batch(batch, result.columns)
+                for begin in range(0, batch.num_rows, SLICE_ROWS_MAX):
+                    rows += rows_of_batch(batch.slice(begin, SLICE_ROWS_MAX), result.columns)
+                    await trio.lowlevel.checkpoint()
         return rows
 
 

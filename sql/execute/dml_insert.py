@@ -12,6 +12,7 @@ Not here: reading and rewriting rows that are there (`dml_update`).
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
+import trio
 from sqlglot import exp
 
 from dsdb.sql.bind.bound import datum_type
@@ -29,6 +30,7 @@ from dsdb.sql.errors import (
 from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.result import Result
 from dsdb.sql.execute.services import Execution
+from dsdb.sql.execute.slices import SLICE_ROWS_MAX, pause, slices
 from dsdb.sql.execute.target import Compiled, Returning, RowRules, Target, compile_default, unique_violation
 from dsdb.sql.functions.casts import CastContext, cast_context, cast_function
 from dsdb.sql.parse import ParsedStatement, position_of
@@ -60,7 +62,11 @@ class ValueRows:
     async def rows(self, execution: Execution) -> Sequence[SourceRow]:
         """Evaluate each expression."""
         parameters = execution.parameters
-        return [[DEFAULT if value is None else value((), parameters) for value in row] for row in self._rows]
+        rows: list[SourceRow] = []
+        for part in slices(self._rows, len(self._rows[0])):
+            rows += [[DEFAULT if value is None else value((), parameters) for value in row] for row in part]
+            await pause(part)
+        return rows
 
 
 class LiteralRows:
@@ -71,13 +77,16 @@ class LiteralRows:
         self._columns = columns
 
     async def rows(self, execution: Execution) -> Sequence[SourceRow]:
-        """Convert each literal to its column's type, a column at a time."""
+        """Convert each literal to its column's type, a column of a slice at a time."""
         width = len(self._columns)
         for row in self._rows:
             if len(row) != width:
                 raise _wrong_width(len(row), width)
-        converted = [_literals(column, values) for column, values in zip(self._columns, zip(*self._rows))]
-        return list(zip(*converted))
+        rows: list[SourceRow] = []
+        for part in slices(self._rows, width):
+            rows += zip(*[_literals(column, values) for column, values in zip(self._columns, zip(*part))])
+            await pause(part)
+        return rows
 
 
 def _literals(column: ColumnDescriptor, values: Sequence[Datum]) -> list[Datum]:
@@ -132,10 +141,11 @@ class QueryRows:
     async def rows(self, execution: Execution) -> Sequence[SourceRow]:
         """Run the query and cast its rows."""
         casts = self._casts
-        return [
-            [None if value is None else cast(value) for cast, value in zip(casts, row)]
-            for row in await self._binder.query_rows(self._query, execution)
-        ]
+        rows: list[SourceRow] = []
+        for part in slices(await self._binder.query_rows(self._query, execution), len(casts)):
+            rows += [[None if value is None else cast(value) for cast, value in zip(casts, row)] for row in part]
+            await pause(part)
+        return rows
 
 
 class _Identity:
@@ -188,13 +198,21 @@ class InsertPlan:
         """Insert the rows."""
         parameters = execution.parameters
         rows = await self._complete(await self._source.rows(execution), execution)
-        for row in rows:
-            self._rules.check(row, parameters)
-        written = self._insert(rows, execution) if self._conflict is None else await self._insert_or_update(self._conflict, rows, execution)
+        for part in slices(rows, self._width):
+            for row in part:
+                self._rules.check(row, parameters)
+            await pause(part)
+        if self._conflict is None:
+            written: Sequence[Row] = await self._insert(rows, execution)
+        else:
+            written = await self._insert_or_update(self._conflict, rows, execution)
         tag = f"INSERT 0 {len(written)}"
         if self._returning is None:
             return Result(tag, row_count=len(written))
-        returned = [self._returning.row(row, parameters) for row in written]
+        returned: list[Row] = []
+        for written_part in slices(written, self._width):
+            returned += [self._returning.row(row, parameters) for row in written_part]
+            await pause(written_part)
         return Result(tag, columns=self._returning.columns, rows=returned, row_count=len(returned))
 
     def explain(self) -> list[str]:
@@ -208,13 +226,15 @@ class InsertPlan:
         """Give whole rows: source values in their places, defaults and sequence values in the others."""
         rows: list[list[Any]] = []
         positions = self._source_positions
-        for values in source:
-            row: list[Any] = [None] * self._width
-            for position, value in zip(positions, values):
-                row[position] = value
-            for position, default in self._absent:
-                row[position] = default((), execution.parameters)
-            rows.append(row)
+        for part in slices(source, self._width):
+            for values in part:
+                row: list[Any] = [None] * self._width
+                for position, value in zip(positions, values):
+                    row[position] = value
+                for position, default in self._absent:
+                    row[position] = default((), execution.parameters)
+                rows.append(row)
+            await pause(part)
         for identity in self._identities:
             wanted = rows
             if identity not in self._absent_identities:
@@ -236,27 +256,34 @@ class InsertPlan:
         execution.session.sequence_values[sequence.sequence_id] = values[-1]
         execution.session.last_sequence = sequence.sequence_id
 
-    def _insert(self, rows: Sequence[Row], execution: Execution) -> Sequence[Row]:
+    async def _insert(self, rows: Sequence[Row], execution: Execution) -> Sequence[Row]:
         table_rows, insert = self.target.rows, execution.txn.insert
         if len(rows) == 1:
             insert(table_rows.key(rows[0]), table_rows.value(rows[0]))
             return rows
         seen: set[bytes] = set()
-        for row in rows:
-            key = table_rows.key(row)
-            if key in seen:
-                raise unique_violation(table_rows, [row[position] for position in table_rows.key_positions])
-            seen.add(key)
-            insert(key, table_rows.value(row))
+        for part in slices(rows, self._width):
+            for row in part:
+                key = table_rows.key(row)
+                if key in seen:
+                    raise unique_violation(table_rows, [row[position] for position in table_rows.key_positions])
+                seen.add(key)
+                insert(key, table_rows.value(row))
+            await pause(part)
         return rows
 
     async def _insert_or_update(self, conflict: "OnConflict", rows: Sequence[Row], execution: Execution) -> list[Row]:
         table_rows, txn = self.target.rows, execution.txn
-        keys = [table_rows.key(row) for row in rows]
+        keys: list[bytes] = []
+        for part in slices(rows, self._width):
+            keys += [table_rows.key(row) for row in part]
+            await pause(part)
         there = dict(zip(keys, await txn.get(keys)))
         touched: set[bytes] = set()
         written: list[Row] = []
-        for key, row in zip(keys, rows):
+        for number, (key, row) in enumerate(zip(keys, rows)):
+            if number % SLICE_ROWS_MAX == SLICE_ROWS_MAX - 1:
+                await trio.lowlevel.checkpoint()
             stored = there[key]
             if key in touched or stored is not None:
                 if conflict.updates is None:
@@ -479,9 +506,7 @@ def _columns_of(row: exp.Expr, count: int) -> list[exp.Expr]:
     return parts
 
 
-def assigned_value(
-    node: exp.Expr, position: int, target: Target, scope: QueryScope, columns: Any, binder: StatementBinder
-) -> Compiled:
+def assigned_value(node: exp.Expr, position: int, target: Target, scope: QueryScope, columns: Any, binder: StatementBinder) -> Compiled:
     """Compile what SET gives a column."""
     column = target.table.columns[position]
     if column.identity is not None and column.identity.always and not is_default(node):

@@ -13,6 +13,7 @@ Invariants:
 from collections.abc import Sequence
 from typing import Any
 
+import trio
 from sqlglot import exp
 
 from dsdb.sql.bind.conjuncts import conjuncts_of
@@ -22,6 +23,7 @@ from dsdb.sql.execute.binding import NotEvaluableError, StatementBinder
 from dsdb.sql.execute.dml_insert import assigned_value, assignment, assignments, generated_always, is_default
 from dsdb.sql.execute.result import Result, ResultColumn, rows_of_batch
 from dsdb.sql.execute.services import Execution
+from dsdb.sql.execute.slices import SLICE_ROWS_MAX, pause, slices
 from dsdb.sql.execute.target import Compiled, Returning, RowRules, Target, compile_default, unique_violation
 from dsdb.sql.parse import position_of
 from dsdb.sql.plan.spans import KeyAccess, key_access
@@ -74,7 +76,9 @@ class RowFinder:
         if not spans:
             return rows
         async for batch in execution.services.runner.run(LeafStage(scan=scan, ordered=True), execution.txn):
-            rows += rows_of_batch(batch, self._result_columns)
+            for begin in range(0, batch.num_rows, SLICE_ROWS_MAX):
+                rows += rows_of_batch(batch.slice(begin, SLICE_ROWS_MAX), self._result_columns)
+                await trio.lowlevel.checkpoint()
             if len(rows) > SCANNED_ROWS_MAX:
                 raise FeatureNotSupportedError(
                     f"a statement that changes more than {SCANNED_ROWS_MAX} rows is not supported",
@@ -187,12 +191,14 @@ class UpdatePlan:
             assert self._queried is not None, "one of the two"
             found = [(row, row + outputs) for row, outputs in await self._queried.rows(execution, self._binder)]
         changes: list[tuple[Row, Row]] = []
-        for old, context in found:
-            row = list(old)
-            for position, value in sets:
-                row[position] = value(context, parameters)
-            self._rules.check(row, parameters)
-            changes.append((old, tuple(row)))
+        for part in slices(found, len(sets) + len(self.target.table.columns)):
+            for old, context in part:
+                row = list(old)
+                for position, value in sets:
+                    row[position] = value(context, parameters)
+                self._rules.check(row, parameters)
+                changes.append((old, tuple(row)))
+            await pause(part)
         await self._write(changes, execution)
         tag = f"UPDATE {len(changes)}"
         if self._returning is None:
@@ -203,10 +209,15 @@ class UpdatePlan:
     async def _write(self, changes: Sequence[tuple[Row, Row]], execution: Execution) -> None:
         rows, txn = self.target.rows, execution.txn
         if not any(position in rows.key_positions for position, _ in self._sets):
-            for old, new in changes:
-                txn.put(rows.key(old), rows.value(new))
+            for part in slices(changes, len(self.target.table.columns)):
+                for old, new in part:
+                    txn.put(rows.key(old), rows.value(new))
+                await pause(part)
             return
-        keyed = [(rows.key(old), rows.key(new), new) for old, new in changes]
+        keyed: list[tuple[bytes, bytes, Row]] = []
+        for part in slices(changes, len(self.target.table.columns)):
+            keyed += [(rows.key(old), rows.key(new), new) for old, new in part]
+            await pause(part)
         gone = {old_key for old_key, new_key, _ in keyed}
         arriving = [new_key for old_key, new_key, _ in keyed if new_key not in gone]
         there = dict(zip(arriving, await txn.get(arriving)))
@@ -217,8 +228,10 @@ class UpdatePlan:
             seen.add(new_key)
         for old_key, _, _ in keyed:
             txn.delete(old_key)
-        for _, new_key, new in keyed:
-            txn.put(new_key, rows.value(new))
+        for keyed_part in slices(keyed, len(self.target.table.columns)):
+            for _, new_key, new in keyed_part:
+                txn.put(new_key, rows.value(new))
+            await pause(keyed_part)
 
 
 class DeletePlan:
@@ -258,8 +271,10 @@ class DeletePlan:
         else:
             assert self._queried is not None, "one of the two"
             rows = [row for row, _ in await self._queried.rows(execution, self._binder)]
-        for row in rows:
-            execution.txn.delete(self.target.rows.key(row))
+        for part in slices(rows, len(self.target.rows.key_positions)):
+            for row in part:
+                execution.txn.delete(self.target.rows.key(row))
+            await pause(part)
         tag = f"DELETE {len(rows)}"
         if self._returning is None:
             return Result(tag, row_count=len(rows))

@@ -16,6 +16,7 @@ Not here: time limits and cancellation, which are the session's; what each state
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -86,6 +87,9 @@ PLANS_MAX = 2_048
 """Plans, and parsed texts, that a node keeps."""
 CACHED_TEXT_CHARS_MAX = 16_384
 """Longer texts are hardly ever sent twice."""
+SYNCHRONOUS_CHARS_MAX = 32_768
+"""Longer texts are read and planned by a thread: some milliseconds of work for the usual kinds."""
+READERS_MAX = 2
 
 _UNKNOWN = TypeName.UNKNOWN
 
@@ -106,6 +110,8 @@ class StatementExecutor:
         self._services = services
         self._texts: dict[str, tuple[ParsedStatement, ...]] = {}
         self._plans: dict[tuple[object, ...], _CachedPlan] = {}
+        self._readers = trio.CapacityLimiter(READERS_MAX)
+        """Threads that read and plan long texts."""
 
     def prepare(self, text: str) -> tuple[ParsedStatement, ...]:
         """Cut a text into statements.  Raises SqlSyntaxError, ProgramLimitError, StatementTooComplexError, FeatureNotSupportedError."""
@@ -115,6 +121,15 @@ class StatementExecutor:
             if len(text) <= CACHED_TEXT_CHARS_MAX:
                 _keep(self._texts, text, found)
         return found
+
+    async def prepared(self, text: str) -> tuple[ParsedStatement, ...]:
+        """Do what `prepare` does; a long text is read by a thread, so that the event loop runs on.
+
+        Cancellation: the thread is left to itself; it ends with the text.
+        """
+        if len(text) <= SYNCHRONOUS_CHARS_MAX:
+            return self.prepare(text)
+        return await trio.to_thread.run_sync(self.prepare, text, limiter=self._readers, abandon_on_cancel=True)
 
     async def run(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
         """Run one statement, and commit it.
@@ -139,7 +154,7 @@ class StatementExecutor:
 
         The first error ends it; what ran before stays.
         """
-        statements = self.prepare(text)
+        statements = await self.prepared(text)
         for statement in statements:
             # One statement must take all its parameters; of several, each takes those that it names.
             given = parameters if len(statements) == 1 else parameters[: statement.parameters]
@@ -150,7 +165,11 @@ class StatementExecutor:
         catalog = services.catalogs.acquire_nowait() or await services.catalogs.acquire()
         execution: Execution | None = None
         try:
-            cached = self._plan(session, statement, parameters, catalog)
+            if statement.rows is not None or len(statement.text) <= SYNCHRONOUS_CHARS_MAX:
+                cached = self._plan(session, statement, parameters, catalog)
+            else:
+                plan_it = partial(self._plan, session, statement, parameters, catalog)
+                cached = await trio.to_thread.run_sync(plan_it, limiter=self._readers, abandon_on_cancel=True)
             plan = cached.plan
             now = services.now()
             values: tuple[Datum, ...]

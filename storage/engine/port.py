@@ -38,8 +38,8 @@ class Family(enum.Enum):
 KeysAndValues: TypeAlias = tuple[list[bytes], list[bytes]]
 """A chunk of a scan: keys in scan order, and their values, of equal length."""
 
-SCAN_CHUNK_ROWS = 4096
-"""Rows in a chunk of a scan: about 4 ms of work for the caller, well below the 20 ms for which anything may hold the GIL."""
+SCAN_CHUNK_ROWS = 2048
+"""Rows in a chunk of a scan: about 2 ms of work for the caller, well below the 20 ms for which anything may hold the GIL."""
 
 
 class WriteBatch(Protocol):

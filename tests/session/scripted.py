@@ -29,7 +29,7 @@ class ScriptedExecutor:
         self.streams_closed = 0
         self._columns: dict[tuple[SqlType, ...], tuple[ResultColumn, ...]] = {}
 
-    def prepare(self, text: str) -> Sequence[ParsedStatement]:
+    async def prepared(self, text: str) -> Sequence[ParsedStatement]:
         return [
             ParsedStatement(text=part.strip(), tree=exp.Update() if part.strip().startswith("update") else exp.Null())
             for part in text.split(";")
