@@ -52,7 +52,7 @@ class Differences:
             # The point path evaluates more than the engine can.
             self.counts["refused"] += 1
             return
-        self._keep(difference(*outcomes), f"{first}\n{second}", f"{label} paths")
+        self._keep(difference(*outcomes, is_quotient=True), f"{first}\n{second}", f"{label} paths")
 
     def _keep(self, why: str, sql: str, label: str) -> None:
         self.counts["different" if why else "same"] += 1

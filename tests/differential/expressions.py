@@ -12,6 +12,7 @@ from tests.differential.tables import TABLES, literal, quoted
 
 EXCLUDED = {
     "numeric / numeric": "a quotient has its own number of digits: compared with a tolerance (APPROXIMATE)",
+    "numerics without a scale, computed": "the engine gives them 12 digits behind the point: compared by value",
     "avg, stddev, variance of numeric": "as quotients: compared with a tolerance",
     "sqrt, power, exp, ln of numeric": "give double precision; only float8 arguments are generated",
     "sum, avg of float8": "the order of addition is free: compared with a tolerance",
@@ -256,7 +257,7 @@ GRAMMAR: dict[str, list[str]] = {
         "regexp_replace($text, 'a', 'Q', 'g')",
         "cast($int4 as text)",
         "$text::varchar(3)::text",
-        "'lit'",
+        "'lit'::text",
     ],
     "ascii": ["'abc Def'", "$int4::text", "md5($text)", "'x'"],
     "text_number": ["'12'", "'-3.50'", "$int4::text", "$numeric::text"],
