@@ -207,7 +207,6 @@ class Keeper:
         period = context.chance.getrandbits(PERIOD_BITS)
         grant, is_new = context.liveness.take_request(frame.sender, frame.request, now, period)
         self._loop.outbox.grant(frame.sender, grant)
-        self._loop.schedule()
         if not is_same_life:
             # Its leases ended with its earlier life, and none of this life is acknowledged yet.
             self._on_lapsed(frame.sender, now)

@@ -4,7 +4,8 @@
                                                                                   └─▶ sync in the disk thread ─▶ stabled, acknowledge
 
 Two tasks run turns: the flusher, which goes on to sync what they wrote, and the stepper, while the flusher waits for the disk.  So a
-command that comes alone costs one task switch before its sync and none after it, and what comes meanwhile shares the next sync.
+command that comes alone costs one task switch before its sync and none after it, and what comes meanwhile shares the next sync.  A frame
+of another store that finds neither at work has its turn at once (`turn_now`).
 
 Invariants:
 - Messages leave only after their turn's batch is written; those of `messages_after_sync` only when all written before them is durable.
@@ -36,7 +37,7 @@ from dsdb.raft.messages import (
 )
 from dsdb.raft.ready import Ready, Role, RoleChange, StableMark
 from dsdb.storage.engine.port import WriteBatch
-from dsdb.storage.errors import DiskFullError, WriteStallError
+from dsdb.storage.errors import DiskFullError, StorageError, WriteStallError
 from dsdb.store.command import ChangeReplicasCommand, Command, CommitCommand, SplitCommand, decode_command
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import RaftEnvelope, Transport
@@ -120,6 +121,8 @@ class RaftLoop:
         """The flusher, while it is parked."""
         self._stepper: trio.lowlevel.Task | None = None
         """The stepper, while it is parked."""
+        self._failure: StorageError | None = None
+        """What ended a turn of another task: the flusher ends the store with it."""
         self.syncs = 0
         self.turns = 0
         context.on_dirty = self.mark
@@ -128,17 +131,35 @@ class RaftLoop:
 
     def mark(self, range_id: int) -> None:
         """Look at a range in the next turn, and tick it until it is quiet."""
-        self._dirty.add(RangeId(range_id))
-        self.awake.add(RangeId(range_id))
+        self.note(RangeId(range_id))
         self.schedule()
+
+    def note(self, range_id: RangeId) -> None:
+        """As `mark`, for somebody who will call `turn_now`."""
+        self._dirty.add(range_id)
+        self.awake.add(range_id)
 
     def schedule(self) -> None:
         """Have a turn run soon, or what is in the outbox sent."""
         if self._flusher is not None:
             task, self._flusher = self._flusher, None
             trio.lowlevel.reschedule(task)
-        elif not self.is_stalled:
+        elif self._is_syncing and not self.is_stalled:
             self._wake_stepper()
+        # Otherwise the flusher is about to run: it takes what is there.
+
+    def turn_now(self) -> None:
+        """Have a turn in the task that calls, if no task is about to have one: it saves a switch to whoever brings a lone message."""
+        is_idle = self._flusher is not None or (self._is_syncing and self._stepper is not None)
+        if is_idle and not self.is_stalled:
+            try:
+                self.turn()
+            except StorageError as error:
+                self._failure = error
+            else:
+                if not self._dirty and (self._is_syncing or not self._needs_sync) and not self.is_stalled:
+                    return
+        self.schedule()
 
     def _wake_stepper(self) -> None:
         if self._stepper is not None:
@@ -148,6 +169,8 @@ class RaftLoop:
     async def run_flusher(self) -> NoReturn:
         """Run turns, and make what they wrote durable."""
         while True:
+            if self._failure is not None:
+                raise self._failure
             self.turn(retry=True)
             if self.is_stalled:
                 await trio.sleep(self._pause_s)

@@ -243,7 +243,7 @@ class Store(LoopEvents):
                 replica.raft.step(message)
             except AssertionError as error:
                 self._halt(replica, error)
-            self._loop.mark(range_id)
+            self._loop.note(range_id)
         for notice in frame.missing:
             self._sender.hear_missing(frame.sender, notice.range_id, notice.replica_id)
         for notice in frame.inquiries:
@@ -252,7 +252,8 @@ class Store(LoopEvents):
             replica = self._replicas.get(notice.range_id)
             if replica is not None and replica.replica_id == notice.replica_id:
                 replica.is_doomed = True
-                self._loop.mark(notice.range_id)
+                self._loop.note(notice.range_id)
+        self._loop.turn_now()
 
     def _receive_stray(self, sender: StoreId, range_id: RangeId, message: Any) -> None:
         """Take a message to a replica that is not here: a split not applied yet, a removed replica, or one that needs a snapshot."""
