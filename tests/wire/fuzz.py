@@ -1,6 +1,6 @@
 """Attack a node of a real cluster through its port, and look whether anybody but the attacker notices.
 
-    python -m tests.wire.fuzz --seconds 60 [--seed N]
+    python -m tests.wire.fuzz --seconds 60 [--seed N] [--verbose]
 
 After each attack the node must live, and a client that was there before must be answered; at the end the process is the same one, no
 lease has moved on any node, memory is what it was, and every hostile statement has ended with a result or an error of the user's.
@@ -41,6 +41,7 @@ class WireFuzz:
         self.faults: list[str] = []
         self.worst_lag_s = 0.0
         self.worst_by = ""
+        self.is_verbose = False
         self._pid = self.target.pid
         self._bystander = dsdb.connect(f"dsdb://{self.target.address}")
         self._bystander.execute("CREATE TABLE IF NOT EXISTS wire_rows (id BIGINT PRIMARY KEY, v TEXT)")
@@ -68,10 +69,14 @@ class WireFuzz:
             loris.close()
         self.counts["slow loris: others connected"] += 1
 
-    def say(self, names: list[str]) -> None:
-        """Run hostile statements; each ends in time, and none as a bug of ours."""
+    def say(self, names: list[str], *, seconds: float = float("inf")) -> None:
+        """Run hostile statements, as many as the time allows; each ends in time, and none as a bug of ours."""
+        deadline = time.monotonic() + seconds
         url = f"dsdb://{self.target.address}?statement_timeout={int(STATEMENT_TIMEOUT_S * 1000)}"
         for name in names:
+            if time.monotonic() > deadline:
+                self.counts["statements for which no time was left"] += 1
+                continue
             sql, parameters = TEXTS[name]()
             began = time.monotonic()
             with self.watched(name):
@@ -84,8 +89,11 @@ class WireFuzz:
                     if state.startswith("XX"):
                         self.faults.append(f"{name}: {state} {error}")
             self.counts[f"statements that ended with {state}"] += 1
-            if time.monotonic() - began > STATEMENT_S:
-                self.faults.append(f"{name}: took {time.monotonic() - began:.0f} s")
+            took = time.monotonic() - began
+            if took > STATEMENT_S:
+                self.faults.append(f"{name}: took {took:.0f} s")
+            if self.is_verbose:
+                print(f"{took:6.2f} s  {name}: {state}", flush=True)
 
     def watched(self, name: str) -> "_Watch":
         """Ping as another client while something goes on, and look after it whether the node lives."""
@@ -184,7 +192,8 @@ def metric(node: NodeProcess, name: str) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of attacks by bytes, beside the hostile statements")
+    parser.add_argument("--seconds", type=float, default=45.0, help="for all attacks; the cluster's start comes before")
+    parser.add_argument("--verbose", action="store_true", help="print each hostile statement's name and end")
     parser.add_argument("--seed", type=int, default=None)
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
@@ -193,9 +202,12 @@ def main() -> int:
         cluster.wait_replicated(3)
         fuzz = WireFuzz(cluster, seed)
         try:
-            fuzz.attack(seconds=arguments.seconds, rounds_min=1)
+            fuzz.is_verbose = arguments.verbose
+            fuzz.attack(seconds=arguments.seconds / 3)
             fuzz.loris(1_000)
-            fuzz.say(list(TEXTS))
+            names = list(TEXTS)
+            fuzz.chance.shuffle(names)
+            fuzz.say(names, seconds=arguments.seconds * 2 / 3)
         except (NodeDiedError, OSError, dsdb.OperationalError) as error:
             fuzz.faults.append(str(error))
         fuzz.finish()
