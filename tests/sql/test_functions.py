@@ -63,3 +63,17 @@ def test_every_cast_that_exists_has_a_function() -> None:
             if context is not None:
                 function = cast_function(source, target)
                 assert function is None or callable(function)
+
+
+def test_like_takes_no_time_for_patterns_with_many_wildcards() -> None:
+    from dsdb.sql.functions.strings import like_pattern
+
+    assert like_pattern("%a" * 50 + "b", "\\", False).fullmatch("a" * 3_000) is None
+    for text, pattern, matches in (
+        ("abcab", "%ab", True),
+        ("aab", "a%ab", True),
+        ("ab", "%a%ab", False),
+        ("", "%%", True),
+        ("a%b", "a\\%b", True),
+    ):
+        assert (like_pattern(pattern, "\\", False).fullmatch(text) is not None) == matches, (text, pattern)
