@@ -7,9 +7,9 @@ from collections import deque
 
 import trio
 
-INTERVAL_S = 0.1
+INTERVAL_S = 0.25
 """Between two samples."""
-SAMPLES_MAX = 600
+SAMPLES_MAX = 240
 """One minute of samples."""
 
 

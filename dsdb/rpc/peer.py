@@ -66,6 +66,8 @@ class Peers:
         self._address_of = address_of
         self._peers: dict[NodeId, _Peer] = {}
         self._nursery: trio.Nursery | None = None
+        self._called: trio.Event | None = None
+        """What wakes the sweeper, while nobody is owed an answer."""
         self.hello = Hello("", NodeId(0))
         """What this node says of itself when it connects; set once its identity is known."""
 
@@ -80,6 +82,9 @@ class Peers:
                     now = self._clock.now()
                     for peer in self._peers.values():
                         peer.sweep(now)
+                    if not any(peer.needs_sweep for peer in self._peers.values()):
+                        self._called = trio.Event()
+                        await self._called.wait()
             finally:
                 self._nursery = None
                 with trio.CancelScope(shield=True):
@@ -94,6 +99,7 @@ class Peers:
         Cancellation tells the other side, and does not wait for it: what the call did is then unknown.
         """
         connection = await self._peer(node_id).connected()
+        self._wake_sweeper()
         return await connection.call(method, request, self._clock.now() + timeout_s)
 
     def send(self, node_id: NodeId, method: Method[RequestT, None], message: RequestT) -> bool:
@@ -114,6 +120,7 @@ class Peers:
         """Call a DOWNLOAD and give its chunks; closing the iterator early ends it on the other side.  Raises as `call`."""
         peer = self._peer(node_id)
         stream, frames = await peer.bulk()
+        self._wake_sweeper()
         is_clean = False
         try:
             try:
@@ -138,6 +145,7 @@ class Peers:
         """Call an UPLOAD with chunks and give its reply.  Raises as `call`."""
         peer = self._peer(node_id)
         stream, frames = await peer.bulk()
+        self._wake_sweeper()
         try:
             await stream.send_all(encode_frame(FrameKind.REQUEST, method.number, 1, method.encode(request)))
             async for chunk in chunks:
@@ -155,6 +163,11 @@ class Peers:
             with trio.CancelScope(shield=True):
                 await peer.give_back(stream, frames, is_clean=False)
         raise ReplyLost(f"node {node_id} closed the stream without a reply")
+
+    def _wake_sweeper(self) -> None:
+        if self._called is not None:
+            self._called.set()
+            self._called = None
 
     def _peer(self, node_id: NodeId) -> "_Peer":
         peer = self._peers.get(node_id)
@@ -218,6 +231,11 @@ class _Peer:
             if self.connection.is_silent(now, owes_bulk=bool(self._busy_bulk)):
                 log.info("node %d says nothing: its connection is closed", self._node_id)
                 self.drop()
+
+    @property
+    def needs_sweep(self) -> bool:
+        """Say whether it owes an answer, or is under suspicion because it owed one."""
+        return bool(self._busy_bulk) or (self.connection is not None and self.connection.needs_sweep)
 
     async def bulk(self) -> tuple[NodeStream, FrameReader]:
         if self.connection is None:
@@ -360,6 +378,10 @@ class _Connection:
             error = ReplyLost(f"node {self._node_id} did not answer {call.method.name} in time")
             trio.lowlevel.reschedule(call.task, outcome.Error(error))
             self.outbox.send(encode_frame(FrameKind.CANCEL, call.method.number, call_id, b""))
+
+    @property
+    def needs_sweep(self) -> bool:
+        return bool(self._calls) or self._silent_since is not None
 
     def is_silent(self, now: float, *, owes_bulk: bool) -> bool:
         """Say whether the peer must be given up; ask it whether it is there before.  Called by each sweep."""

@@ -83,6 +83,17 @@ class Keeper:
 
     # ---- Time ----
 
+    def pause_s(self, now: float) -> float:
+        """Give the time until the next tick: where no group is awake and nobody waits, only support has to be asked for, or ends.
+
+        A group that is woken in between is ticked a little later for once; it has a tick to lose.
+        """
+        context = self._context
+        if self._loop.awake or self._is_barred or context.deadlines.is_waited_for:
+            return context.config.tick_interval_s
+        due = min(self._next_request, context.liveness.next_lapse())
+        return min(max(due - now, context.config.tick_interval_s / 10), context.config.support_interval_s)
+
     def tick(self) -> None:
         """Do what is due: called every tick interval."""
         context = self._context

@@ -16,6 +16,8 @@ Invariants:
 Sans-I/O: the time is an argument, frames are made and taken by the caller.
 """
 
+import math
+
 import msgspec
 
 from dsdb.kv.ids import StoreId
@@ -93,6 +95,10 @@ class Liveness:
         for store in ended:
             del self._promises[store]
         return ended
+
+    def next_lapse(self) -> float:
+        """Give the moment when the first promise passes unless it is renewed."""
+        return min(self._promises.values(), default=math.inf)
 
     def is_barred(self, now: float) -> bool:
         """Say whether a promise of an earlier life of this store may still stand."""

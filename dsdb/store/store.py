@@ -197,7 +197,7 @@ class Store(LoopEvents):
 
     async def _run_ticks(self) -> NoReturn:
         while True:
-            await trio.sleep(self.config.tick_interval_s)
+            await trio.sleep(self._keeper.pause_s(self._context.clock.now()))
             if self._fatal is not None:
                 raise self._fatal
             self._keeper.tick()

@@ -78,6 +78,11 @@ class Deadlines:
             queue.popleft()
         queue.append((now + wait_s, waiter, detail))  # type: ignore[arg-type]  # only its failing is used
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Say whether somebody may still be waiting."""
+        return any(self._queues.values())
+
     def sweep(self, now: float) -> None:
         """Fail those whose time is over."""
         for queue in self._queues.values():
