@@ -413,20 +413,29 @@ def changed(reader: Reader, span: Span, low: Timestamp, high: Timestamp) -> tupl
 
     Intents themselves are found by `intents`.
     """
+    for found in changes(reader, span, low, high):
+        if found is not None:
+            return found
+    return None
+
+
+def changes(reader: Reader, span: Span, low: Timestamp, high: Timestamp) -> Iterator[tuple[bytes, Timestamp] | None]:
+    """Do what `changed` does in steps of a chunk each: None is given after each in which there is none; the first find is the last."""
     if low >= high:
-        return None
+        return
     # A suffix below the intent's does not exist, and the intent's own is not a version's.
     newest_suffix, oldest_suffix = _version_suffix(min(high, Timestamp(MAX_TIMESTAMP - 1))), _version_suffix(low)
     if span.end == span.start + b"\x00":
         found = _first_from(reader, span.start, newest_suffix)
-        if found is None or found[0][-_SUFFIX_BYTES:] >= oldest_suffix:
-            return None
-        return span.start, _suffix_ts(found[0][-_SUFFIX_BYTES:])
+        if found is not None and found[0][-_SUFFIX_BYTES:] < oldest_suffix:
+            yield span.start, _suffix_ts(found[0][-_SUFFIX_BYTES:])
+        return
     for engine_keys, _stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
         for engine_key, suffix in zip(engine_keys, map(_suffix_of, engine_keys)):
             if newest_suffix <= suffix < oldest_suffix:
-                return engine_key[:-_SUFFIX_BYTES], _suffix_ts(suffix)
-    return None
+                yield engine_key[:-_SUFFIX_BYTES], _suffix_ts(suffix)
+                return
+        yield None
 
 
 def intents(reader: Reader, span: Span, *, at_or_below: Timestamp, limit: int) -> list[tuple[bytes, Intent]]:

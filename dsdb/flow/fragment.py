@@ -26,7 +26,7 @@ from dsdb.storage.keys import Span, key_after
 from dsdb.storage.rowcodec import decode_batches
 from dsdb.storage.timestamp import Timestamp
 
-BATCH_ROWS = 32_768
+BATCH_ROWS = 16_384
 """Rows gathered before a row-wise query runs or a batch leaves: an engine call costs a millisecond or two."""
 ENGINE_INPUT = "input"
 """What a stage's query calls its scan."""

@@ -6,7 +6,8 @@ latch (`Blocked`) or with a fresh timestamp, or gives a command to be proposed.
 Invariants:
 - A read is in the timestamp cache before anything else can be evaluated (rule 4).
 - A commit is evaluated once, under its latches, with everything that decides it seen at one moment (rule 8).  The versions under the
-  keys of a large one are looked up before (`Seen`): nobody else can change them until its latches or the lease are given up.
+  keys of a large one, and in the spans that it read, are looked up before (`Seen`): nobody else can change them until its latches or
+  the lease are given up.
 - Nothing is answered without the lease having been held at the moment of evaluation.
 """
 
@@ -30,13 +31,17 @@ SLICE_WRITES = 512
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
-    """What stands under the keys of a large commit; looked up under its latches, it holds as long as they and the lease do."""
+    """What was looked up for a large commit under its latches: it holds as long as they and the lease do."""
 
     lease_term: int
+    has_versions: bool = False
+    """The next two are known, of all of its keys."""
     newest_ts: Timestamp = MIN_TIMESTAMP
     """Of the newest version of any of the keys."""
     existing: bytes | None = None
     """The first key that must be absent and is not."""
+    is_unchanged: bool = False
+    """What it read in this range was not changed by anybody since."""
 
 
 class Blocked(Exception):
@@ -159,7 +164,7 @@ def recorded_outcome(replica: Replica, request: CommitRequest) -> CommitReply | 
 
 def look_up(replica: Replica, keys: Sequence[bytes], writes: Sequence[Write], seen: Seen) -> Seen:
     """Look up the versions under some more keys of a large commit, under its latches.  Raises KvError."""
-    _require_seen(replica, seen)
+    require_seen(replica, seen)
     newest_ts, existing = seen.newest_ts, seen.existing
     for write, version in zip(writes, mvcc.newest_of(replica.context.engine, keys)):
         if version is not None:
@@ -167,10 +172,18 @@ def look_up(replica: Replica, keys: Sequence[bytes], writes: Sequence[Write], se
                 newest_ts = version.ts
             if write.must_be_absent and existing is None and version.value is not None:
                 existing = write.key
-    return Seen(seen.lease_term, newest_ts, existing)
+    return Seen(seen.lease_term, has_versions=True, newest_ts=newest_ts, existing=existing, is_unchanged=seen.is_unchanged)
 
 
-def _require_seen(replica: Replica, seen: Seen) -> None:
+def spans_to_refresh(request: CommitRequest) -> list[Span]:
+    """Give the spans whose refresh may take long: points do not."""
+    if request.read_ts is None or (request.ts is not None and request.ts <= request.read_ts):
+        return []
+    return [span for span in request.reads if span.end != span.start + b"\x00"]
+
+
+def require_seen(replica: Replica, seen: Seen) -> None:
+    """Raise KvError unless what was looked up still holds."""
     replica.require_lease()
     if replica.lease_term != seen.lease_term:
         # Another leaseholder may have written the keys since; that the lease is back does not help.
@@ -188,17 +201,18 @@ def evaluate_commit(
         return recorded
     attempt = request.attempt
     cache = replica.cache
-    if seen is None:
+    if seen is not None:
+        require_seen(replica, seen)
+    if seen is None or not seen.has_versions:
         bound, existing = _bound(replica, writes, ts, attempt)
     else:
-        _require_seen(replica, seen)
         bound = cache.bound_of_all(keys, ts, attempt)
         if seen.newest_ts >= ts:
             bound = max(bound, seen.newest_ts)
         existing = seen.existing
     if bound or ts <= cache.low:
         return BumpReply(max(bound, cache.low))
-    _refresh_local(replica, request, ts)
+    _refresh_local(replica, request, ts, is_unchanged=seen is not None and seen.is_unchanged)
     if existing is not None:
         # The client learns that the key exists at this timestamp.
         cache.note_key(existing, ts, None)
@@ -237,14 +251,16 @@ def _bound(replica: Replica, writes: Sequence[Write], ts: Timestamp, attempt: At
     return bound, existing
 
 
-def _refresh_local(replica: Replica, request: CommitRequest, ts: Timestamp) -> None:
+def _refresh_local(replica: Replica, request: CommitRequest, ts: Timestamp, *, is_unchanged: bool) -> None:
     """Carry the reads of a commit in this range up to its timestamp (rule 8d)."""
     if request.read_ts is None or not request.reads or ts <= request.read_ts:
         return
-    _refresh(replica, request.reads, request.read_ts, ts, request.attempt)
+    _refresh(replica, request.reads, request.read_ts, ts, request.attempt, is_unchanged=is_unchanged)
 
 
-def _refresh(replica: Replica, spans: Sequence[Span], low: Timestamp, high: Timestamp, attempt: AttemptId) -> None:
+def _refresh(
+    replica: Replica, spans: Sequence[Span], low: Timestamp, high: Timestamp, attempt: AttemptId, *, is_unchanged: bool = False
+) -> None:
     threshold = replica.machine.state.threshold
     if low < threshold:
         # A deletion in (low, high] may have been collected.
@@ -252,7 +268,7 @@ def _refresh(replica: Replica, spans: Sequence[Span], low: Timestamp, high: Time
     for span in spans:
         replica.require_span(span)
     engine = replica.context.engine
-    for span in spans:
+    for span in () if is_unchanged else spans:
         found = mvcc.changed(engine, span, low, high)
         if found is not None:
             raise KvError(Conflict(*found))

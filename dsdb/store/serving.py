@@ -11,6 +11,7 @@ Invariants:
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import trio
 
 from dsdb.kv.errors import InvalidRequest, KvError, RangeNotFound, Unavailable
@@ -37,9 +38,10 @@ from dsdb.kv.requests import (
     TransferLeaseReply,
     TransferLeaseRequest,
 )
+from dsdb.storage import mvcc
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span, key_after
-from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.store import evaluate
 from dsdb.store.command import ClearSpanCommand, CollectGarbageCommand, CommitCommand, RaiseMarkCommand, RefuseCommand
 from dsdb.store.context import StoreContext
@@ -181,6 +183,8 @@ class Serving:
         seen = None
         if len(writes) > evaluate.SLICE_WRITES:
             seen = await self._look_up(replica, keys, writes)
+        if request.reads and evaluate.spans_to_refresh(request):
+            seen = await self._look_for_changes(replica, request, seen or evaluate.Seen(replica.lease_term))
         ts = request.ts
         if ts is None:
             ts = self._context.timestamps.fresh_nowait()
@@ -201,6 +205,20 @@ class Serving:
             seen = evaluate.look_up(replica, keys[begin:end], writes[begin:end], seen)
             await trio.lowlevel.checkpoint()
         return seen
+
+    async def _look_for_changes(self, replica: Replica, request: CommitRequest, seen: evaluate.Seen) -> evaluate.Seen:
+        """Look for changes in the spans that a commit read, while others have their turns.  What is found is left to the evaluation."""
+        assert request.read_ts is not None
+        engine = self._context.engine
+        for span in request.reads:
+            evaluate.require_seen(replica, seen)
+            for number, found in enumerate(mvcc.changes(engine, span, request.read_ts, MAX_TIMESTAMP)):
+                if found is not None:
+                    return seen
+                if number:
+                    await trio.lowlevel.checkpoint()
+                    evaluate.require_seen(replica, seen)
+        return msgspec.structs.replace(seen, is_unchanged=True)
 
     async def _refuse(self, replica: Replica, request: RefuseRequest) -> Reply:
         replica.require_lease()

@@ -94,6 +94,9 @@ model_test = settings(max_examples=120, deadline=None, suppress_health_check=[He
 @given(versions=versions, intents=intents, ts=timestamps, own=st.sampled_from([None, OWN]), asked=st.lists(keys, max_size=4))
 def test_point_reads(engine: Engine, versions: Versions, intents: Intents, ts: Timestamp, own: bytes | None, asked: list[bytes]) -> None:
     fill(engine, versions, intents)
+    several = sorted([*KEYS, b"absent"])
+    assert mvcc.newest_of(engine, several) == [model_get(versions, key, MAX_TIMESTAMP) for key in several]
+    assert mvcc.newest_of(engine, several[:1]) == [model_get(versions, several[0], MAX_TIMESTAMP)]
     in_the_way = []
     for key in [*KEYS, b"absent"]:
         assert mvcc.newest(engine, key) == model_get(versions, key, MAX_TIMESTAMP)
@@ -197,9 +200,7 @@ def test_resolve_intent(engine: Engine, versions: Versions, intents: Intents, ke
 
 
 @model_test
-@given(
-    versions=versions, intents=intents, span=spans, threshold=timestamps, versions_max=st.integers(1, 5), seed=st.integers(0, 9)
-)
+@given(versions=versions, intents=intents, span=spans, threshold=timestamps, versions_max=st.integers(1, 5), seed=st.integers(0, 9))
 def test_garbage(
     engine: Engine, versions: Versions, intents: Intents, span: Span, threshold: Timestamp, versions_max: int, seed: int
 ) -> None:

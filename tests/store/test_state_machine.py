@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
@@ -11,6 +12,7 @@ from dsdb.kv.requests import CollectGarbageReply, CommitReply, OutcomeReply, Rai
 from dsdb.raft.messages import Membership, ReplicaId
 from dsdb.storage import mvcc
 from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
 from dsdb.store.command import (
@@ -24,7 +26,7 @@ from dsdb.store.command import (
     encode_command,
 )
 from dsdb.store.state import ReplicaKeys, ReplicatedState, read_replicated
-from dsdb.store.state_machine import Result, StateMachine
+from dsdb.store.state_machine import PART_WRITES, Result, StateMachine
 
 TERM = 6
 ONE, TWO = AttemptId(b"1" * 16), AttemptId(b"2" * 16)
@@ -141,3 +143,49 @@ def test_replicas_that_apply_in_different_batches_hold_the_same() -> None:
             benches[1].reload()
     assert benches[0].machine.outcomes == benches[1].machine.outcomes
     assert benches[0].machine.state == benches[1].machine.state
+
+
+def large_commit(attempt: AttemptId, ts: int) -> CommitCommand:
+    keys = tuple(b"k%05d" % number for number in range(3 * PART_WRITES + 7))
+    values = tuple(None if number % 5 == 0 else b"%d" % ts for number in range(len(keys)))
+    return CommitCommand(1, TERM, Timestamp(0), attempt, Timestamp(50), Timestamp(ts), keys, values)
+
+
+def parts_put(bench: Bench, command: CommitCommand) -> int:
+    """Put the parts that go before the apply of the next entry, each in a batch of its own; give their number."""
+    parts = 0
+    while True:
+        batch = bench.engine.new_batch()
+        if not bench.machine.put_part(batch, bench.index + 1, TERM, command):
+            assert not len(batch)
+            return parts
+        assert len(batch) == PART_WRITES
+        bench.engine.write(batch)
+        parts += 1
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_large_commit_in_parts_is_the_same_as_in_one(restarts: bool) -> None:
+    whole, parted = Bench(), Bench()
+    command = large_commit(ONE, 60)
+    assert whole.apply(command) == CommitReply(Timestamp(60))
+    assert parts_put(parted, command) == 3
+    assert parted.machine.command_in_parts(parted.index + 1) is command
+    assert parted.machine.applied.index == 0, "before its last part it is not applied"
+    if restarts:
+        parted.reload()
+        assert parted.machine.command_in_parts(parted.index + 1) is None
+    assert parted.apply(command) == CommitReply(Timestamp(60))
+    assert parted.machine.applied == whole.machine.applied
+    for family in Family:
+        assert list(parted.engine.scan(family, b"", b"\xff" * 32)) == list(whole.engine.scan(family, b"", b"\xff" * 32))
+
+
+def test_a_large_commit_that_takes_no_effect_leaves_no_part() -> None:
+    bench = Bench()
+    bench.apply(RefuseCommand(TERM, ONE, Timestamp(50)))
+    assert parts_put(bench, large_commit(ONE, 60)) == 0
+    assert bench.apply(large_commit(ONE, 60)) == Refused()
+    assert parts_put(bench, msgspec.structs.replace(large_commit(TWO, 60), lease_term=TERM - 1)) == 0
+    assert parts_put(bench, msgspec.structs.replace(large_commit(TWO, 60), floor=Timestamp(50))) == 0
+    assert bench.value(b"k00001") is None

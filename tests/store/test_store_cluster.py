@@ -18,6 +18,9 @@ from dsdb.kv.requests import (
     Write,
 )
 from dsdb.raft.config import RaftConfig
+from dsdb.storage import mvcc
+from dsdb.storage.keys import Span
+from dsdb.storage.timestamp import MAX_TIMESTAMP
 from dsdb.store import StoreConfig
 
 TABLES = RangeId(2)
@@ -295,9 +298,49 @@ def test_a_follower_far_behind_takes_a_snapshot_also_across_a_split() -> None:
         cluster.network.heal()
         for range_id in (TABLES, RangeId(7)):
             await cluster.eventually(
-                lambda range_id=range_id: cluster.store(3).range_status(range_id) is not None
-                and cluster.store(3).range_status(range_id).applied >= leader.range_status(range_id).applied
+                lambda range_id=range_id: (
+                    cluster.store(3).range_status(range_id) is not None
+                    and cluster.store(3).range_status(range_id).applied >= leader.range_status(range_id).applied
+                )
             )
         assert cluster.wires[StoreId(1)].snapshots >= 3
 
     simulate(3, body, config=StoreConfig(log_keep_entries=10))
+
+
+def test_a_crash_between_the_parts_of_a_large_commit_loses_none_and_doubles_none() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.wait_leaseholder(TABLES)
+        await cluster.replicate(TABLES, [2, 3])
+        ended: list[int] = []
+
+        async def write(first: int) -> None:
+            attempt, first_ts = cluster.new_attempt(), cluster.oracle.issue()
+            writes = tuple(Write(b"\x10%05d" % number, b"%d" % first) for number in range(first, first + 2500))
+            while True:
+                try:
+                    await cluster.call(lambda range_id: CommitRequest(range_id, attempt, first_ts, None, writes), writes[0].key)
+                except KvError as error:
+                    if not isinstance(error.detail, AmbiguousResult):
+                        raise
+                else:
+                    ended.append(first)
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for first in (0, 2000, 6000):
+                nursery.start_soon(write, first)
+            for victim in (2, 1, 3):
+                # Some turns into the commits: the number of parts that were put differs.
+                for _ in range(12 + 5 * victim):
+                    await trio.lowlevel.checkpoint()
+                cluster.kill(StoreId(victim))
+                await cluster.restart(StoreId(victim))
+        assert sorted(ended) == [0, 2000, 6000]
+        stores = [cluster.store(number) for number in (1, 2, 3)]
+        await cluster.eventually(lambda: len({store.range_status(TABLES).applied for store in stores}) == 1)
+        rows = [list(mvcc.scan(cluster.engines[store_id], Span(b"\x10", b"\x11"), MAX_TIMESTAMP)) for store_id in cluster.ids]
+        assert rows[0] == rows[1] == rows[2]
+        assert sum(len(keys) for keys, _ in rows[0]) == 4500 + 2500
+
+    simulate(3, body)

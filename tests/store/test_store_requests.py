@@ -272,3 +272,44 @@ def test_an_own_read_and_write_of_one_key_need_no_second_timestamp() -> None:
         assert await desk.store.serve(request) == CommitReply(ts)
 
     on_one_store(body)
+
+
+def large(*, skip: int = -1, start: int = 0, must_be_absent: bool = False) -> list[Write]:
+    return [Write(b"\x10%05d" % number, b"v", must_be_absent=must_be_absent) for number in range(start, 3000) if number != skip]
+
+
+def test_a_large_commit_keeps_the_rules_of_a_small_one() -> None:
+    async def body(desk: Desk) -> None:
+        old, read_ts, reader = desk.now(), desk.now(), desk.cluster.new_attempt()
+        key = b"\x1002000"
+        assert await desk.store.serve(ReadRequest(TABLES, (key,), read_ts, reader)) == ReadReply(read_ts, (None,))
+        assert await desk.store.serve(desk.commit(*large(), ts=old, has_other_reads=True)) == BumpReply(read_ts)
+        reply = await desk.store.serve(desk.commit(*large(skip=2000, must_be_absent=True)))
+        assert isinstance(reply, CommitReply)
+        assert await desk.store.serve(desk.commit(*large(), ts=read_ts, has_other_reads=True)) == BumpReply(reply.ts)
+        assert await desk.refusal(desk.commit(*large(start=1999, must_be_absent=True))) == KeyExists(b"\x1001999")
+        span = Span(b"\x1000000", b"\x1009999")
+        assert await desk.refusal(desk.commit(Write(C, b"1"), read_ts=read_ts, reads=(span,))) == Conflict(b"\x1000000", reply.ts)
+        assert isinstance(await desk.store.serve(desk.commit(Write(C, b"1"), read_ts=desk.now(), reads=(span,))), CommitReply)
+        # The span counts as read where the commit stands.
+        assert isinstance(await desk.store.serve(desk.commit(Write(key, b"1"), ts=reply.ts, has_other_reads=True)), BumpReply)
+
+    on_one_store(body)
+
+
+def test_others_see_a_large_commit_whole_or_not_at_all() -> None:
+    async def body(desk: Desk) -> None:
+        seen: set[int] = set()
+
+        async def look() -> None:
+            while 3000 not in seen:
+                reply = await desk.store.serve(ScanRequest(TABLES, Span(b"\x1000000", b"\x1009999"), None, 5000, 1 << 20))
+                seen.add(len(reply.keys))  # type: ignore[union-attr]
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await desk.store.serve(desk.commit(*large()))
+        assert seen == {0, 3000}
+
+    on_one_store(body)

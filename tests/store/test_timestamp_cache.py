@@ -75,3 +75,15 @@ def test_only_the_reader_may_write_at_its_timestamp() -> None:
     assert cache.bound(b"j", Timestamp(4), mine) == 0
     cache.note_key(b"k", Timestamp(5), other)
     assert cache.bound(b"k", Timestamp(5), mine) == 5
+
+
+@given(reads, st.sets(st.sampled_from(KEYS), min_size=1), st.integers(0, 13), st.booleans())
+def test_the_bound_of_many_keys_is_the_highest_of_theirs(
+    steps: list[tuple[int, int, Timestamp, AttemptId | None]], keys: set[bytes], ts: int, overflows: bool
+) -> None:
+    cache = TimestampCache(points_max=2, spans_max=3) if overflows else TimestampCache(points_max=1000, spans_max=1000)
+    play(cache, steps)
+    ordered = sorted(keys)
+    for attempt in (AttemptId(b"x"), AttemptId(b"z")):
+        expected = max(cache.bound(key, Timestamp(ts), attempt) for key in ordered)
+        assert cache.bound_of_all(ordered, Timestamp(ts), attempt) == expected
