@@ -196,12 +196,17 @@ def imports_are_spelled_in_full(tree: Tree) -> Iterator[Fault]:
                 yield source.fault(node, f"the product imports {module}", "move what it needs into dsdb/")
 
 
+IMPORT_NAMES = {"google_re2": "re2"}
+"""Libraries that are imported by another name than they are installed by."""
+
+
 def libraries_are_declared(tree: Tree) -> Iterator[Fault]:
     """What is imported with a file is a runtime dependency; optional libraries are imported inside functions."""
     project = tomllib.loads((tree.root / "pyproject.toml").read_text())["project"]
 
     def names(requirements: list[str]) -> set[str]:
-        return {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
+        found = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
+        return {IMPORT_NAMES.get(name, name) for name in found}
 
     always = names(project["dependencies"])
     sometimes = always.union(*(names(group) for extra, group in project.get("optional-dependencies", {}).items() if extra != "dev"))
