@@ -13,7 +13,7 @@ from dsdb.kv.ids import NodeId, RangeId, StoreId
 from dsdb.kv.requests import CommitRequest, ReadRequest, RefuseRequest, SplitRequest, Write
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import Family, WriteBatch
-from dsdb.storage.errors import CorruptionError, DiskFullError, StoreFormatError, WriteStallError
+from dsdb.storage.errors import CorruptionError, DiskError, DiskFullError, StoreFormatError, WriteStallError
 from dsdb.store import Store, StoreConfig, StoreIdentity, read_identity
 
 TABLES = RangeId(2)
@@ -82,6 +82,27 @@ def test_a_full_disk_refuses_writes_and_serves_reads() -> None:
         await cluster.put(key(3), b"again")
 
     simulate(1, body)
+
+
+def test_a_store_ends_with_the_error_of_a_turn_that_a_frame_brought() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.put(key(1), b"there")
+        await cluster.replicate(TABLES, [2, 3])
+        await trio.sleep(1)
+        broken = DiskError("the disk is gone")
+        follower = cluster.engines[StoreId(2)]
+
+        def refuse(_: WriteBatch) -> None:
+            raise broken
+
+        follower.write = refuse  # type: ignore[method-assign]
+        await cluster.put(key(2), b"by the others")
+        await trio.sleep(5)
+        raise AssertionError("store 2 goes on")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        simulate(3, body)
+    assert caught.group_contains(DiskError, match="the disk is gone")
 
 
 def test_a_damaged_replica_is_quarantined_and_another_one_leads() -> None:
@@ -206,5 +227,3 @@ def test_a_store_knows_its_own_directory() -> None:
     Store.create(newer, StoreIdentity(cluster_id="c", node_id=NodeId(1), store_id=StoreId(1), format=99), first=False)
     with pytest.raises(StoreFormatError, match="format 99"):
         read_identity(newer)
-
-
