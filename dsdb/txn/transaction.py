@@ -67,6 +67,8 @@ BUFFER_BYTES_MAX = 8 * 1024 * 1024
 """Keys and values that a transaction may write: it commits as one Raft command."""
 SCAN_BYTES_MAX = 4 * 1024 * 1024
 """Bytes of values in one reply of a scan."""
+READ_KEYS_MAX = 512
+"""Keys of one read: 3 to 5 ms for its leaseholder."""
 SCAN_ROWS_MAX = 10_000
 """Rows in one reply of a scan."""
 BUMPS_MAX = 20
@@ -152,7 +154,7 @@ class KvTransaction:
         remaining = sorted(set(keys))
         while remaining:
             entry = await self._lookup(remaining[0])
-            batch = tuple(key for key in remaining if entry.start_key <= key < entry.end_key)
+            batch = tuple([key for key in remaining[:READ_KEYS_MAX] if entry.start_key <= key < entry.end_key])
             try:
                 reply = await self._send(batch[0], lambda desc, batch=batch: ReadRequest(desc.range_id, batch, ts, self.attempt))  # type: ignore[misc]
             except KvError as error:
@@ -161,7 +163,10 @@ class KvTransaction:
                 raise _port_error(error) from error
             assert isinstance(reply, ReadReply)
             found.update(zip(batch, reply.values))
-            remaining = [key for key in remaining if key not in found]
+            # Of the sorted keys those of a range, or the first of them, come first.
+            remaining = remaining[len(batch) :]
+            if remaining:
+                await trio.lowlevel.checkpoint()
         self._reads.extend(point_span(key) for key in found)
         return [found[key] for key in keys]
 

@@ -1,7 +1,7 @@
 """Runs statements: the point path by key, the stage path through the engine, changes of data and of the catalogue.
 
     executor = StatementExecutor(services)                              one a node (`statement`)
-    for statement in executor.prepare(text):                            synchronous; SqlSyntaxError; `;` gives several
+    for statement in await executor.prepared(text):                     SqlSyntaxError; `;` gives several; `prepare` does it synchronously
         result = await executor.run(session, statement, parameters)     SessionState, ParsedStatement, Sequence[Parameter] → Result
         ...                                                             consume result.batches before the next statement
 

@@ -54,9 +54,16 @@ class RowFinder:
         """Read them."""
         found = await (self._get(execution) if self._access.is_point else self._scan(execution))
         parameters = execution.parameters
-        for holds in self._filters:
-            found = [row for row in found if holds(row, parameters) is True]
-        return found
+        if not self._filters:
+            return found
+        kept: list[Row] = []
+        for part in slices(found, len(self._result_columns)):
+            passed: Sequence[Row] = part
+            for holds in self._filters:
+                passed = [row for row in passed if holds(row, parameters) is True]
+            kept += passed
+            await pause(part)
+        return kept
 
     def explain(self) -> list[str]:
         """Describe it for EXPLAIN."""
