@@ -23,7 +23,7 @@ import enum
 from typing import TypeAlias
 
 Interval: TypeAlias = tuple[int, int, int]
-Datum: TypeAlias = None | bool | int | float | decimal.Decimal | str | bytes | Interval
+Datum: TypeAlias = bool | int | float | decimal.Decimal | str | bytes | Interval | None
 
 
 class Kind(enum.IntEnum):
