@@ -26,10 +26,11 @@ class ShowPlan:
     """SHOW."""
 
     is_writing = False
-    is_reading = True  # the catalogue, which must be under its lease
 
     def __init__(self, statement: ShowStatement, binder: StatementBinder) -> None:
         self._statement = statement
+        # The catalogue, which must be under its lease.  Who looks at the cluster itself must not need what may be gone: the oracle.
+        self.is_reading = statement.subject not in _CLUSTER_SUBJECTS
         if statement.table is not None:
             find_table(statement.table, binder.catalog, binder.session)
 
