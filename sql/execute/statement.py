@@ -91,6 +91,8 @@ SYNCHRONOUS_CHARS_MAX = 32_768
 """Longer texts are read and planned by a thread: some milliseconds of work for the usual kinds."""
 READERS_MAX = 2
 
+_OF_THE_CATALOG = frozenset({"22", "23", "3D", "3F", "42"})
+"""Classes of errors that an old catalogue can cause: unknown names, types and constraints that have changed since."""
 _UNKNOWN = TypeName.UNKNOWN
 
 
@@ -190,7 +192,7 @@ class StatementExecutor:
             raise _in_sql(error, catalog) from error
         except SqlError as error:
             # An idle node's catalogue may be an old one: what it says of a missing table counts only under its lease.
-            if await services.catalogs.is_over(catalog):
+            if error.sqlstate[:2] in _OF_THE_CATALOG and await services.catalogs.is_over(catalog):
                 raise DeadlineExceededError("the catalogue's lease has run out") from error
             raise
         finally:
