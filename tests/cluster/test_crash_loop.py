@@ -14,4 +14,4 @@ def test_no_acknowledged_row_is_lost_when_nodes_are_killed_and_unsynced_log_tail
     loop.run(seconds=0, rounds_min=1)
     assert not loop.faults, loop.report()
     assert loop.kills == 3
-    assert loop.bytes_lost > 0
+    # How much was not synced when they were killed is chance, and may be nothing; `make crash` counts it over many rounds.
