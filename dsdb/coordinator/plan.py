@@ -14,7 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
-from dsdb.kv.ids import NodeId, RangeId, StoreId
+from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 
 REPLICAS = 3
 """Voters of a range in a cluster of three nodes or more."""
@@ -75,16 +75,19 @@ def _missing_replicas(stores: Sequence[StoreView], ranges: Sequence[RangeView], 
 
 
 def _lease_moves(stores: Sequence[StoreView], ranges: Sequence[RangeView]) -> list[Move]:
-    """Move a lease from the store with most to the one with least, if they differ by two or more and it has a replica there."""
+    """Move a lease from the store with most to the one with least, if they differ by two or more and it has a replica there.
+
+    The system range, and with it the oracle, does not count: a lease beside the oracle saves each statement a message.
+    """
     live = [store.store_id for store in stores if store.is_live]
     count = Counter(dict.fromkeys(live, 0))
-    count.update(view.leaseholder for view in ranges if view.leaseholder is not None and view.leaseholder in count)
+    others = [view for view in ranges if view.desc.range_id != SYSTEM_RANGE]
+    count.update(view.leaseholder for view in others if view.leaseholder is not None and view.leaseholder in count)
     for most in sorted(live, key=lambda store_id: (-count[store_id], store_id)):
         for least in sorted(live, key=lambda store_id: (count[store_id], store_id)):
             if count[most] - count[least] < 2:
                 break
-            # The system range stays where it is unless nothing else can move: its lease carries the oracle.
-            for view in reversed(ranges):
+            for view in reversed(others):
                 replica = view.desc.replica_on(least)
                 if view.leaseholder == most and replica is not None and replica.kind is ReplicaKind.VOTER:
                     return [TransferLease(range_id=view.desc.range_id, to=least)]
