@@ -80,9 +80,11 @@ class CatalogLeases:
         """Our row as last written."""
         self._renewing = trio.Lock()
         self._renewals = 0
-        """Renewals begun; how the last one ended is in the next two."""
+        """Renewals begun; whether the last one came to its end is in the next."""
         self._has_renewed = False
-        self._unreachable: str | None = None
+        self._failures = 0
+        """Renewals that found the cluster out of reach; why the last one did is in the next."""
+        self._unreachable = ""
         self._is_used = False
         """Whether a statement came since the last renewal: else the lease may run out."""
 
@@ -119,21 +121,22 @@ class CatalogLeases:
             return False  # nobody can say; what the statement met stands
 
     async def renew(self) -> None:
-        """Take the newest catalogue under a new lease; one renewal serves all who asked before it began, with its failure too.
+        """Take the newest catalogue under a new lease: one renewal for all who asked before it began; if it fails, for all before it ended.
 
         Raises CannotConnectNowError, SerializationError.
         """
-        asked = self._renewals
+        asked, failures = self._renewals, self._failures
         async with self._renewing:
             if self._renewals > asked and self._has_renewed:
                 return
-            if self._renewals > asked and self._unreachable is not None:
+            if self._failures > failures:
                 raise CannotConnectNowError(self._unreachable)
             self._renewals += 1
-            self._has_renewed, self._unreachable = False, None
+            self._has_renewed = False
             try:
                 await _retried(self._renew)
             except CannotConnectNowError as error:
+                self._failures += 1
                 self._unreachable = str(error)
                 raise
             self._has_renewed = True

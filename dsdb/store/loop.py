@@ -19,7 +19,7 @@ Invariants:
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import trio
 
@@ -50,6 +50,11 @@ log = logging.getLogger("dsdb.store")
 
 TURN_CHANGES = 2_048
 """Changes in a turn's batch above which no further command is applied: 4 to 8 ms to record and to write."""
+PROMPT_BYTES_MAX = 128 * 1024
+"""More than this is synced in the disk thread, however fast the disk was with less."""
+
+_Unsynced: TypeAlias = tuple[dict[RangeId, StableMark], list[tuple[StoreId, RaftEnvelope]]]
+"""What a sync makes durable, and the messages that leave after it."""
 
 
 class LoopEvents:
@@ -115,6 +120,7 @@ class RaftLoop:
         """What the next sync makes durable."""
         self._held: list[tuple[StoreId, RaftEnvelope]] = []
         """Messages that leave after the next sync."""
+        self._unsynced_bytes = 0
         self._needs_sync = False
         self._is_syncing = False
         self._flusher: trio.lowlevel.Task | None = None
@@ -154,6 +160,8 @@ class RaftLoop:
         if is_idle and not self.is_stalled:
             try:
                 self.turn()
+                if self._sync_promptly():
+                    self.turn()
             except StorageError as error:
                 self._failure = error
             else:
@@ -172,6 +180,8 @@ class RaftLoop:
             if self._failure is not None:
                 raise self._failure
             self.turn(retry=True)
+            if self._sync_promptly():
+                self.turn()
             if self.is_stalled:
                 await trio.sleep(self._pause_s)
             elif self._needs_sync:
@@ -202,14 +212,32 @@ class RaftLoop:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def _sync(self) -> None:
-        marks, self._marks = self._marks, {}
-        held, self._held = self._held, []
-        self._needs_sync = False
+        unsynced = self._take_unsynced()
         self._is_syncing = True
         try:
             await self._disk.run(self._context.engine.sync)
         finally:
             self._is_syncing = False
+        self._synced(unsynced)
+
+    def _sync_promptly(self) -> bool:
+        """Sync here and now, if there is little to sync and the disk has been fast: it spares two tasks and a thread their switches."""
+        if not self._needs_sync or self._is_syncing or self.is_stalled or self._unsynced_bytes > PROMPT_BYTES_MAX:
+            return False
+        if not self._disk.run_promptly(self._context.engine.sync):
+            return False
+        self._synced(self._take_unsynced())
+        return True
+
+    def _take_unsynced(self) -> _Unsynced:
+        unsynced = self._marks, self._held
+        self._marks, self._held = {}, []
+        self._unsynced_bytes = 0
+        self._needs_sync = False
+        return unsynced
+
+    def _synced(self, unsynced: _Unsynced) -> None:
+        marks, held = unsynced
         self.syncs += 1
         for range_id in sorted(marks):
             replica = self._replicas.get(range_id)
@@ -254,6 +282,7 @@ class RaftLoop:
                 context.disk_trouble = f"the disk is full: {error}"
                 self.is_stalled, self._pause_s = True, context.config.disk_full_probe_s
                 return False
+            self._unsynced_bytes += self._batch.size_bytes
             self._batch = context.engine.new_batch()
         if context.disk_trouble is not None:
             log.warning("the disk takes writes again")

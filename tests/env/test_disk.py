@@ -1,11 +1,13 @@
 """The disk thread: results, errors, order, and cancellation that waits."""
 
 import threading
+import time
 
 import pytest
 import trio
 
 from dsdb.env import DiskThread
+from dsdb.env.disk import PROMPT_CALLS_MIN, PROMPT_S
 
 
 @pytest.fixture
@@ -94,3 +96,43 @@ def test_used_by_one_loop_after_another(disk: DiskThread) -> None:
 
     assert trio.run(main) == 3
     assert trio.run(main) == 3
+
+
+def test_prompt_calls_run_in_the_loop_until_one_is_slow(disk: DiskThread) -> None:
+    async def main() -> None:
+        here = threading.get_ident()
+        ran_in: list[int] = []
+
+        def call() -> None:
+            ran_in.append(threading.get_ident())
+
+        assert not disk.run_promptly(call), "nothing is known of the disk yet"
+        for _ in range(PROMPT_CALLS_MIN):
+            await disk.run(call)
+        assert here not in ran_in
+        assert disk.run_promptly(call)
+        assert ran_in[-1] == here
+
+        assert disk.run_promptly(lambda: time.sleep(2 * PROMPT_S))
+        assert not disk.run_promptly(call), "the last one was slow"
+
+        for _ in range(PROMPT_CALLS_MIN):
+            await disk.run(call)
+        with pytest.raises(ZeroDivisionError):
+            disk.run_promptly(lambda: 1 // 0)
+
+    trio.run(main)
+
+
+def test_a_prompt_call_does_not_overtake_one_in_the_thread(disk: DiskThread) -> None:
+    async def main() -> None:
+        for _ in range(PROMPT_CALLS_MIN):
+            await disk.run(lambda: None)
+        go_on = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.run, go_on.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not disk.run_promptly(lambda: None)
+            go_on.set()
+
+    trio.run(main)

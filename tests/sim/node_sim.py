@@ -93,6 +93,12 @@ class SimDisk:
             await trio.sleep(self._chance.choice((0.0005, 0.001, 0.002, 0.01)) * self.slowness)
         return call()
 
+    def run_promptly(self, call: Callable[[], object]) -> bool:
+        is_prompt = self.slowness == 1 and self._chance.random() < 0.5
+        if is_prompt:
+            call()
+        return is_prompt
+
     def close(self) -> None:
         pass
 

@@ -149,7 +149,8 @@ class Wire:
 class HoldableDisk:
     """A disk whose syncs take no time, or do not end while it is held."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_prompt: bool = False) -> None:
+        self.is_prompt = is_prompt
         self._free = trio.Event()
         self._free.set()
 
@@ -164,6 +165,12 @@ class HoldableDisk:
         await self._free.wait()
         return call()
 
+    def run_promptly(self, call: Callable[[], object]) -> bool:
+        if not self.is_prompt or not self._free.is_set():
+            return False
+        call()
+        return True
+
     def close(self) -> None:
         pass
 
@@ -177,6 +184,8 @@ class Cluster:
         self.network = Network(self.chance)
         self.oracle = Oracle()
         self.config = config or StoreConfig()
+        self.has_prompt_disks = False
+        """Stores that are opened from now on sync in their loops."""
         self.ids = [StoreId(number) for number in range(1, count + 1)]
         self.engines: dict[StoreId, MemoryEngine] = {}
         self.wires: dict[StoreId, Wire] = {}
@@ -199,7 +208,7 @@ class Cluster:
 
     async def open(self, store_id: StoreId) -> Store:
         wire = self.wires[store_id] = Wire(self.network, store_id)
-        self.disks[store_id] = HoldableDisk()
+        self.disks[store_id] = HoldableDisk(is_prompt=self.has_prompt_disks)
         store = Store(
             engine=self.engines[store_id],
             identity=self.identity(store_id),

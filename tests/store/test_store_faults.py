@@ -122,6 +122,7 @@ def test_counters_survive_faults(seed: int) -> None:
         for store_id in cluster.ids:
             cluster.clocks[store_id].rate = 1 + chance.choice((-0.005, 0.0, 0.005))
         await cluster.replicate(TABLES, [2, 3])
+        cluster.has_prompt_disks = seed % 4 >= 2
         cluster.network.spread_s = 0.01 if seed % 2 else 0.0
         cluster.network.drop = 0.02 if seed % 3 == 0 else 0.0
         counters = Counters(cluster)
