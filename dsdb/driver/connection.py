@@ -7,6 +7,7 @@
 
 Invariants:
 - A statement that may have run is never sent twice.
+- A statement that is larger than the node takes is refused here (54000), and nothing of it is sent.
 - After a reconnect the session has the settings that its SET statements made.
 - The lock is held for whole exchanges; `cancel` alone goes past it, so that another thread may call it.
 
@@ -45,6 +46,7 @@ from dsdb.protocol.messages import (
     Schema,
     ServerMessage,
     encode_message,
+    encode_request,
 )
 
 T = TypeVar("T")
@@ -237,8 +239,8 @@ class Connection:
                 for at, (stream, (types, values)) in enumerate(zip(streams, dumped))
             ]
             try:
-                data = b"".join(map(_encode_execute, executes))
-            except DataError:
+                data = b"".join([_encode_execute(wire, execute) for execute in executes])
+            except errors.DatabaseError:
                 for stream in streams:
                     wire.side.abandon_stream(stream)
                 raise
@@ -309,6 +311,7 @@ class Connection:
             stream = wire.side.open_stream()
             try:
                 data = _encode_execute(
+                    wire,
                     Execute(
                         stream=stream,
                         sql=sql,
@@ -316,9 +319,9 @@ class Connection:
                         values=values,
                         inline_rows_max=INLINE_ROWS_MAX,
                         credit_bytes=results.CREDIT_BYTES,
-                    )
+                    ),
                 )
-            except DataError:
+            except errors.DatabaseError:
                 wire.side.abandon_stream(stream)
                 raise
             self._current_stream = stream
@@ -349,7 +352,7 @@ class Connection:
         wire = self._wire = open_wire(self._target)
         wire.notices = notices
         for sql, (types, values) in self._settings.items():
-            wire.send(_encode_execute(Execute(stream=wire.side.open_stream(), sql=sql, types=types, values=values)))
+            wire.send(_encode_execute(wire, Execute(stream=wire.side.open_stream(), sql=sql, types=types, values=values)))
             message = wire.receive()
             if type(message) is ErrorMessage:
                 raise _error_of(message)
@@ -384,11 +387,20 @@ class Connection:
             self._settings[sql] = (types, values)
 
 
-def _encode_execute(message: Execute) -> bytes:
+def _encode_execute(wire: Wire, message: Execute) -> bytes:
+    bytes_max = wire.welcome.request_bytes_max
     try:
-        return encode_message(message)
+        data = encode_request(message, bytes_max=bytes_max)
     except UnicodeEncodeError as error:
         raise DataError(f"text with lone surrogates has no UTF-8: {error.object[:40]!r}", sqlstate="22021") from None
+    if data is None:
+        # The node would hang up on it.
+        raise error_of(
+            "54000",
+            f"the statement is too large: a node takes at most {bytes_max} bytes of text and parameters at once",
+            hint="Send the rows in several statements, or a large value in parts.",
+        )
+    return data
 
 
 def _error_of(message: ErrorMessage) -> errors.DatabaseError:

@@ -5,14 +5,14 @@
     anything else                       one by one
 
 A chunk whose columns mix types (an int here, a str there) is pipelined: a VALUES list has one type a column, single rows do not need to.
-So is a chunk that the node refuses with 0A000: as one statement it would be one transaction over several ranges.
+So is a chunk that is refused as one statement, with 0A000 (it would be one transaction over several ranges) or 54000 (it is too large).
 """
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from dsdb.driver.errors import NotSupportedError, ProgrammingError
+from dsdb.driver.errors import DatabaseError, ProgrammingError
 from dsdb.driver.text import InsertText, insert_text, is_pipelined
 
 ROWS_MAX = 64
@@ -21,6 +21,8 @@ PARAMETERS_MAX = 16_384
 """Of one statement."""
 PIPELINE_MAX = 128
 """Statements sent before the first answer is read."""
+_REFUSED_AS_ONE = ("0A000", "54000")
+"""Nothing of such a statement was done, and its rows may still be taken one by one."""
 
 
 class Runner(Protocol):
@@ -56,7 +58,9 @@ def run_many(runner: Runner, sql: str, rows: Iterable[Sequence[Any]]) -> int:
 def _as_one(runner: Runner, sql: str, insert: InsertText, chunk: list[Sequence[Any]], flat: list[Any]) -> int:
     try:
         return runner.run_rows(insert.of_rows(len(chunk)), flat)
-    except NotSupportedError:
+    except DatabaseError as error:
+        if error.sqlstate not in _REFUSED_AS_ONE:
+            raise
         return _pipelined(runner, sql, chunk)
 
 

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from dsdb.protocol.errors import ProtocolError
-from dsdb.protocol.frames import frame
+from dsdb.protocol.frames import LENGTH_BYTES, REQUEST_BYTES_MAX, frame
 from dsdb.sql.types import SqlType
 
 SESSION_STREAM = 0
@@ -88,12 +88,16 @@ class Bye(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=6):
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=64):
-    """The session is open.  sessions: how many the node serves, this one included."""
+    """The session is open.
+
+    sessions: how many the node serves, this one included; request_bytes_max: of a message that the node takes, larger ones end the session.
+    """
 
     session_id: int
     node_id: int
     server_version: str
     sessions: int = 1
+    request_bytes_max: int = REQUEST_BYTES_MAX
 
 
 class Rows(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=65):
@@ -170,6 +174,16 @@ _DECODE_ERRORS = (msgspec.DecodeError, RecursionError, ValueError)
 def encode_message(message: ClientMessage | ServerMessage) -> bytes:
     """Give a message as a frame.  Raises UnicodeEncodeError for text with lone surrogates."""
     return frame(_ENCODER.encode(message))
+
+
+def encode_request(message: ClientMessage, *, bytes_max: int) -> bytes | None:
+    """Give a message as a frame, None if it is larger than a node takes.  Raises UnicodeEncodeError as `encode_message` does."""
+    try:
+        data = encode_message(message)
+    except (msgspec.EncodeError, OverflowError):
+        # A text or value of 4 GiB, which msgpack cannot say, or a frame of 4 GiB, whose length its prefix cannot.
+        return None
+    return data if len(data) - LENGTH_BYTES <= bytes_max else None
 
 
 def decode_client_message(data: memoryview | bytes) -> ClientMessage:

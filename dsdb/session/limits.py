@@ -2,13 +2,15 @@
 
 import msgspec
 
+from dsdb.protocol.frames import REQUEST_BYTES_MAX
+
 
 class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How many, how large, how long."""
 
     sessions_max: int = 1_000
     """Sessions served at once; one more is refused with 53300."""
-    request_bytes_max: int = 64 << 20
+    request_bytes_max: int = REQUEST_BYTES_MAX
     """Of one message of a client."""
     waiting_statements_max: int = 1_024
     """Statements sent ahead of their turn; beyond it the gateway reads no more, and a Cancel cannot overtake."""

@@ -165,7 +165,11 @@ class SessionServer:
         self._next_session_id += 1
         self._sessions[session] = None
         welcome = Welcome(
-            session_id=session.session_id, node_id=self._node_id, server_version=self._server_version, sessions=len(self._sessions)
+            session_id=session.session_id,
+            node_id=self._node_id,
+            server_version=self._server_version,
+            sessions=len(self._sessions),
+            request_bytes_max=self._limits.request_bytes_max,
         )
         try:
             await stream.send_all(encode_message(welcome))

@@ -17,6 +17,7 @@ from scripted import Node
 import dsdb
 from dsdb.driver import results
 from dsdb.driver.connection import Connection
+from dsdb.protocol.messages import Execute, encode_message
 from dsdb.session import SessionLimits
 
 
@@ -253,6 +254,38 @@ def test_run_retries_serialization_failures(connection: Connection) -> None:
         connection.run(lambda given: given.execute("fail 40001"), attempts_max=2)
     with pytest.raises(dsdb.IntegrityError):
         connection.run(lambda given: given.execute("fail 23505"))
+
+
+def test_what_is_larger_than_the_node_takes_is_not_sent(node: Node, connection: Connection) -> None:
+    large = 100 << 20
+    for sql, parameters in (("echo " + "x" * large, []), ("echo ?", ["x" * large]), ("echo ?, ?", [1, bytes(large)])):
+        with pytest.raises(dsdb.OperationalError, match="at most 67108864 bytes") as caught:
+            connection.execute(sql, parameters)
+        assert caught.value.sqlstate == "54000"
+        assert connection.execute("rows 1").fetchall() == [(0,)]
+    with pytest.raises(dsdb.OperationalError) as caught:
+        connection.cursor().executemany("update 0", [["x"], ["x" * large]])
+    assert caught.value.sqlstate == "54000"
+    assert connection.execute("rows 1").fetchall() == [(0,)]
+    assert node.server.statistics().sessions == 1
+
+
+def test_executemany_of_rows_that_are_too_large_as_one_statement() -> None:
+    with Node(SessionLimits(request_bytes_max=10_000)) as small, dsdb.connect(small.url) as connection:
+        rows = [(n, "x" * 1_000) for n in range(64)]
+        assert connection.cursor().executemany("INSERT INTO t VALUES (?, ?)", rows).rowcount == 64
+        assert small.executor.inserted == rows
+
+
+def test_the_node_says_how_much_it_takes() -> None:
+    with Node(SessionLimits(request_bytes_max=1_000)) as small, dsdb.connect(small.url) as connection:
+        # Up to the last byte, and not beyond: the node would have ended the session.
+        overhead = len(encode_message(Execute(stream=1, sql="echo ?", types=b"\x0b", values=[b"x" * 900], credit_bytes=4 << 20))) - 904
+        connection.execute("echo ?", [b"x" * (1_000 - overhead)])
+        with pytest.raises(dsdb.OperationalError) as caught:
+            connection.execute("echo ?", [b"x" * (1_001 - overhead)])
+        assert caught.value.sqlstate == "54000"
+        assert small.server.statistics().sessions == 1
 
 
 def test_executemany_in_chunks(node: Node, connection: Connection) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dsdb.protocol.datums import parameter_datums, parameter_types, row_datums
 from dsdb.protocol.errors import ProtocolError
-from dsdb.protocol.frames import FrameReader, frame
+from dsdb.protocol.frames import REQUEST_BYTES_MAX, FrameReader, frame
 from dsdb.protocol.messages import (
     Batch,
     Bye,
@@ -109,7 +109,7 @@ def test_rows_arrive_exactly(pairs: list[tuple[TypeName, Any]]) -> None:
         Cancel(stream=3),
         Ping(token=9),
         Bye(),
-        Welcome(session_id=1, node_id=2, server_version="x", sessions=4),
+        Welcome(session_id=1, node_id=2, server_version="x", sessions=4, request_bytes_max=7),
         Batch(stream=1, arrow=memoryview(b"abc")),
         Complete(stream=1, tag="SELECT 3", row_count=3, more=True),
         ErrorMessage(stream=1, sqlstate="42601", message="m", detail="d", hint="h", position=4),
@@ -119,6 +119,13 @@ def test_rows_arrive_exactly(pairs: list[tuple[TypeName, Any]]) -> None:
 )
 def test_messages_round_trip(message: ClientMessage | ServerMessage) -> None:
     assert through(message) == message
+
+
+def test_a_welcome_of_before_it_told_the_limit_has_the_usual_one() -> None:
+    before = frame(msgspec.msgpack.encode([64, 1, 2, "x", 4]))
+    assert decode_server_message(before[4:]) == Welcome(
+        session_id=1, node_id=2, server_version="x", sessions=4, request_bytes_max=REQUEST_BYTES_MAX
+    )
 
 
 def test_schema_round_trips() -> None:
