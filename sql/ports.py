@@ -71,6 +71,15 @@ class Transaction(Protocol):
     def delete(self, key: bytes) -> None:
         """Buffer the removal of a key."""
 
+    def savepoint(self) -> int:
+        """Mark this place in the buffered writes."""
+
+    def rollback_to(self, savepoint: int) -> None:
+        """Forget the writes that were buffered behind a mark; what was read stays read."""
+
+    async def rollback(self) -> None:
+        """Give the transaction up; not needed of one that neither wrote nor locked anything.  Never raises."""
+
     async def commit(self, *, deadline: Timestamp | None = None) -> Timestamp:
         """Commit all buffered writes atomically at one timestamp, at most `deadline`; without writes do nothing.
 
@@ -162,7 +171,11 @@ class KeyExistsError(PortError):
 
 
 class TransactionRetryError(PortError):
-    """What the transaction read has changed since: run it again from the start."""
+    """What the transaction read has changed since: run it again from the start.  key: of the row that was changed, if that is known."""
+
+    def __init__(self, message: str, key: bytes | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class DeadlineExceededError(PortError):

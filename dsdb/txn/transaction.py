@@ -119,6 +119,8 @@ class KvTransaction:
         self._reads: list[Span] = []  # every span read, as asked for
         self._writes: dict[bytes, Write] = {}
         self._write_bytes = 0
+        self._journal: list[tuple[bytes, Write | None]] = []
+        """What each buffered write replaced, for going back to a savepoint."""
         self._patience_s = PATIENCE_S
 
     @property
@@ -197,6 +199,24 @@ class KvTransaction:
     def delete(self, key: bytes) -> None:
         """Buffer a removal."""
         self._buffer(Write(key, None))
+
+    def savepoint(self) -> int:
+        """Mark this place in the buffered writes."""
+        return len(self._journal)
+
+    def rollback_to(self, savepoint: int) -> None:
+        """Forget the writes that were buffered behind a mark."""
+        while len(self._journal) > savepoint:
+            key, replaced = self._journal.pop()
+            if replaced is None:
+                del self._writes[key]
+            else:
+                self._writes[key] = replaced
+        self._write_bytes = sum(len(write.key) + len(write.value or b"") for write in self._writes.values())
+
+    async def rollback(self) -> None:
+        """Give the transaction up: nothing has left yet."""
+        self.rollback_to(0)
 
     async def commit(self, *, deadline: Timestamp | None = None) -> Timestamp:
         """Commit; see `dsdb.sql.ports.Transaction.commit`.
@@ -373,6 +393,7 @@ class KvTransaction:
             raise _port_error(error) from error
 
     def _buffer(self, write: Write) -> None:
+        self._journal.append((write.key, self._writes.get(write.key)))
         self._writes[write.key] = write
         self._write_bytes += len(write.key) + len(write.value or b"")
         if self._write_bytes > BUFFER_BYTES_MAX:
@@ -387,7 +408,9 @@ def _port_error(error: KvError) -> PortError | SqlError:
     match error.detail:
         case KeyExists(key):
             return KeyExistsError(key)
-        case Conflict() | Refused():
+        case Conflict(key):
+            return TransactionRetryError(str(error), key)
+        case Refused():
             return TransactionRetryError(str(error))
         case DeadlinePassed():
             return DeadlineExceededError("the catalogue lease ran out")
