@@ -187,14 +187,16 @@ class CatalogLeases:
                 return
             await trio.sleep(_RETRY_PAUSE_S)
 
-    async def change(self, edit: Callable[[CatalogEditor], Awaitable[T]]) -> T:
+    async def change(self, edit: Callable[[CatalogEditor], Awaitable[T]], *, committed: Callable[[], None]) -> T:
         """Change the catalogue by one transaction, and return when every node uses the new version (or lost its lease).
 
         `edit` may run several times.  Raises what it raises, CannotConnectNowError, SerializationError, UnknownOutcomeError.
-        *Durability*: committed when it returns; a cancellation after the commit leaves the change made.
+        *Durability*: committed when it calls `committed`; a cancellation before that leaves no trace, one after it the change made.
         """
         result, version = await _retried(lambda: self._try_change(edit))
         if version is not None:
+            # No await since the commit: what was committed is never taken for cancelled.
+            committed()
             await self._publish(version)
         return result
 

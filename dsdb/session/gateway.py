@@ -12,6 +12,8 @@ Invariants:
 - At any time one task at most reads the connection, and only the session's own task writes to it.
 - Every Execute gets one answer; a frame is sent whole or the connection ends.
 - `_scope` is cancelled only by `interrupt`; a statement that ended all the same keeps its answer.
+- A statement that is answered with 57014 has had no effect; one that was cut after a commit of its own (a change of the catalogue that
+  waits for the other nodes, rows of RETURNING on their way) is answered with 40003.
 - Held for a client at most: one read, `waiting_statements_max` messages, one answer (or one message of a stream).
 
 Not here: who may connect (`dsdb.node`); timeouts are noticed by the server's sweep (`server`).
@@ -24,7 +26,6 @@ from typing import Protocol
 
 import pyarrow as pa
 import trio
-from sqlglot import exp
 
 from dsdb.protocol.datums import parameter_datums, parameter_types
 from dsdb.protocol.errors import ProtocolError
@@ -61,13 +62,9 @@ from dsdb.sql.errors import (
 )
 from dsdb.sql.execute.result import Parameter, Result, batch_of_rows, rows_of_batch
 from dsdb.sql.execute.session import SessionState
-from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, TruncateStatement
 from dsdb.sql.rows import Row
 
 NEVER = float("inf")
-
-_WRITING = (exp.Insert, exp.Update, exp.Delete, exp.Create, exp.Drop, TruncateStatement, CreateDatabaseStatement, DropDatabaseStatement)
-"""Statements that commit something."""
 
 
 class RunningStatements(Protocol):
@@ -119,8 +116,6 @@ class GatewaySession:
         self._running_stream = 0
         self._began = 0.0
         self._deadline = NEVER
-        # Whether the running statement may be committing: cancelling it then does not say that it had no effect.
-        self._is_writing = False
         # Streams in the inbox whose Cancel came before their turn.
         self._cancelled: set[int] = set()
         # Why `_scope` was cancelled; None with a cancelled scope means the client is gone.
@@ -188,7 +183,7 @@ class GatewaySession:
             stream = self._end_statement()
             if reason is not None:
                 self._is_chain_broken = True
-                self._queue(error_message(stream, _unknown_outcome(reason) if self._is_writing else reason))
+                self._queue(error_message(stream, _after_commit(reason) if self.state.has_committed else reason))
         if reason is None or self._is_sending:
             return False
         await self._flush()
@@ -242,9 +237,8 @@ class GatewaySession:
                 )
             last = len(statements) - 1
             for at, statement in enumerate(statements):
-                self._is_writing = isinstance(statement.tree, _WRITING)
+                self.state.has_committed = False
                 result = await self._executor.run(self.state, statement, parameters)
-                self._is_writing = False
                 await self._answer(message, result, more=at < last)
             self._is_chain_broken = False
         except SqlError as error:
@@ -261,7 +255,7 @@ class GatewaySession:
         self._end_statement()
 
     def _begin_statement(self, message: Execute) -> None:
-        self._is_writing = False
+        self.state.has_committed = False
         self._running_stream = message.stream
         self._began = trio.current_time()
         timeout_ms = message.timeout_ms or self.state.statement_timeout_ms
@@ -432,11 +426,11 @@ async def say_last_word(stream: trio.abc.Stream, error: SqlError, limits: Sessio
             pass
 
 
-def _unknown_outcome(reason: SqlError) -> SqlError:
+def _after_commit(reason: SqlError) -> SqlError:
     return UnknownOutcomeError(
-        f"{reason.message}, while it may have been committing",
-        detail="Whether the statement took effect is not known.",
-        hint="Look at the rows before you run it again.",
+        f"{reason.message}, after it had committed",
+        detail="What the statement committed stays; it was not carried to its end.",
+        hint="Look at what is there before you run it again.",
     )
 
 

@@ -54,7 +54,7 @@ class DdlPlan:
     async def run(self, execution: Execution) -> Result:
         """Make the change."""
         execution.release_catalog()
-        notices = await execution.services.catalogs.change(self._edit(execution))
+        notices = await execution.services.catalogs.change(self._edit(execution), committed=execution.session.note_commit)
         return Result(self._tag, notices=notices)
 
 
@@ -175,7 +175,7 @@ class CreateTableAsPlan:
         visible = [column.descriptor for column in self._plan.columns if not column.descriptor.hidden]
         rows = await QueryRows(self._query, visible, self._binder).rows(execution)
         execution.release_catalog()
-        await catalogs.change(_creating(self._plan, database_id, False))
+        await catalogs.change(_creating(self._plan, database_id, False), committed=execution.session.note_commit)
         catalog = await catalogs.acquire()
         table = find_table((self._plan.name,), catalog, execution.session)
         try:
@@ -184,7 +184,7 @@ class CreateTableAsPlan:
             finally:
                 catalogs.release(catalog)
         except (SqlError, PortError):
-            await catalogs.change(_dropping([table], ()))
+            await catalogs.change(_dropping([table], ()), committed=execution.session.note_commit)
             raise
         return Result(f"SELECT {len(rows)}", row_count=len(rows))
 

@@ -41,8 +41,8 @@ class CatalogSource(Protocol):
     async def renew(self) -> None:
         """Take the newest catalogue under a new lease."""
 
-    async def change(self, edit: Callable[[CatalogEditor], Awaitable[T]]) -> T:
-        """Change the catalogue by one transaction; `edit` may run several times."""
+    async def change(self, edit: Callable[[CatalogEditor], Awaitable[T]], *, committed: Callable[[], None]) -> T:
+        """Change the catalogue by one transaction; `edit` may run several times, `committed` is called when the change is made."""
 
 
 class Services:

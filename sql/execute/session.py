@@ -42,7 +42,9 @@ class SessionState:
     """What a session's statements share.
 
     database: name of the current database; user: for messages and `current_user`; settings: by lower-case name, as text;
-    sequence_values: by sequence id, what nextval gave last here; last_sequence: id of the sequence used last, or None.
+    sequence_values: by sequence id, what nextval gave last here; last_sequence: id of the sequence used last, or None;
+    has_committed: whether the statement that runs has committed something, so that cancelling it does not undo it all (set by the
+    statement, reset by who runs it; what sequences give and setval sets does not count, as it never comes back).
     """
 
     def __init__(self, *, database: str = DEFAULT_DATABASE, user: str = "root") -> None:
@@ -51,6 +53,11 @@ class SessionState:
         self.settings = dict(_DEFAULTS)
         self.sequence_values: dict[int, int] = {}
         self.last_sequence: int | None = None
+        self.has_committed = False
+
+    def note_commit(self) -> None:
+        """Note that the statement that runs has committed something."""
+        self.has_committed = True
 
     @property
     def statement_timeout_ms(self) -> int:

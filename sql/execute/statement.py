@@ -137,7 +137,8 @@ class StatementExecutor:
         """Run one statement, and commit it.
 
         Its batches, if it has some, are read afterwards, before the session's next statement.
-        Raises SqlError's.  *Cancellation*: a statement that was committing may have taken effect.
+        Raises SqlError's.  *Cancellation*: before the commit is sent it leaves no trace; afterwards it waits for the outcome, and
+        `session.has_committed` says whether something was committed before the cancellation was met.
         """
         for attempt in range(ATTEMPTS_MAX):
             try:
@@ -184,6 +185,7 @@ class StatementExecutor:
             result = await plan.run(execution)
             if plan.is_writing:
                 await execution.txn.commit(deadline=catalog.lease_expiration)
+                session.note_commit()
             elif plan.is_reading and await execution.txn.read_timestamp() > catalog.lease_expiration:
                 raise DeadlineExceededError("the statement read after the end of the catalogue's lease")
         except (TransactionRetryError, DeadlineExceededError):

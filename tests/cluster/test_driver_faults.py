@@ -33,6 +33,16 @@ def test_a_statement_is_cancelled_from_another_thread_and_the_connection_goes_on
         assert connection.execute("SELECT 1").fetchall() == [(1,)]
 
 
+def test_a_write_that_is_cancelled_before_its_commit_is_known_to_have_had_no_effect(node: NodeProcess) -> None:
+    with dsdb.connect(f"dsdb://{node.address}") as connection:
+        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.execute("SET statement_timeout = '300ms'")
+        with pytest.raises(dsdb.OperationalError, match="statement timeout") as caught:
+            connection.execute(f"INSERT INTO t {LONG}")
+        assert caught.value.sqlstate == "57014"
+        assert connection.execute("SELECT count(*) FROM t").fetchall() == [(0,)]
+
+
 def test_statement_timeout_ends_a_statement_and_not_its_session(node: NodeProcess) -> None:
     with dsdb.connect(f"dsdb://{node.address}?statement_timeout=300ms") as connection:
         began = time.monotonic()

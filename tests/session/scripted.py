@@ -20,7 +20,10 @@ NUMBER = (ResultColumn("n", BIGINT),)
 
 
 class ScriptedExecutor:
-    """Runs `echo`, `point ?`, `batches N EACH`, `rows N`, `sleep S`, `fail SQLSTATE`, `bug`, `insert …`, `set NAME VALUE`, `show NAME`."""
+    """Runs `echo`, `point ?`, `batches N EACH`, `rows N`, `sleep S`, `update S`, `create S`, `fail SQLSTATE`, `bug`, `insert …`, …
+
+    `update S` sleeps before it commits, `create S` after, and `returning N` gives N rows after it has committed.
+    """
 
     def __init__(self) -> None:
         self.inserted: list[tuple[Any, ...]] = []
@@ -30,11 +33,7 @@ class ScriptedExecutor:
         self._columns: dict[tuple[SqlType, ...], tuple[ResultColumn, ...]] = {}
 
     async def prepared(self, text: str) -> Sequence[ParsedStatement]:
-        return [
-            ParsedStatement(text=part.strip(), tree=exp.Update() if part.strip().startswith("update") else exp.Null())
-            for part in text.split(";")
-            if part.strip()
-        ]
+        return [ParsedStatement(text=part.strip(), tree=exp.Null()) for part in text.split(";") if part.strip()]
 
     async def run(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
         verb, *words = statement.text.split()
@@ -50,13 +49,21 @@ class ScriptedExecutor:
             case "rows":
                 count = int(words[0])
                 return Result(f"SELECT {count}", columns=NUMBER, rows=[(n,) for n in range(count)], row_count=count)
-            case "sleep" | "update":
+            case "sleep" | "update" | "create" as kind:
+                if kind == "create":
+                    session.note_commit()
                 try:
                     await trio.sleep(float(words[0]))
                 except trio.Cancelled:
                     self.cancelled.append(statement.text)
                     raise
+                if kind == "update":
+                    session.note_commit()
                 return Result("SLEEP", notices=("slept",))
+            case "returning":
+                session.note_commit()
+                count = int(words[0])
+                return Result(f"UPDATE {count}", columns=NUMBER, rows=[(n,) for n in range(count)], row_count=count)
             case "insert":
                 return self._insert(statement.text, parameters)
             case "fail":

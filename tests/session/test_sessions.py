@@ -192,14 +192,35 @@ def test_cancel_overtakes_and_the_session_goes_on() -> None:
     run_with(test)
 
 
-def test_a_cancelled_write_has_an_unknown_outcome() -> None:
+def test_a_write_that_is_cancelled_before_its_commit_had_no_effect() -> None:
     async def test(gateway: Gateway) -> None:
         client = gateway.connect()
         await client.open()
-        await client.say(Execute(stream=1, sql="update 60"), Execute(stream=2, sql="sleep 60"))
+        # What an earlier statement committed, also of the same text, does not count.
+        await client.say(Execute(stream=1, sql="update 0; update 60"), Execute(stream=2, sql="update 60", timeout_ms=50))
+        await trio.testing.wait_all_tasks_blocked()
+        await client.say(Cancel(stream=1))
+        assert (await client.hear()).message == "slept"
+        assert (await client.hear()).more
+        assert [(await client.hear()).sqlstate for _ in range(2)] == ["57014", "57014"]
+
+    run_with(test)
+
+
+def test_what_is_cut_after_its_commit_says_so() -> None:
+    async def test(gateway: Gateway) -> None:
+        client = gateway.connect()
+        await client.open()
+        await client.say(Execute(stream=1, sql="create 60"), Execute(stream=2, sql="sleep 60"))
         await trio.testing.wait_all_tasks_blocked()
         await client.say(Cancel(stream=1), Cancel(stream=2))
         assert [(await client.hear()).sqlstate for _ in range(2)] == ["40003", "57014"]
+        await client.say(Execute(stream=3, sql="returning 300000", credit_bytes=1))
+        assert isinstance(await client.hear(), Schema)
+        assert isinstance(await client.hear(), Batch)
+        await client.say(Cancel(stream=3))
+        error = await client.hear()
+        assert (error.sqlstate, error.message) == ("40003", "canceling statement due to user request, after it had committed")
 
     run_with(test)
 

@@ -31,6 +31,10 @@ def adding(name: str) -> Callable[[CatalogEditor], object]:
     return edit
 
 
+def nothing() -> None:
+    """Nobody asks when the change is made."""
+
+
 async def founded() -> tuple[LocalStore, CatalogLeases]:
     store = LocalStore()
     leases = leases_on(store, 1)
@@ -41,8 +45,8 @@ async def founded() -> tuple[LocalStore, CatalogLeases]:
 def test_a_change_is_stored_and_grows_the_version() -> None:
     async def scenario() -> None:
         store, leases = await founded()
-        first = await leases.change(adding("one"))
-        second = await leases.change(adding("two"))
+        first = await leases.change(adding("one"), committed=nothing)
+        second = await leases.change(adding("two"), committed=nothing)
         loaded = await load_catalog(store.begin())
         assert [database.name for database in loaded.databases()] == ["defaultdb", "one", "two"]
         assert (loaded.version, second) == (3, first + 1)
@@ -57,7 +61,7 @@ def test_a_statement_after_the_change_sees_it() -> None:
         _, leases = await founded()
         before = await leases.acquire()
         leases.release(before)
-        await leases.change(adding("one"))
+        await leases.change(adding("one"), committed=nothing)
         after = await leases.acquire()
         assert after.database("one") is not None
         assert before.database("one") is None
@@ -75,7 +79,7 @@ def test_a_change_waits_for_statements_of_the_version_before_the_last_on_another
         done: list[str] = []
 
         async def change(name: str) -> None:
-            await leases.change(adding(name))
+            await leases.change(adding(name), committed=nothing)
             done.append(name)
 
         async with trio.open_nursery() as nursery:
@@ -109,7 +113,7 @@ def test_a_dead_nodes_lease_runs_out() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tick)
-            await leases.change(adding("one"))
+            await leases.change(adding("one"), committed=nothing)
             assert store.timestamp() > held.lease_expiration
             nursery.cancel_scope.cancel()
 
@@ -126,7 +130,7 @@ def test_a_conflicting_change_is_run_again() -> None:
                 raise refusals.pop()
 
         store.before_commit = refuse
-        await leases.change(adding("one"))
+        await leases.change(adding("one"), committed=nothing)
         assert refusals == []
         assert (await load_catalog(store.begin())).database("one") is not None
 

@@ -7,6 +7,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsdb.sql.catalog import load_catalog
 from dsdb.sql.errors import (
     CannotConnectNowError,
     FeatureNotSupportedError,
@@ -211,6 +212,42 @@ def test_a_change_of_the_catalogue_while_others_run() -> None:
             nursery.start_soon(insert, 100)
             nursery.start_soon(change)
         assert await rows(database, session, "SELECT count(*) FROM t") == [(40,)]
+
+    with_table(scenario)
+
+
+def test_a_cancelled_statement_either_leaves_no_trace_or_ends_or_says_that_it_committed() -> None:
+    async def scenario(database: LocalDatabase, session: SessionState) -> None:
+        async def cancelled(sql: str, *, refused: bool) -> bool:
+            """Run a statement that is cancelled during its commit; say whether it ended all the same."""
+            session.has_committed = False
+            with trio.CancelScope() as scope:
+
+                def cancel(txn: LocalTransaction) -> None:
+                    database.store.before_commit = None
+                    scope.cancel()
+                    if refused:
+                        raise TransactionRetryError("conflict")
+
+                database.store.before_commit = cancel
+                await database.run(session, sql)
+                return True
+            return False
+
+        assert not await cancelled("INSERT INTO t VALUES (1, 1)", refused=True)
+        assert not session.has_committed
+        assert await rows(database, session, "SELECT count(*) FROM t") == [(0,)]
+        assert await cancelled("INSERT INTO t VALUES (1, 1)", refused=False)
+        assert session.has_committed
+        assert await rows(database, session, "SELECT count(*) FROM t") == [(1,)]
+
+        assert not await cancelled("CREATE TABLE u (a INT)", refused=True)
+        assert not session.has_committed
+        assert (await load_catalog(database.store.begin())).table(FIRST_DATABASE_ID, "u") is None
+        # It is cut while it waits for the other nodes.
+        assert not await cancelled("CREATE TABLE u (a INT)", refused=False)
+        assert session.has_committed
+        assert (await load_catalog(database.store.begin())).table(FIRST_DATABASE_ID, "u") is not None
 
     with_table(scenario)
 
