@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint sim sim-many mutants differential bench crash fuzz-wire lag clean
+.PHONY: setup demo test lint model sim sim-many mutants differential bench crash fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,11 @@ sim: $(STAMP)
 sim-many: $(STAMP)
 	$(BIN)/python -m tests.sim.raft_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.sim.node_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+# make model [HISTORIES=12000 | MINUTES=5] [RULES=each]: random histories against the rules of transactions; see tests/model/README.md
+model: $(STAMP)
+	$(BIN)/python -m tests.model $(RULES) \
+		$(if $(HISTORIES),--histories $(HISTORIES),$(if $(filter command environment,$(origin MINUTES)),--minutes $(MINUTES)))
 
 # make differential [MINUTES=5] [SEED=1]: generated queries on dsdb and on PostgreSQL; see docs/testing.md
 differential: $(STAMP)

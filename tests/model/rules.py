@@ -1,0 +1,61 @@
+"""The rules of the commit protocol that the model can take away, one name each (`python -m tests.model rule NAME`)."""
+
+RULES: dict[str, str] = {
+    # oracle
+    "oracle_fence": "an oracle leaseholder stops before the next one starts",
+    "oracle_mark": "timestamps are handed out only below the replicated mark, and a new holder starts at the mark",
+    "oracle_fresh": "a timestamp is requested after it was asked for (no joining of a batch in flight, no prefetch)",
+    "oracle_unique": "each request of a batch gets its own timestamp",
+    # reads
+    "read_cache": "reads are recorded in the timestamp cache",
+    "read_cache_under_latch": "... before the latch is released",
+    "read_cache_absent": "... also for the keys of the span that do not exist",
+    "read_cache_owner": "an entry names its transaction: at an equal timestamp only that one may write",
+    "read_latch": "reads wait for writes that are evaluated but not yet applied",
+    "read_after_push": "after a push the reader reads again, under the latch",
+    "read_timestamp": "an autocommit point read takes an oracle timestamp",
+    "read_advance_refresh": "advancing read_ts inside a transaction refreshes all earlier reads",
+    # leases
+    "lease_fence": "a leaseholder stops serving before the next one starts",
+    "lease_low_water": "a new leaseholder's timestamp cache starts at a low water",
+    "lease_low_water_fresh": "... that was issued after the old lease ended",
+    "lease_applied": "a new leaseholder serves only after it has applied all of the log before its lease",
+    # one range
+    "one_applied_once": "a commit is applied once for each attempt id, however often it arrives",
+    "one_decided_at_apply": "... and the first outcome in the log wins, whatever was evaluated",
+    "one_floor": "outcomes are forgotten only at or below a replicated floor, under which no commit is accepted",
+    "one_give_up_recorded": "giving up after a commit was sent is a recorded refusal",
+    "one_bump_local": "the leaseholder takes a new timestamp by itself only if all reads of the transaction are in the range",
+    "one_intents": "a one-range commit waits for or clears others' intents on its keys",
+    # commit timestamp and refresh
+    "bump_oracle": "a bump is a lower bound: the commit timestamp comes from the oracle",
+    "write_newer": "a write below a newer version is bumped",
+    "refresh": "a commit above read_ts refreshes the reads",
+    "refresh_cache": "a refresh raises the timestamp cache to the commit timestamp",
+    "refresh_absent": "a refresh covers spans, not the keys that were found",
+    "refresh_intents": "a refresh looks at others' intents",
+    "refresh_intents_below": "... also at those at or below read_ts (their transaction may have been pushed)",
+    "refresh_under_own": "a refresh looks at versions under the transaction's own intents",
+    "refresh_before_staging": "the refresh has succeeded before the record is staged",
+    # many ranges
+    "stage_at_or_below": "an intent above the staged timestamp does not count as written",
+    "stage_push": "a reader's push is remembered at the anchor and bumps the staging",
+    "stage_tombstone": "an abort without a record leaves a tombstone in the anchor's leaseholder",
+    "stage_low_water": "a record is not created if the anchor's lease began after the attempt's first timestamp",
+    "stage_first_ts": "... judged by the attempt's first timestamp, not by the staged one",
+    "recover_staging": "a STAGING record is never aborted without recovery, except by its own coordinator",
+    "recover_prevent": "recovery prevents a write that it did not find",
+    "recover_prevent_equal": "... also at exactly the staged timestamp",
+    "recover_same": "recovery changes the record only if it is still the staging that it examined",
+    "recover_staged_ts": "a recovered transaction commits at the staged timestamp",
+    "abort_asks_record": "a coordinator's own abort goes through the record and may find it committed",
+    "resolve_after_record": "intents are resolved only after the record says COMMITTED",
+    "resolve_at_or_below": "resolving a committed intent above the commit timestamp drops it (a late copy of the prewrite)",
+    "remove_after_resolve": "a record is removed only after all its intents are resolved and applied",
+    "remove_tombstone": "removing a record leaves a tombstone",
+    "remove_tombstone_outcome": "... that says how it ended, for its coordinator",
+    "gone_unknown": "if lease and record are gone and a staging may have been applied, the outcome is unknown, not aborted",
+    "push_before_lease": "a push of an attempt from before the lease concludes `drop the intent`, and leaves no tombstone",
+    # closed timestamps
+    "closed_bumps": "a write at or below the closed timestamp is bumped",
+}

@@ -1,0 +1,154 @@
+"""What a range's leaseholder knows: replicated state, volatile state, and what every request looks at.
+
+Invariants:
+- Only a Command changes replicated state, and only when it is applied; it is latched from its evaluation until then.
+- Volatile state is lost when the lease moves; the new lease's low water stands for all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tests.model.world import World
+
+TIMEOUT, WAIT = "timeout", "wait"
+"""Instead of a reply: none came in time; a latch is held, deliver the request again later."""
+
+AttemptId = tuple[Any, int]
+"""A client transaction, and the number of its run."""
+
+
+class Intent(NamedTuple):
+    """A provisional value."""
+
+    attempt: AttemptId
+    ts: int
+    value: Any
+    anchor: str
+    """The key beside which the attempt's record lives."""
+    first_ts: int
+
+
+class Record(NamedTuple):
+    """A transaction record, replicated."""
+
+    status: str
+    """STAGING, COMMITTED or ABORTED."""
+    ts: int
+    keys: tuple[str, ...]
+    """What was promised to be written at or below ts."""
+
+
+class Command:
+    """A Raft command: evaluated, in the log, not applied yet.  Its keys are latched until it is."""
+
+    __slots__ = ("apply", "args", "closed", "keys", "task")
+
+    def __init__(self, keys: Iterable[Any], apply: Callable[..., tuple], *args: Any) -> None:
+        self.keys, self.apply, self.args = tuple(keys), apply, args
+        self.task: Any = None
+        """Who waits for the reply that `apply` returns."""
+        self.closed = 0
+        """The closed timestamp that travels with it."""
+
+
+class RangeState:
+    """A range's state, and the parts that its requests have in common."""
+
+    def __init__(self, world: World, keys: str) -> None:
+        self.world, self.off, self.keys = world, world.off, keys
+        # Replicated.
+        self.versions: dict[str, list[tuple]] = {k: [] for k in keys}
+        """key → (ts, value, attempt), ascending by ts."""
+        self.intents: dict[str, Intent] = {}
+        self.records: dict[AttemptId, Record] = {}
+        self.outcomes: dict[AttemptId, tuple] = {}
+        """("committed", ts) or ("refused",), of one-range commits."""
+        self.closed = 0
+        self.floor = 0
+        """Outcomes of attempts whose first_ts is not above it are forgotten."""
+        self.log: list[Command] = []
+        """Proposed, not applied."""
+        self.old: Stale | None = None
+        """A deposed leaseholder that still serves (lease_fence off)."""
+        self.lease_ts = 0
+        self.reset(0)
+
+    def reset(self, low: int) -> None:
+        """Begin a lease: nothing volatile is left of the one before."""
+        self.cache: dict[str, tuple[int, AttemptId | None]] = {}
+        """The timestamp cache: key → (ts, who read there, None for several or nobody)."""
+        self.low = low
+        """Every key counts as read here, by nobody."""
+        self.record_low = low
+        """The same for pushes and tombstones."""
+        self.pushes: dict[AttemptId, int] = {}
+        """attempt → its record may not be staged at or below this."""
+        self.tombs: dict[AttemptId, tuple] = {}
+        """attempt → outcome: its record may not be created any more."""
+        self.locks: dict[str, AttemptId] = {}
+        """Unreplicated locks."""
+        self.closing = self.closed
+        """What the next command says is closed."""
+
+    def latched(self, keys: Iterable[Any]) -> bool:
+        """Say whether a command on any of these keys is evaluated and not applied."""
+        if self.log and "read_latch" not in self.off:
+            for command in self.log:
+                for k in command.keys:
+                    if k in keys:
+                        return True
+        return False
+
+    def note(self, key: str, ts: int, owner: AttemptId | None) -> None:
+        """Record a read in the timestamp cache."""
+        entry = self.cache.get(key)
+        if entry is None or ts > entry[0]:
+            self.cache[key] = (ts, owner)
+        elif ts == entry[0] and owner != entry[1]:
+            self.cache[key] = (ts, None)
+
+    def bump(self, key: str, ts: int, attempt: AttemptId) -> int:
+        """Give the timestamp that a write of this key must be above, or 0 if it may be at ts."""
+        bound = self.low
+        if "closed_bumps" not in self.off and self.closing > bound:
+            bound = self.closing
+        versions = self.versions[key]
+        if versions and versions[-1][0] > bound and "write_newer" not in self.off:
+            bound = versions[-1][0]
+        if bound < ts:
+            bound = 0
+        entry = self.cache.get(key)
+        # At an equal timestamp only the owner may write.
+        is_foreign = entry and entry[1] != attempt and "read_cache_owner" not in self.off
+        if entry and entry[0] > bound and (entry[0] > ts or (entry[0] == ts and is_foreign)):
+            bound = entry[0]
+        return bound
+
+    def visible(self, key: str, ts: int) -> Any:
+        """Give a key's value at ts, intents aside."""
+        found = None
+        for version in self.versions[key]:
+            if version[0] > ts:
+                break
+            found = version
+        return found[1] if found else None
+
+    def put(self, key: str, ts: int, value: Any, attempt: AttemptId) -> None:
+        """Write a committed version, at its place."""
+        versions = self.versions[key]
+        versions.append((ts, value, attempt))
+        if len(versions) > 1 and versions[-2][0] > ts:
+            versions.sort(key=lambda version: version[0])
+
+
+class Stale:
+    """What a deposed leaseholder still sees (lease_fence off)."""
+
+    visible = RangeState.visible
+
+    def __init__(self, state: RangeState) -> None:
+        self.versions = {k: list(v) for k, v in state.versions.items()}
+        self.intents = dict(state.intents)

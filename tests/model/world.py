@@ -1,0 +1,342 @@
+"""The world of one history: a bag of events drawn at random, the network with its faults, the oracle, and the moves of leases.
+
+Everything that can interleave in the real system is one event in the bag: request delivered, reply delivered, command applied, gateway
+resumed.  Gateways are generators; `Task` is one of them with who waits for it.
+
+    gateway (generator) ──request──▶ Range handler ──Command──▶ Range.log ──apply──▶ replicated state ──reply──▶ gateway
+
+Not here: what ranges do (`tests/model/leaseholder.py`) and gateways (`tests/model/gateway.py`); Raft itself: a lease move keeps a prefix
+of the log.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Generator
+from typing import Any
+
+from tests.model.leaseholder import Range
+from tests.model.state import TIMEOUT, WAIT, Command, Stale
+
+STEPS_MAX = 40_000
+"""More events than this: something waits for ever."""
+
+RESUME, DELIVER, ORACLE, APPLY, CALL = range(5)
+"""Kinds of events: (RESUME, task, value), (DELIVER, task, range, handler, arguments), (ORACLE, task), (APPLY, range) and (CALL, function,
+arguments)."""
+
+
+class Task:
+    """A generator that runs, its client (None: not a client's work), and the task that waits for its result."""
+
+    __slots__ = ("client", "gen", "missing", "parent", "results", "slot")
+
+    def __init__(self, gen: Generator, client: Any, parent: Task | None = None, slot: int = 0) -> None:
+        self.gen, self.client, self.parent, self.slot = gen, client, parent, slot
+        self.results: list[Any] = []
+        self.missing = 0
+
+
+class World:
+    """One history's events, ranges and oracle, and its mix of faults."""
+
+    def __init__(self, seed: int, off: frozenset[str], trace: bool = False) -> None:
+        self.rng = random.Random(seed)
+        self.rnd = self.rng.random
+        self.off = off
+        self.trace = trace
+        self.events: list[tuple] = []
+        self.late: list[tuple] = []
+        self.clock = 0
+        self.draw_profile()
+        pick = self.rng.choice
+        # Oracle: next timestamp, replicated mark; a deposed holder's next and mark (oracle_fence off).
+        self.next, self.mark, self.mark_step = 10, 12, pick((2, 8))
+        self.old_oracle: list[int] | None = None
+        self.prefetched: list[int] = []
+        self.issued = 10
+        n = pick((2, 3, 3, 4))
+        keys = "abcd"[:n]
+        cuts = pick((1, 2)) if n > 2 else 1
+        at = sorted(self.rng.sample(range(1, n), cuts))
+        self.keys = keys
+        self.ranges = [Range(self, keys[i:j]) for i, j in zip([0, *at], [*at, n])]
+        self.at = {k: r for r in self.ranges for k in r.keys}
+        self.past: list[tuple] = []
+        """(key, ts, value) of reads of the past."""
+        self.attempts: dict[Any, Any] = {}
+        self.problem: str | None = None
+        self.seen: Counter[str] = Counter()
+        """What happened at all."""
+
+    def draw_profile(self) -> None:
+        """Draw one profile of faults, so that every mix of faults and quiet occurs."""
+        pick = self.rng.choice
+        # Storm: all faults at once, impatient gateways, busy janitors.  Drill: slow gateways, whose records are recovered and removed
+        # behind their back while leases move.
+        storm = self.chance(0.15)
+        self.p_fault = 0.3 if storm else pick((0, 0, 0.04, 0.15))
+        self.p_lease = 0.04 if storm else pick((0, 0, 0.01, 0.04))
+        self.tries = 1 if storm else pick((2, 4))
+        self.drill = storm and self.chance(0.5)
+        self.janitors = 3 if self.drill else 1
+        self.p_janitor = 0.9 if storm else 0.4
+        self.p_slow = 0.8 if self.drill else 0.3 if storm else pick((0, 0, 0.2))
+        self.p_oracle = pick((0, 0.02))
+        self.p_crash = pick((0, 0, 0.25))
+        self.p_closed = pick((0, 0, 0.03))
+        self.p_past = pick((0, 0.03))
+        # How long applied commands and background work lag.
+        self.p_lazy = pick((0.1, 0.6))
+        self.p_shared = pick((0, 0.5)) if "oracle_unique" in self.off else 0
+
+    def quiet(self) -> None:
+        """End all faults."""
+        self.tries = 4
+        self.p_fault = self.p_lease = self.p_oracle = self.p_closed = self.p_past = 0
+
+    def chance(self, p: float) -> bool:
+        return self.rnd() < p
+
+    def later(self, function: Callable, *args: Any) -> None:
+        self.events.append((CALL, function, args))
+
+    # ---- Oracle ----
+
+    def issue(self) -> int:
+        """Issue a timestamp."""
+        if self.old_oracle and self.chance(0.5):
+            if self.old_oracle[0] < self.old_oracle[1]:
+                self.old_oracle[0] += 1
+                return self.old_oracle[0]
+            self.old_oracle = None
+        if self.next + 1 >= self.mark:
+            self.mark += self.mark_step  # one Raft command; the old holder's is fenced by its term
+        self.next += 1
+        if self.next > self.issued:
+            self.issued = self.next
+        return self.next
+
+    def ask(self) -> int:
+        """Give what one gateway's request to the oracle gives."""
+        if "oracle_fresh" in self.off:
+            if not self.prefetched or self.chance(0.3):
+                self.prefetched = [self.issue() for _ in range(3)]
+            return self.prefetched.pop(0)
+        return self.issue()
+
+    def move_oracle(self) -> None:
+        """Move the oracle's lease."""
+        self.seen["oracle moved"] += 1
+        if "oracle_fence" in self.off:
+            self.old_oracle = [self.next, self.mark - 1]
+        if "oracle_mark" in self.off:
+            self.next = max(10, self.mark - 2 * self.mark_step)  # a mark that lagged behind what was handed out
+        else:
+            self.next = self.mark
+        self.mark = max(self.mark, self.next) + self.mark_step
+        self.issued = max(self.issued, self.next)
+
+    # ---- Leases ----
+
+    def move_lease(self, rg: Range) -> None:
+        """Move the lease of a range: a prefix of its log survives, the rest is lost, volatile state is lost."""
+        off = self.off
+        self.seen["lease moved"] += 1
+        if "lease_fence" in off and self.chance(0.7):
+            rg.old = Stale(rg)
+        keep = self.rng.randint(0, len(rg.log))
+        log, rg.log = rg.log, []
+        for i, command in enumerate(log):
+            if command.task:
+                self.events.append((RESUME, command.task, TIMEOUT))
+            if i < keep:
+                if "lease_applied" in off:
+                    self.later(self.apply, command)
+                else:
+                    self.apply(command)
+        if "lease_low_water" in off:
+            low = 0
+        elif "lease_low_water_fresh" in off:
+            low = max(rg.lease_ts, self.issued - self.rng.randint(1, 4))
+        else:
+            low = self.issue()
+        rg.lease_ts = low
+        rg.reset(low)
+
+    @staticmethod
+    def apply(command: Command) -> tuple:
+        """Apply a command to its range; gives its reply."""
+        result = command.apply(*command.args)
+        rg = command.apply.__self__  # type: ignore[attr-defined]
+        if command.closed > rg.closed:
+            rg.closed = command.closed
+        return result
+
+    # ---- Reads of the past ----
+
+    def read_past(self) -> None:
+        """Read on a follower at or below the closed timestamp, or at the leaseholder at any timestamp already issued."""
+        rg = self.rng.choice(self.ranges)
+        k = self.rng.choice(rg.keys)
+        intent = rg.intents.get(k)
+        if self.chance(0.6):
+            ts = rg.closed
+            if not ts or (intent and intent.ts <= ts):  # resolved = min(closed, oldest intent − 1)
+                return
+        else:
+            ts = self.issued - self.rng.randint(0, 3)
+            if ts <= 10 or rg.latched((k,)) or (intent and intent.ts <= ts):
+                return
+            if "read_cache" not in self.off:
+                rg.note(k, ts, None)
+        self.past.append((k, ts, rg.visible(k, ts)))
+
+    # ---- The scheduler ----
+
+    def start(self, gen: Generator, client: Any = None, parent: Task | None = None, slot: int = 0) -> None:
+        """Run a generator."""
+        self.events.append((RESUME, Task(gen, client, parent, slot), None))
+
+    def send(self, task: Task, request: tuple) -> None:
+        """Send one request with the faults that the profile draws."""
+        rg, handler, args = request
+        events = self.events
+        if self.rnd() >= self.p_fault:
+            events.append((DELIVER, task, rg, handler, args))
+            return
+        kind = self.rnd()
+        if kind < 0.25:  # request lost
+            events.append((RESUME, task, TIMEOUT))
+        elif kind < 0.5:  # reply lost
+            events.append((DELIVER, None, rg, handler, args))
+            events.append((RESUME, task, TIMEOUT))
+        elif kind < 0.75:  # slow: the sender gives up first
+            self.late.append((DELIVER, None, rg, handler, args))
+            events.append((RESUME, task, TIMEOUT))
+        else:  # delivered twice
+            events.append((DELIVER, task, rg, handler, args))
+            self.late.append((DELIVER, None, rg, handler, args))
+
+    def resume(self, task: Task, value: Any) -> None:
+        """Resume a generator with what it waited for, and do what it yields next."""
+        client = task.client
+        if client is not None:
+            client.steps += 1
+            if client.steps >= client.crash_at:
+                return
+        try:
+            request = task.gen.send(value)
+        except StopIteration as stop:
+            parent = task.parent
+            if parent is not None:
+                parent.results[task.slot] = stop.value
+                parent.missing -= 1
+                if not parent.missing:
+                    self.events.append((RESUME, parent, parent.results))
+            return
+        if request is None:
+            self.events.append((RESUME, task, None))
+        elif type(request) is list:  # run generators side by side, resume with all their results
+            task.results, task.missing = [None] * len(request), len(request)
+            for i, gen in enumerate(request):
+                self.start(gen, client, task, i)
+        elif request == "oracle":
+            self.events.append((ORACLE, task))
+        else:
+            self.send(task, request)
+
+    def run(self) -> None:
+        """Draw events until none is left."""
+        events, rnd = self.events, self.rnd
+        moves = self.p_lease + self.p_oracle + self.p_closed + self.p_past
+        while True:
+            self.clock += 1
+            if self.clock > STEPS_MAX:
+                self.problem = "stuck"
+                return
+            if not events:
+                if not self.late:
+                    return
+                events.append(self.late.pop())
+                continue
+            x = rnd()
+            if x < moves:
+                self.move(x)
+            if self.late and rnd() < 0.02:
+                i = int(rnd() * len(self.late))
+                events.append(self.late[i])
+                self.late[i] = self.late[-1]
+                self.late.pop()
+            i = int(rnd() * len(events))
+            event = events[i]
+            if event[0] == APPLY:
+                if rnd() < self.p_lazy:
+                    continue
+            elif event[0] == RESUME and event[1].client is not None and event[1].client.slow and rnd() < 0.92:
+                continue
+            events[i] = events[-1]
+            events.pop()
+            self.step(event)
+
+    def move(self, x: float) -> None:
+        """Do what happens by itself: a lease or the oracle moves, a timestamp is closed, somebody reads the past."""
+        if x < self.p_lease:
+            self.move_lease(self.rng.choice(self.ranges))
+        elif x < self.p_lease + self.p_oracle:
+            self.move_oracle()
+        elif x < self.p_lease + self.p_oracle + self.p_closed:
+            rg = self.rng.choice(self.ranges)
+            rg.closing = max(rg.closing, self.issued - int(self.rnd() * 6))
+            if not rg.log:
+                rg.closed = rg.closing  # an empty command
+            if self.rnd() < 0.3:
+                rg.forget(self.issued - int(self.rnd() * 10))
+        else:
+            self.read_past()
+
+    def step(self, event: tuple) -> None:
+        """Let one event happen."""
+        match event[0]:
+            case 0:  # RESUME
+                self.resume(event[1], event[2])
+            case 1:  # DELIVER
+                self.deliver(event)
+            case 2:  # ORACLE
+                self.answer_oracle(event[1])
+            case 3:  # APPLY
+                rg = event[1]
+                if rg.log:
+                    command = rg.log.pop(0)
+                    result = self.apply(command)
+                    if command.task is not None:
+                        self.events.append((RESUME, command.task, result))
+            case _:
+                event[1](*event[2])
+
+    def deliver(self, event: tuple) -> None:
+        """Hand a request to its range."""
+        _, task, rg, handler, args = event
+        result = handler(rg, *args)
+        if result is WAIT:
+            self.events.append(event)
+            return
+        if self.trace:
+            shown = f"propose {result.apply.__name__}{result.args}" if type(result) is Command else result
+            print(f"{self.clock:5d} {rg.keys} {handler.__name__}{args} -> {shown}")
+        if type(result) is Command:
+            result.task, result.closed = task, rg.closing
+            rg.log.append(result)
+            self.events.append((APPLY, rg))
+        elif task is not None:
+            self.events.append((RESUME, task, result))
+
+    def answer_oracle(self, task: Task) -> None:
+        """Answer one request to the oracle; with oracle_unique off others of the same batch get the same timestamp."""
+        ts = self.ask()
+        self.events.append((RESUME, task, ts))
+        if self.p_shared and self.chance(self.p_shared):
+            for i, other in enumerate(self.events):
+                if other[0] == ORACLE:
+                    self.events[i] = (RESUME, other[1], ts)
