@@ -13,9 +13,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     raft: RaftConfig = RaftConfig(announces_commit=False)
     """Of every group.  Nobody reads from followers, so they may learn a commit index with the next entry, or the next heartbeat: telling
     them at once costs two messages each way for every lone write."""
-    support_interval_s: float = 0.2
+    support_interval_s: float = 0.15
     """Time between requests for support to a store: five of them fit into a promise, so that three may be lost or late."""
-    support_duration_s: float = 1.0
+    support_duration_s: float = 0.75
     """How long a promise stands: the longest time for which a dead leader's ranges are without one."""
     clock_drift_max: float = 0.01
     """How much faster or slower than ours another store's clock may run, as a fraction."""

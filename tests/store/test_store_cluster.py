@@ -182,8 +182,8 @@ def test_an_idle_cluster_does_nothing_but_promise_support() -> None:
         await trio.sleep(10)
         assert [cluster.store(number).statistics()["turns"] for number in (1, 2, 3)] == turns
         assert [cluster.store(number).statistics()["groups_awake"] for number in (1, 2, 3)] == [0, 0, 0]
-        # A request and a grant for each follower's store, five times a second at most.
-        assert cluster.network.frames - frames <= 2 * 2 * 5 * 10
+        # A request and a grant for each follower's store in each interval.
+        assert cluster.network.frames - frames <= 2 * 2 * (10 / cluster.config.support_interval_s + 1)
         assert await cluster.put(key(5), b"awake")
 
     simulate(3, body)
