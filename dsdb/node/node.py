@@ -106,6 +106,7 @@ class Node:
                 task_status.started()
                 await self._stop_asked.wait()
                 log.info("stopping: sessions are drained")
+                parts.readiness.stop()
                 await parts.sessions.drain(grace_seconds=DRAIN_S)
                 with trio.move_on_after(LEASE_HANDOVER_S):
                     await parts.hand_over_leases()

@@ -35,6 +35,7 @@ from dsdb.node.membership import (
     Membership,
 )
 from dsdb.node.opening import OpenStore
+from dsdb.node.readiness import Readiness
 from dsdb.node.transport import FRAME, SNAPSHOT, RpcTransport, SnapshotInstalled
 from dsdb.oracle import ISSUE, Issuer, IssueReply, IssueRequest, OracleClient
 from dsdb.protocol.frames import SQL_MAGIC_PREFIX
@@ -103,6 +104,7 @@ class NodeParts:
         self._wire_cluster(own)
         self._wire_sql()
         self.lag = LoopLag()
+        self.readiness = Readiness(self.oracle, clock)
         self.lease_changes = 0
         self.rpc = RpcServer(self._registry())
         self.rpc.cluster_id = self.identity.cluster_id
@@ -187,6 +189,8 @@ class NodeParts:
         await nursery.start(self.cleanup.run)
         await nursery.start(self.sessions.run)
         nursery.start_soon(self._run_leases)
+        if self._config.http is not None:
+            await nursery.start(self.readiness.run)
 
     async def found(self) -> None:
         """Write the first catalogue if there is none: a founder that died before it had is made good by whoever starts next."""
@@ -262,10 +266,12 @@ class NodeParts:
         ]
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Say whether the node does its work, and how it is.  Called from the HTTP thread."""
+        """Say whether the node can serve statements, and how it is.  Called from the HTTP thread."""
         p99 = self.lag.quantile(0.99)
-        return True, {
-            "status": "ok",
+        problem = self.readiness.problem()
+        return problem is None, {
+            "status": "ok" if problem is None else "unavailable",
+            "reason": problem,
             "cluster": self.identity.cluster_id,
             "node": self.identity.node_id,
             "version": __version__,
