@@ -9,26 +9,28 @@ import click
 
 from bench.report import markdown, write_page
 from bench.results import newest_result, read_results
-from bench.run import SIDES, WORK, Options, install_peers, run_benchmarks
+from bench.run import SIDES, WORK, WORK_GROUPS, Options, install_peers, run_benchmarks
 from bench.sides.port import end_servers_on_sigterm
 
 _PEERS = tuple(name for name in SIDES if name != "dsdb")
 
 
-def _names(known: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
+def _names(known: tuple[str, ...], groups: dict[str, tuple[str, ...]]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
     """Give what reads a list of names with commas between them."""
 
     def read(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
         names = tuple(part.strip() for part in text.split(",") if part.strip() and part.strip() != "none")
         for name in names:
-            if name not in known:
-                raise click.BadParameter(f"{name!r} is unknown; known are {', '.join(known)}, none")
-        return names
+            if name not in known and name not in groups:
+                raise click.BadParameter(f"{name!r} is unknown; known are {', '.join((*known, *groups))}, none")
+        return tuple(dict.fromkeys(found for name in names for found in groups.get(name, (name,))))
 
     return read
 
 
 def _counts(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    if not text:
+        return ()
     counts = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
     if len(counts) != text.count(",") + 1 or min(counts) < 1:
         raise click.BadParameter(f"{text!r} is not a list like 1,16,64")
@@ -36,9 +38,11 @@ def _counts(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]
 
 
 @click.group(invoke_without_command=True)
-@click.option("--peers", callback=_names(_PEERS), default=",".join(_PEERS), show_default=True, help="Whom to compare with; none: nobody.")
-@click.option("--work", callback=_names(WORK), default=",".join(WORK), show_default=True, help="What to run.")
-@click.option("--clients", callback=_counts, default="1,16,64", show_default=True, help="Numbers of clients, a process each.")
+@click.option(
+    "--peers", callback=_names(_PEERS, {}), default=",".join(_PEERS), show_default=True, help="Whom to compare with; none: nobody."
+)
+@click.option("--work", callback=_names(WORK, WORK_GROUPS), default=",".join(WORK), show_default=True, help="What to run.")
+@click.option("--clients", callback=_counts, default="", help="Numbers of clients, a process each.  [default: 1,16,64; bank: 16]")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=3.0, show_default=True, help="Length of a slice.")
 @click.option("--turns", type=click.IntRange(min=1), default=3, show_default=True, help="Slices of each contender; 3 or more for figures.")
 @click.option("--scale", type=click.FloatRange(min=0.001, max=100), default=1.0, show_default=True, help="Share of the usual rows.")

@@ -30,7 +30,7 @@ FAILURES_IN_A_ROW_MAX = 20
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, before there is any thread: 64 clients that each import their driver would keep the machine busy for half a minute.
-_CONTEXT.set_forkserver_preload(["bench.clients", "dsdb.driver.connection", "psycopg", "grpc_tools", "grpc"])
+_CONTEXT.set_forkserver_preload(["bench.clients", "dsdb.driver.connection", "psycopg", "pymysql", "grpc_tools", "grpc"])
 
 
 class SliceOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,12 +49,17 @@ class SliceOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SliceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client did.  latencies: seconds, as the bytes of doubles; error: the first failure's text."""
+    """What a client did.
+
+    latencies: seconds, as the bytes of doubles; aborts: attempts that were undone and made again within operations that succeeded; error:
+    the first failure's text.
+    """
 
     latencies: bytes
     elapsed_s: float
     cpu_s: float
     failures: int
+    aborts: int
     error: str
 
 
@@ -158,7 +163,7 @@ def run_slice(client: Client, order: SliceOrder, base: int) -> tuple[SliceReport
     """Run one slice; give the report and the next unused key."""
     operation = getattr(client, order.operation)
     latencies = array.array("d")
-    failures = in_a_row = 0
+    failures = in_a_row = aborts = 0
     error = ""
     clock = time.perf_counter
     draw = random.Random().randrange
@@ -174,7 +179,7 @@ def run_slice(client: Client, order: SliceOrder, base: int) -> tuple[SliceReport
             case "rows":
                 key = order.rows
         try:
-            operation(key)
+            again = operation(key)
         except client.errors as failure:
             failures, in_a_row = failures + 1, in_a_row + 1
             error = error or f"{type(failure).__name__}: {failure}"
@@ -183,12 +188,18 @@ def run_slice(client: Client, order: SliceOrder, base: int) -> tuple[SliceReport
             now = clock()
         else:
             in_a_row = 0
+            aborts += again or 0
             after = clock()
             latencies.append(after - now)
             now = after
         if now - begun >= order.seconds:
             break
     report = SliceReport(
-        latencies=latencies.tobytes(), elapsed_s=now - begun, cpu_s=time.process_time() - cpu, failures=failures, error=error
+        latencies=latencies.tobytes(),
+        elapsed_s=now - begun,
+        cpu_s=time.process_time() - cpu,
+        failures=failures,
+        aborts=aborts,
+        error=error,
     )
     return report, base

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.results import IdleLine, LagLine, Line, MachineLine, Ratio, SliceLine, Summary, ratios, slices, summarise
+from bench.workloads import TRANSFERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -25,6 +26,8 @@ def _details(found: Summary) -> str:
     if found.unit == "times":
         return ""
     failed = f"  {found.failures} failed" if found.failures else ""
+    if found.unit == TRANSFERS:
+        failed = f"  {found.attempts:.3f} attempts a commit, {found.aborts} aborted{failed}"
     return (
         f"   p50 {found.p50_ms:>9.2f} ms  p99 {found.p99_ms:>9.2f} ms   "
         f"CPU {found.cpu_us:>9.0f} µs, {found.client_cpu_us:.0f} of it the client's{failed}"
@@ -72,15 +75,17 @@ def write_page(text: str, page: Path = PAGE) -> None:
 
 def _slice_table(grouped: dict[tuple[str, int], list[SliceLine]]) -> list[str]:
     text = [
-        "| workload | clients | side | rate | p50 ms | p99 ms | CPU µs a statement (client's part) | failed | other work, cores |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| workload | clients | side | rate | p50 ms | p99 ms | CPU µs a statement (client's part) | attempts | failed "
+        "| other work, cores |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (workload, clients), lines in grouped.items():
         for found in summarise(lines):
             cpu = f"{found.cpu_us:,.0f} ({found.client_cpu_us:,.0f})" if found.cpu_us else ""
+            attempts = f"{found.attempts:.3f}" if found.unit == TRANSFERS else ""
             text.append(
                 f"| {workload} | {clients} | {found.contender} | {_rate(found)} | {found.p50_ms:,.2f} | {found.p99_ms:,.2f} | {cpu} "
-                f"| {found.failures} | {found.elsewhere_cores:.2f} |"
+                f"| {attempts} | {found.failures} | {found.elsewhere_cores:.2f} |"
             )
     return [*text, ""]
 

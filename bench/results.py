@@ -56,6 +56,8 @@ class SliceLine(msgspec.Struct, frozen=True, kw_only=True, tag="slice", tag_fiel
     server_cpu_us: float
     client_cpu_us: float
     failures: int = 0
+    aborts: int = 0
+    """Attempts that were undone and made again, within the statements that succeeded."""
     error: str = ""
     placement: str = ""
     elsewhere: Elsewhere
@@ -105,6 +107,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     cpu_us: float
     client_cpu_us: float
     failures: int
+    aborts: int
+    attempts: float
+    """Of each statement that succeeded, over all turns; 1 if none was aborted."""
     elsewhere_cores: float
 
 
@@ -159,6 +164,8 @@ def summarise(lines: Sequence[SliceLine]) -> list[Summary]:
             cpu_us=statistics.median(line.server_cpu_us + line.client_cpu_us for line in turns),
             client_cpu_us=statistics.median(line.client_cpu_us for line in turns),
             failures=sum(line.failures for line in turns),
+            aborts=sum(line.aborts for line in turns),
+            attempts=1 + sum(line.aborts for line in turns) / max(1, sum(line.statements for line in turns)),
             elsewhere_cores=statistics.median(line.elsewhere.cores + line.elsewhere.steal_cores for line in turns),
         )
         for name, turns in by_contender.items()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench import bank
 from bench.machine import filesystem_of
 from bench.report import idle_text, screen_text
 from bench.results import ResultFile, machine_line
@@ -17,23 +18,39 @@ from bench.rows import BULK_ROWS, KV_ROWS, WIDE_ROWS
 from bench.sides.dsdb_cluster import DsdbSide
 from bench.sides.duckdb_file import DuckdbSide
 from bench.sides.etcd import EtcdSide
+from bench.sides.galera import GaleraSide
 from bench.sides.port import Side, SideMissing
 from bench.sides.postgres import PostgresSide
+from bench.sides.sqlite_file import SqliteSide
 from bench.starting import measure_idle, measure_imports, measure_starts
 from bench.turns import take_turns
 from bench.workloads import workloads
 
-SIDES: dict[str, Callable[..., Side]] = {"dsdb": DsdbSide, "etcd": EtcdSide, "postgres": PostgresSide, "duckdb": DuckdbSide}
+SIDES: dict[str, Callable[..., Side]] = {
+    "dsdb": DsdbSide,
+    "etcd": EtcdSide,
+    "postgres": PostgresSide,
+    "galera": GaleraSide,
+    "sqlite": SqliteSide,
+    "duckdb": DuckdbSide,
+}
 OTHER_WORK = ("start", "import", "idle")
-WORK = ("read", "insert", "bulk", "fetch-arrow", "fetch-pandas", *OTHER_WORK)
-PACKAGES = {"etcd": ("etcd", "etcd-server"), "postgres": ("psql", "postgresql")}
-"""Peer → program that shows that it is there, and Debian's package."""
+WORK = ("read", "insert", "bulk", "fetch-arrow", "fetch-pandas", *bank.ACCOUNTS, *OTHER_WORK)
+WORK_GROUPS = {"bank": tuple(bank.ACCOUNTS)}
+"""Names for several workloads."""
+PACKAGES = {
+    "etcd": ("etcd", ("etcd-server",)),
+    "postgres": ("psql", ("postgresql",)),
+    "galera": ("mariadbd", ("mariadb-server", "galera-4", "rsync")),
+}
+"""Peer → program that shows that it is there, and Debian's packages."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What to run.
 
-    seconds: of a slice; turns: slices of each contender; scale: share of the usual rows; idle_s: length of the idle measurement.
+    clients: empty leaves their numbers to the workloads; seconds: of a slice; turns: slices of each contender; scale: share of the usual
+    rows; idle_s: length of the idle measurement.
     """
 
     sides: tuple[str, ...]
@@ -48,7 +65,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def install_peers(names: Sequence[str], say: Callable[[str], None]) -> None:
     """Install the peers' Debian packages; what cannot be installed is said, and left out of the run."""
-    missing = [PACKAGES[name][1] for name in names if name in PACKAGES and shutil.which(PACKAGES[name][0]) is None]
+    needed = [PACKAGES[name] for name in names if name in PACKAGES]
+    missing = [package for program, packages in needed if shutil.which(program) is None for package in packages]
     if not missing:
         return
     if shutil.which("apt-get") is None:
@@ -111,14 +129,10 @@ def _run_turns(options: Options, sides: Sequence[Side], results: ResultFile, say
     for name, workload in workloads(kv_rows=kv_rows, wide_rows=wide_rows).items():
         if name not in options.work:
             continue
-        took = []
-        for side in sides:
-            begun = time.monotonic()
-            side.prepare(name)
-            took.append(f"{side.name} in {time.monotonic() - begun:.1f} s")
-        say(f"\n{name}, prepared: {', '.join(took)}")
-        for clients in sorted({min(count, workload.clients_max) for count in options.clients}):
-            contenders = [contender for side in sides for contender in side.contenders(name, clients)]
+        say(f"\n{name}")
+        there = _prepare(sides, name, say)
+        for clients in workload.client_counts(options.clients):
+            contenders = [contender for side in there for contender in side.contenders(name, clients)]
             if not contenders:
                 say(f"  nobody takes part in {name}")
                 continue
@@ -128,6 +142,23 @@ def _run_turns(options: Options, sides: Sequence[Side], results: ResultFile, say
                 results.write(line)
             if lines:
                 say(screen_text(lines))
+            for side in there:
+                side.check(name)
+
+
+def _prepare(sides: Sequence[Side], workload: str, say: Callable[[str], None]) -> list[Side]:
+    there, took = [], []
+    for side in sides:
+        begun = time.monotonic()
+        try:
+            side.prepare(workload)
+        except SideMissing as error:
+            say(f"  {side.name} is left out: {error}")
+            continue
+        there.append(side)
+        took.append(f"{side.name} in {time.monotonic() - begun:.1f} s")
+    say(f"  prepared: {', '.join(took)}")
+    return there
 
 
 def _run_others(options: Options, sides: Sequence[Side], results: ResultFile, say: Callable[[str], None]) -> None:

@@ -72,6 +72,7 @@ def _slice(workload: Workload, pool: ClientPool, *, turn: int, seconds: float) -
         server_cpu_us=round(server_cpu * each, 1),
         client_cpu_us=round(client_cpu * each, 1),
         failures=sum(report.failures for report in reports),
+        aborts=sum(report.aborts for report in reports),
         error=next((report.error for report in reports if report.error), ""),
         placement=contender.placement,
         elsewhere=elsewhere(before, after, elapsed),

@@ -1,12 +1,14 @@
 """dsdb: three node processes on this machine, three replicas of every range, clients by the driver."""
 
+import contextlib
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import dsdb
-from bench import rows
-from bench.sides.port import ClientSpec, Contender, timed_in_interpreter
+from bench import bank, rows
+from bench.sides.port import ClientSpec, Contender, SideMissing, timed_in_interpreter
 from dsdb.cli.processes import NodeProcess, ProcessCluster
 from dsdb.driver.connection import Connection
 
@@ -23,6 +25,7 @@ _TABLES = {
     "bulk": "bulk",
     "fetch-arrow": "wide",
     "fetch-pandas": "wide",
+    **{workload: bank.table_name(accounts) for workload, accounts in bank.ACCOUNTS.items()},
 }
 
 
@@ -63,8 +66,10 @@ class DsdbSide:
         return [node.pid for node in self.nodes]
 
     def prepare(self, workload: str) -> None:
-        """Make and fill tables."""
-        if (table := _TABLES.get(workload)) is not None:
+        """Make and fill tables.  Raises SideMissing if transactions are needed and refused."""
+        if (accounts := bank.ACCOUNTS.get(workload)) is not None:
+            self._make_accounts(accounts)
+        elif (table := _TABLES.get(workload)) is not None:
             self.make_table(table)
 
     def make_table(self, table: str) -> None:
@@ -89,6 +94,10 @@ class DsdbSide:
                 case "supplier":
                     connection.execute(rows.SUPPLIER_TABLE)
                     connection.execute(rows.supplier_insert())
+        self._finish_table(table)
+
+    def _finish_table(self, table: str) -> None:
+        assert self._cluster is not None
         self._cluster.wait_replicated(NODES)
         self.wait_leases_settled()
         self._wait_known(table)
@@ -117,6 +126,28 @@ class DsdbSide:
         self._cluster.wait_replicated(NODES)  # empty ranges are quicker to copy than full ones
         for first in range(0, self._wide_rows, rows.BULK_ROWS):
             connection.execute(rows.wide_insert("wide", first))
+
+    def _make_accounts(self, accounts: int) -> None:
+        table = bank.table_name(accounts)
+        if table in self._prepared:
+            return
+        assert self._cluster is not None, "not started"
+        with dsdb.connect(self.url) as connection:
+            _check_transactions(connection)
+            connection.execute(bank.table(accounts))
+            connection.execute(f"ALTER TABLE {table} SPLIT AT VALUES " + ", ".join(f"({bound})" for bound in bank.bounds(accounts)))
+            self._cluster.wait_replicated(NODES)
+            for statement in bank.fill(accounts):
+                connection.execute(statement)
+        self._finish_table(table)
+
+    def check(self, workload: str) -> None:
+        """Add up the balances."""
+        if (accounts := bank.ACCOUNTS.get(workload)) is not None:
+            with dsdb.connect(self.url) as connection:
+                found = connection.execute(bank.sum_query(accounts)).fetchone()
+            assert found is not None
+            bank.check(self.name, accounts, found)
 
     def leaseholders(self, table: str = "") -> dict[int, int]:
         """Give range → node that leads it, of a table or of the whole cluster."""
@@ -192,6 +223,16 @@ def read_leaseholders(connection: Connection, table: str = "") -> dict[int, int]
     return {row[at_range]: row[at_holder] or 0 for row in cursor.fetchall()}
 
 
+def _check_transactions(connection: Connection) -> None:
+    try:
+        connection.autocommit = False
+        connection.execute("SELECT 1").fetchone()
+        connection.rollback()
+        connection.autocommit = True
+    except dsdb.NotSupportedError as error:
+        raise SideMissing(f"transactions are refused ({error.sqlstate}): {error}") from error
+
+
 def _timed_start(node: NodeProcess) -> float:
     begun = time.perf_counter()
     try:
@@ -206,11 +247,12 @@ def _timed_start(node: NodeProcess) -> float:
 class DsdbClient:
     """A client by the driver."""
 
-    errors: tuple[type[Exception], ...] = (dsdb.OperationalError,)
+    errors: tuple[type[Exception], ...] = (dsdb.OperationalError, bank.Aborted)
 
     def __init__(self, url: str) -> None:
         self._connection = dsdb.connect(url)
         self._cursor = self._connection.cursor()
+        self._chance = random.Random()
 
     def read(self, key: int) -> None:
         """Read one value."""
@@ -224,6 +266,37 @@ class DsdbClient:
     def insert_bulk(self, key: int) -> None:
         """Insert rows by one statement."""
         self._cursor.execute(rows.wide_insert("bulk", key))
+
+    def transfer(self, accounts: int) -> int:
+        """Make a transfer."""
+        table = bank.table_name(accounts)
+        if self._connection.autocommit:
+            self._connection.autocommit = False
+
+        def attempt(source: int, target: int, amount: int) -> bool:
+            try:
+                return self._try_transfer(table, source, target, amount)
+            except dsdb.SerializationFailure as error:
+                self._connection.rollback()
+                raise bank.Aborted from error
+            except dsdb.OperationalError:
+                # The connection may be gone; the transaction went with it then.
+                with contextlib.suppress(dsdb.Error):
+                    self._connection.rollback()
+                raise
+
+        return bank.transfer(accounts, attempt, self._chance)
+
+    def _try_transfer(self, table: str, source: int, target: int, amount: int) -> bool:
+        found = self._cursor.execute(f"SELECT id, balance FROM {table} WHERE id IN (?, ?)", (source, target)).fetchall()
+        balances = dict(found)
+        if balances[source] < amount:
+            self._connection.rollback()
+            return False
+        self._cursor.execute(f"UPDATE {table} SET balance = ? WHERE id = ?", (balances[source] - amount, source))
+        self._cursor.execute(f"UPDATE {table} SET balance = ? WHERE id = ?", (balances[target] + amount, target))
+        self._connection.commit()
+        return True
 
     def fetch_arrow(self, count: int) -> None:
         """Fetch an Arrow table."""

@@ -36,6 +36,9 @@ class DuckdbSide:
             for statement in rows.wide_fill(self._wide_rows):
                 connection.execute(statement)
 
+    def check(self, workload: str) -> None:
+        """Do nothing: it takes part in no workload that could break something."""
+
     def contenders(self, workload: str, clients: int) -> list[Contender]:
         """Say who takes part."""
         if workload not in ("fetch-arrow", "fetch-pandas"):

@@ -1,21 +1,27 @@
 """etcd as a peer: three members, reads linearizable, writes durable on a majority as it comes; clients speak gRPC."""
 
+import itertools
+import random
 import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bench import rows
+from bench import bank, rows
 from bench.sides.port import ClientSpec, Contender, SideMissing, free_ports
 
 MEMBERS = 3
 START_S, STOP_S = 30.0, 10.0
 TXN_PUTS = 100
 """etcd takes at most 128 operations in a transaction."""
+PAGE_KEYS = 10_000
+"""gRPC takes answers of up to 4 MB."""
+_MOD_REVISION = 2
+"""What a Compare looks at; an answer with another revision means that the key was written since."""
 _PROTO = "bench/sides/etcd.proto"
 
 
@@ -30,14 +36,14 @@ class EtcdSide:
         self._commands: list[list[str]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._endpoints: list[str] = []
-        self._is_filled = False
+        self._prepared: set[str] = set()
         self.version = ""
 
     def start(self) -> None:
         """Found a cluster.  Raises SideMissing."""
         program = shutil.which("etcd")
         if program is None:
-            raise SideMissing("etcd is not installed: apt-get install etcd-server, or `python -m bench peers` as root")
+            raise SideMissing("etcd is not installed: apt-get install etcd-server, or `python -m bench --install` as root")
         try:
             _stubs()
         except ImportError:
@@ -61,17 +67,27 @@ class EtcdSide:
 
     def prepare(self, workload: str) -> None:
         """Put the keys that are read."""
-        if workload != "read" or self._is_filled:
+        if workload in self._prepared:
             return
-        kv, messages = EtcdClient(self._endpoints[0]).service, _stubs()[0]
-        for first in range(0, self._kv_rows, TXN_PUTS):
-            puts = [messages.PutRequest(key=_kv_key(key), value=rows.VALUE.encode()) for key in range(first, first + TXN_PUTS)]
-            kv.Txn(messages.TxnRequest(success=[messages.RequestOp(request_put=put) for put in puts]))
-        self._is_filled = True
+        client = EtcdClient(self._endpoints[0])
+        if workload == "read":
+            client.put_many((_kv_key(key), rows.VALUE.encode()) for key in range(self._kv_rows))
+        elif (accounts := bank.ACCOUNTS.get(workload)) is not None:
+            client.put_many((_account_key(accounts, account), b"%d" % bank.BALANCE) for account in range(accounts))
+        client.close()
+        self._prepared.add(workload)
+
+    def check(self, workload: str) -> None:
+        """Add up the balances."""
+        if (accounts := bank.ACCOUNTS.get(workload)) is not None:
+            client = EtcdClient(self._endpoints[0])
+            found = client.balances(accounts)
+            client.close()
+            bank.check(self.name, accounts, (len(found), sum(found), min(found)))
 
     def contenders(self, workload: str, clients: int) -> list[Contender]:
         """Say who takes part: one client is measured at the leader and at a follower, many are spread over all members."""
-        if workload not in ("read", "insert"):
+        if workload not in ("read", "insert", *bank.ACCOUNTS):
             return []
         servers = tuple(self.servers())
         specs = [ClientSpec(module="etcd", address=endpoint) for endpoint in self._endpoints]
@@ -145,6 +161,10 @@ def _kv_key(key: int) -> bytes:
     return b"kv/%08d" % key
 
 
+def _account_key(accounts: int, account: int) -> bytes:
+    return b"bank%d/%08d" % (accounts, account)
+
+
 def _stubs() -> Any:
     """Give the messages and the services; grpcio-tools makes them of the .proto file while it runs."""
     import grpc  # noqa: PLC0415, RUF100
@@ -160,10 +180,11 @@ class EtcdClient:
         import grpc  # noqa: PLC0415, RUF100
 
         self._messages, services = _stubs()
-        self.errors: tuple[type[Exception], ...] = (grpc.RpcError,)
+        self.errors: tuple[type[Exception], ...] = (grpc.RpcError, bank.Aborted)
         self._channel = grpc.insecure_channel(endpoint)
         self.service = services.KVStub(self._channel)
         self._maintenance = services.MaintenanceStub(self._channel)
+        self._chance = random.Random()
 
     def read(self, key: int) -> None:
         """Read one value, linearizably."""
@@ -173,6 +194,47 @@ class EtcdClient:
     def insert(self, key: int) -> None:
         """Put one value."""
         self.service.Put(self._messages.PutRequest(key=b"ins/%019d" % key, value=rows.VALUE.encode()))
+
+    def put_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Put many values, TXN_PUTS a transaction."""
+        waiting = iter(pairs)
+        while puts := [self._put(key, value) for key, value in itertools.islice(waiting, TXN_PUTS)]:
+            self.service.Txn(self._messages.TxnRequest(success=puts))
+
+    def transfer(self, accounts: int) -> int:
+        """Make a transfer: read both, then write both if neither has changed."""
+        messages = self._messages
+
+        def attempt(source: int, target: int, amount: int) -> bool:
+            keys = [_account_key(accounts, account) for account in (source, target)]
+            reads = [messages.RequestOp(request_range=messages.RangeRequest(key=key)) for key in keys]
+            found = self.service.Txn(messages.TxnRequest(success=reads))
+            pairs = [response.response_range.kvs[0] for response in found.responses]
+            balances = [int(pair.value) for pair in pairs]
+            if balances[0] < amount:
+                return False
+            unchanged = [messages.Compare(target=_MOD_REVISION, key=pair.key, mod_revision=pair.mod_revision) for pair in pairs]
+            puts = [self._put(keys[0], b"%d" % (balances[0] - amount)), self._put(keys[1], b"%d" % (balances[1] + amount))]
+            if not self.service.Txn(messages.TxnRequest(compare=unchanged, success=puts)).succeeded:
+                raise bank.Aborted
+            return True
+
+        return bank.transfer(accounts, attempt, self._chance)
+
+    def balances(self, accounts: int) -> list[int]:
+        """Read all balances, a page at a time."""
+        found: list[int] = []
+        first, end = _account_key(accounts, 0), _account_key(accounts, accounts)
+        while True:
+            request = self._messages.RangeRequest(key=first, range_end=end, limit=PAGE_KEYS)
+            page = self.service.Range(request).kvs
+            found += [int(pair.value) for pair in page]
+            if len(page) < PAGE_KEYS:
+                return found
+            first = page[-1].key + b"\0"
+
+    def _put(self, key: bytes, value: bytes) -> Any:
+        return self._messages.RequestOp(request_put=self._messages.PutRequest(key=key, value=value))
 
     def status(self) -> Any:
         """Ask a member for its state."""

@@ -46,6 +46,7 @@ class Client(Protocol):
     insert_bulk(key)      insert BULK_ROWS rows into `bulk` from a key on, durably, all or none
     fetch_arrow(count)    fetch all of `wide` as an Arrow table, which must have so many rows
     fetch_pandas(count)   fetch all of `wide` as a pandas data frame, alike
+    transfer(accounts)    make one transfer of `bench.bank` among so many accounts; give how many attempts were aborted before
     """
 
     errors: tuple[type[Exception], ...]
@@ -67,7 +68,10 @@ class Side(Protocol):
         """Give the ids of the server processes; what they start counts with them."""
 
     def prepare(self, workload: str) -> None:
-        """Make and fill the tables of a workload, if they are not there yet."""
+        """Make and fill the tables of a workload, if they are not there yet.  Raises SideMissing if it cannot take part in this one."""
+
+    def check(self, workload: str) -> None:
+        """Look whether a workload left the tables as it must.  Raises bench.bank.Unsound."""
 
     def contenders(self, workload: str, clients: int) -> Sequence[Contender]:
         """Say who takes part with so many clients; nobody if the side has no such workload."""

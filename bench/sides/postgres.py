@@ -2,6 +2,7 @@
 
 import glob
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import rows
+from bench import bank, rows
 from bench.sides.port import Client, ClientSpec, Contender, SideMissing, free_ports
 
 START_S, STOP_S = 30.0, 20.0
@@ -63,6 +64,9 @@ class PostgresSide:
 
     def prepare(self, workload: str) -> None:
         """Make and fill tables."""
+        if workload in bank.ACCOUNTS:
+            self._make_accounts(bank.ACCOUNTS[workload])
+            return
         table = {"read": "kv", "insert": "ins", "bulk": "bulk", "fetch-arrow": "wide", "fetch-pandas": "wide"}.get(workload)
         if table is None or table in self._prepared:
             return
@@ -79,9 +83,24 @@ class PostgresSide:
             connection.execute("CHECKPOINT")
         self._prepared.add(table)
 
+    def _make_accounts(self, accounts: int) -> None:
+        table = bank.table_name(accounts)
+        if table in self._prepared:
+            return
+        with self._connect() as connection:
+            for statement in (bank.table(accounts), *bank.fill(accounts), f"VACUUM ANALYZE {table}", "CHECKPOINT"):
+                connection.execute(statement)
+        self._prepared.add(table)
+
+    def check(self, workload: str) -> None:
+        """Add up the balances."""
+        if (accounts := bank.ACCOUNTS.get(workload)) is not None:
+            with self._connect() as connection:
+                bank.check(self.name, accounts, connection.execute(bank.sum_query(accounts)).fetchone())
+
     def contenders(self, workload: str, clients: int) -> list[Contender]:
         """Say who takes part."""
-        if workload in ("read", "insert", "bulk"):
+        if workload in ("read", "insert", "bulk", *bank.ACCOUNTS):
             return [self._contender("postgres", "postgres", clients)]
         if workload in ("fetch-arrow", "fetch-pandas"):
             found = [self._contender("postgres, psycopg", "postgres", clients)]
@@ -157,7 +176,7 @@ def _find_programs() -> Path:
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), key=lambda path: int(path.split("/")[4]))
     path = found[-1] if found else shutil.which("initdb")
     if path is None:
-        raise SideMissing("PostgreSQL is not installed: apt-get install postgresql, or `python -m bench peers` as root")
+        raise SideMissing("PostgreSQL is not installed: apt-get install postgresql, or `python -m bench --install` as root")
     return Path(path).parent
 
 
@@ -171,9 +190,13 @@ class PostgresClient:
     def __init__(self, address: str) -> None:
         import psycopg  # noqa: PLC0415, RUF100
 
-        self.errors: tuple[type[Exception], ...] = (psycopg.OperationalError,)
+        self.errors: tuple[type[Exception], ...] = (psycopg.OperationalError, bank.Aborted)
+        # Both are OperationalErrors too.
+        self._conflicts = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
         self._connection = psycopg.connect(address, autocommit=True)
+        self._connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE  # of BEGIN, which only transfers send
         self._cursor = self._connection.cursor()
+        self._chance = random.Random()
 
     def read(self, key: int) -> None:
         """Read one value."""
@@ -187,6 +210,26 @@ class PostgresClient:
     def insert_bulk(self, key: int) -> None:
         """Insert rows by one statement."""
         self._cursor.execute(rows.wide_insert("bulk", key))
+
+    def transfer(self, accounts: int) -> int:
+        """Make a transfer."""
+        table = bank.table_name(accounts)
+        read = f"SELECT id, balance FROM {table} WHERE id IN (%s, %s)"
+        write = f"UPDATE {table} SET balance = %s WHERE id = %s"
+
+        def attempt(source: int, target: int, amount: int) -> bool:
+            try:
+                with self._connection.transaction():
+                    balances: dict[int, int] = dict(self._cursor.execute(read, (source, target), prepare=True).fetchall())
+                    if balances[source] < amount:
+                        return False
+                    self._cursor.execute(write, (balances[source] - amount, source), prepare=True)
+                    self._cursor.execute(write, (balances[target] + amount, target), prepare=True)
+            except self._conflicts as error:
+                raise bank.Aborted from error
+            return True
+
+        return bank.transfer(accounts, attempt, self._chance)
 
     def fetch_arrow(self, count: int) -> None:
         """Fetch rows and make an Arrow table of them."""
