@@ -24,7 +24,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# make bench [PEERS=etcd,postgres,duckdb] [WORK=read,insert,…] [CLIENTS=1,16,64] [SECONDS=3] [TURNS=3] [SCALE=1]; see docs/benchmarks.md
+# make bench [PEERS=etcd,postgres,galera,…] [WORK=read,insert,bank,…] [CLIENTS=1,16,64] [SECONDS=3] [TURNS=3] [SCALE=1]; see docs/benchmarks.md
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench --install $(if $(PEERS),--peers $(PEERS)) $(if $(WORK),--work $(WORK)) $(if $(CLIENTS),--clients $(CLIENTS)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(TURNS),--turns $(TURNS)) $(if $(SCALE),--scale $(SCALE))

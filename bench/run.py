@@ -21,6 +21,7 @@ from bench.sides.etcd import EtcdSide
 from bench.sides.galera import GaleraSide
 from bench.sides.port import Side, SideMissing
 from bench.sides.postgres import PostgresSide
+from bench.sides.pysyncobj import PysyncobjSide
 from bench.sides.sqlite_file import SqliteSide
 from bench.starting import measure_idle, measure_imports, measure_starts
 from bench.turns import take_turns
@@ -33,6 +34,7 @@ SIDES: dict[str, Callable[..., Side]] = {
     "galera": GaleraSide,
     "sqlite": SqliteSide,
     "duckdb": DuckdbSide,
+    "pysyncobj": PysyncobjSide,
 }
 OTHER_WORK = ("start", "import", "idle")
 WORK = ("read", "insert", "bulk", "fetch-arrow", "fetch-pandas", *bank.ACCOUNTS, *OTHER_WORK)

@@ -8,7 +8,7 @@ from bench.machine import elsewhere, memory_mib, read_moment
 from bench.results import IdleLine, SliceLine
 from bench.sides.port import Side, SideMissing, timed_in_interpreter
 
-IMPORTS = ("dsdb", "psycopg", "duckdb", "grpc")
+IMPORTS = ("dsdb", "psycopg", "pymysql", "duckdb", "grpc")
 
 
 def measure_starts(sides: Sequence[Side], *, turns: int, say: Callable[[str], None]) -> list[SliceLine]:
