@@ -56,8 +56,9 @@ VAGUE_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "misc"
 
 PURE = (
     *("dsdb.raft", "dsdb.protocol", "dsdb.kv", "dsdb.sql.bind", "dsdb.sql.plan", "dsdb.coordinator.plan"),
-    *("dsdb.store.latches", "dsdb.store.timestamp_cache", "dsdb.store.liveness", "dsdb.store.evaluate"),
+    *("dsdb.store.latches", "dsdb.store.locks", "dsdb.store.timestamp_cache", "dsdb.store.liveness", "dsdb.store.evaluate"),
     *("dsdb.store.state_machine", "dsdb.store.command", "dsdb.store.frame"),
+    *("dsdb.store.intents", "dsdb.store.records", "dsdb.store.verdicts"),
 )
 """Cores without I/O: time and chance are arguments."""
 IMPURE_MODULES = {"asyncio", "logging", "secrets", "socket", "threading", "time", "trio"}
