@@ -34,8 +34,9 @@ _SETTINGS = (
     *("--wsrep-on=ON", "--wsrep-cluster-name=bench", "--wsrep-sst-method=rsync", "--wsrep-slave-threads=2"),
 )
 _TABLES = {"read": "kv", "insert": "ins", "bulk": "bulk"}
-_LOCK_TIMEOUT, _DEADLOCK = 1205, 1213
-"""MariaDB's error numbers; a write set that fails its certification is told as a deadlock."""
+_CONFLICTS = (1020, 1205, 1213)
+"""MariaDB's error numbers: a row changed since it was read, a lock was not to be had, a deadlock.  A write set that fails its certification
+is told as a deadlock."""
 
 
 class GaleraSide:
@@ -134,7 +135,8 @@ class GaleraSide:
         )
         data = self._data(number)
         command = [self._programs["mariadbd"], "--no-defaults", f"--user={self._user}", f"--datadir={data}", f"--port={sql}", *_SETTINGS]
-        command += [f"--socket={data}/socket", f"--pid-file={data}/pid", f"--wsrep-provider={self._programs['galera']}"]
+        # In the data directory, as the path of a socket must be short.
+        command += ["--socket=socket", "--pid-file=pid", f"--wsrep-provider={self._programs['galera']}"]
         command += [f"--wsrep-node-name=node{number + 1}", f"--wsrep-node-address=127.0.0.1:{group}"]
         command += [f"--wsrep-sst-receive-address=127.0.0.1:{states}", f"--wsrep-provider-options={provider}"]
         command += ["--wsrep-cluster-address=gcomm://", "--wsrep-new-cluster"] if number == 0 else [f"--wsrep-cluster-address={members}"]
@@ -230,7 +232,7 @@ class GaleraClient:
                 return self._try_transfer(table, source, target, amount)
             except self._error as error:
                 self._connection.rollback()
-                if error.args[0] in (_LOCK_TIMEOUT, _DEADLOCK):
+                if error.args[0] in _CONFLICTS:
                     raise bank.Aborted from error
                 raise
 
