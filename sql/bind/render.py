@@ -10,6 +10,7 @@ Invariants:
 Not here: types at the edges of a stage (`engine_input`, `engine_output` say how a stored or sent column enters and leaves).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,12 @@ _ENGINE_TYPES = {
     TypeName.INTERVAL: "INTERVAL",
     TypeName.UUID: "UUID",
 }
+
+_OVERFLOWING = frozenset({"+", "-", "*", "/", "exp", "power", "pow", "^"})
+"""Operations on floats that can give infinity out of finite operands."""
+CHECKED_CHARS_MAX = 1_000
+"""Longer float arithmetic, as printed, is not checked for overflow: its operands are printed, and computed, again for the check, so
+that nested checks would multiply."""
 
 
 def engine_type(type_: SqlType) -> str:
@@ -178,7 +185,56 @@ def _render_moment(value: int, name: TypeName) -> str:
     return timestamp if name is TypeName.TIMESTAMP else f"CAST({timestamp} AS TIMESTAMPTZ)"
 
 
+def _may_overflow(node: exp.Expr) -> bool:
+    key = call_of(node)
+    return key is not None and OVERLOADS[key].name in _OVERFLOWING and type_of(node).is_float and not is_constant(node)
+
+
+def _render_checked(node: exp.Expr) -> str:
+    """Print float arithmetic so that infinity or NaN out of finite operands is an error, as in the evaluator.
+
+    One check for a whole tree of sums and products: what overflows inside it is not finite any more at its root.
+    """
+    operands: dict[str, None] = {}
+    text = _unchecked(node, operands)
+    if len(text) > CHECKED_CHARS_MAX:
+        return text
+    infinite = " AND ".join([f"NOT isfinite({text})", *(f"isfinite({operand})" for operand in operands)])
+    return f"(CASE WHEN {infinite} THEN error('[22003] value out of range: overflow') ELSE {text} END)"
+
+
+def _unchecked(node: exp.Expr, operands: dict[str, None]) -> str:
+    """Print float arithmetic as it is, and gather what is not arithmetic in it."""
+    if isinstance(node, exp.Paren):
+        return _unchecked(node.this, operands)
+    if not _may_overflow(node):
+        text = render(node)
+        if not is_constant(node) or not _is_finite(constant_of(node)):
+            operands[text] = None
+        return text
+    key = call_of(node)
+    assert key is not None
+    overload, arguments = OVERLOADS[key], arguments_of(node)
+    assert isinstance(overload.engine, str), overload
+    printed = []
+    for position, argument in enumerate(arguments):
+        if overload.name in "+-*" or (overload.name == "/" and position == 0):
+            printed.append(_unchecked(argument, operands))
+            continue
+        # Divided by infinity is 0, and so is e to the power of minus infinity: these have a check of their own.
+        printed.append(render(argument))
+        if not is_constant(argument):
+            operands[printed[-1]] = None
+    return overload.engine.format(*printed)
+
+
+def _is_finite(value: Datum) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _render_call(node: exp.Expr, clause: str) -> str:
+    if _may_overflow(node):
+        return _render_checked(node)
     key = call_of(node)
     assert key is not None
     overload = OVERLOADS[key]

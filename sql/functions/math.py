@@ -197,13 +197,26 @@ def _round_half_even(value: float) -> float:
 
 _ENGINE_POWER = (
     "(CASE WHEN {0} < 0 AND {1} <> floor({1}) "
-    "THEN error('[2201F] a negative number raised to a non-integer power yields a complex result') ELSE pow({0}, {1}) END)"
+    "THEN error('[2201F] a negative number raised to a non-integer power yields a complex result') "
+    "WHEN {0} = 0 AND {1} < 0 THEN error('[2201F] zero raised to a negative power is undefined') ELSE pow({0}, {1}) END)"
 )
 _ENGINE_ACOSH = "(CASE WHEN {0} < 1 THEN error('[22003] input is out of range') ELSE acosh({0}) END)"
 
 
 def _atanh(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) == 1 else math.atanh(value)
+
+
+def _or_infinity(function: Callable[[float], float]) -> Callable[[float], float]:
+    """Wrap a function so that what is too large is infinity, as Postgres has it of the hyperbolic ones alone."""
+
+    def evaluate(value: float) -> float:
+        try:
+            return function(value)
+        except OverflowError:
+            return math.copysign(math.inf, function(math.copysign(1, value)))
+
+    return evaluate
 
 
 def _integral(function: Callable[[float], int]) -> Callable[[float], float]:
@@ -239,8 +252,8 @@ def _define_floats() -> None:
         ("asin", "asin({0})", _domain(math.asin, "input is out of range")),
         ("acos", "acos({0})", _domain(math.acos, "input is out of range")),
         ("atan", "atan({0})", math.atan),
-        ("sinh", "sinh({0})", finite(math.sinh)),
-        ("cosh", "cosh({0})", finite(math.cosh)),
+        ("sinh", "sinh({0})", _or_infinity(math.sinh)),
+        ("cosh", "cosh({0})", _or_infinity(math.cosh)),
         ("tanh", "tanh({0})", math.tanh),
         ("asinh", "asinh({0})", math.asinh),
         ("acosh", _ENGINE_ACOSH, _domain(math.acosh, "input is out of range")),

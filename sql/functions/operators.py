@@ -2,7 +2,7 @@
 
 Invariants:
 - Integer results are checked against their type (22003); division truncates toward zero; the remainder has the dividend's sign.
-- A float result that overflows is an error in the evaluator; the engine gives infinity.
+- A float result that overflows is an error; one that underflows is 0.  In the engine `bind.render` adds the check, where it can.
 """
 
 import math
