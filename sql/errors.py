@@ -161,6 +161,42 @@ class InvalidTransactionStateError(SqlError):
     sqlstate = "25000"
 
 
+class ActiveTransactionError(InvalidTransactionStateError):
+    """Not possible in a transaction, or only at its begin."""
+
+    sqlstate = "25001"
+
+
+class ReadOnlyTransactionError(InvalidTransactionStateError):
+    """A statement that writes, in a transaction that only reads."""
+
+    sqlstate = "25006"
+
+
+class NoActiveTransactionError(InvalidTransactionStateError):
+    """Only possible in a transaction."""
+
+    sqlstate = "25P01"
+
+
+class FailedTransactionError(InvalidTransactionStateError):
+    """The transaction has failed: it can only be rolled back."""
+
+    sqlstate = "25P02"
+
+
+class IdleInTransactionError(InvalidTransactionStateError):
+    """The session left its transaction open for too long."""
+
+    sqlstate = "25P03"
+
+
+class UndefinedSavepointError(SqlError):
+    """No such savepoint."""
+
+    sqlstate = "3B001"
+
+
 class InvalidCatalogNameError(SqlError):
     """No such database."""
 

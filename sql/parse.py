@@ -27,11 +27,10 @@ from sqlglot.tokenizer_core import Token, TokenType
 
 from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError, SqlError, SqlSyntaxError
 from dsdb.sql.parse_limits import check_parsed_text, check_text, check_tokens
+from dsdb.sql.parse_transaction import TRANSACTION_VERBS, TransactionStatement, parse_set_transaction, parse_transaction, take_as_of
 from dsdb.sql.parse_values import read_values
+from dsdb.sql.parse_words import CALL_MARK, TableName, Words, syntax_error
 from dsdb.storage.datum import Datum
-
-TableName: TypeAlias = tuple[str, ...]
-"""The parts of a dotted name, folded: (table,), (schema, table) or (database, schema, table)."""
 
 
 class ShowStatement(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,12 +75,6 @@ class SetStatement(msgspec.Struct, frozen=True, kw_only=True):
     value: str | None
 
 
-class TransactionStatement(msgspec.Struct, frozen=True, kw_only=True):
-    """BEGIN, START TRANSACTION, COMMIT, END, ROLLBACK, ABORT, SAVEPOINT, RELEASE; verb is the first word in lower case."""
-
-    verb: str
-
-
 class ExplainStatement(msgspec.Struct, frozen=True, kw_only=True):
     """EXPLAIN [ANALYZE] statement."""
 
@@ -106,13 +99,14 @@ class ParsedStatement(msgspec.Struct, frozen=True, kw_only=True):
 
     text: its part of the text that was sent; parameters: the highest parameter number in it; rows: of a bulk INSERT whose rows the
     tree lacks (the tree has one row, a NULL, in their place), where an int, Decimal or bool is a constant of that kind, None is NULL
-    and a str is a quoted literal of type unknown.
+    and a str is a quoted literal of type unknown; as_of: the text of its AS OF SYSTEM TIME, which the tree lacks.
     """
 
     text: str
     tree: exp.Expr | OwnStatement
     parameters: int = 0
     rows: list[tuple[Datum, ...]] | None = None
+    as_of: str | None = None
 
 
 def _words(text: str) -> frozenset[str]:
@@ -126,15 +120,12 @@ _SPECIAL_SYNTAX = _words(
     "CASE LIKE USING CHAR VARCHAR CHARACTER NCHAR BPCHAR DECIMAL NUMERIC FLOAT BIT DATE TIME TIMESTAMP TIMESTAMPTZ INTERVAL KEY CHECK "
     "UNIQUE REFERENCES DEFAULT PARTITION"
 )
-_CALL_MARK = "call$"
-"""Prefixed to names before a parenthesis so that the parser does not know them; it is gone from the tree."""
 _KNOWN_CALLS = (frozenset(_PARSER.FUNCTIONS) | frozenset(_PARSER.FUNCTION_PARSERS)) - _SPECIAL_SYNTAX
 _PARSED_VERBS = _words("SELECT WITH VALUES INSERT UPDATE DELETE CREATE DROP ALTER TABLE (")
 _REFUSED_VERBS = _words(
     "GRANT REVOKE COPY VACUUM ANALYZE LISTEN NOTIFY UNLISTEN LOCK CLUSTER REINDEX COMMENT PREPARE EXECUTE DEALLOCATE DECLARE FETCH MOVE "
     "CLOSE CHECKPOINT DISCARD CALL DO MERGE IMPORT SECURITY REFRESH REASSIGN LOAD USE PRAGMA ATTACH DETACH"
 )
-_TRANSACTION_VERBS = _words("BEGIN START COMMIT END ROLLBACK ABORT SAVEPOINT RELEASE")
 
 
 def position_of(node: exp.Expr | None) -> int | None:
@@ -276,19 +267,22 @@ def _parse_tokens(tokens: list[Token], sql: str) -> ParsedStatement:
     text = sql[tokens[0].start : tokens[-1].end + 1]
     verb = tokens[0].text.upper()
     own = _parse_own(tokens, sql, verb)
+    if isinstance(own, ExplainStatement):
+        return ParsedStatement(text=text, tree=own, parameters=own.statement.parameters, as_of=own.statement.as_of)
     if own is not None:
-        return ParsedStatement(text=text, tree=own, parameters=own.statement.parameters if isinstance(own, ExplainStatement) else 0)
+        return ParsedStatement(text=text, tree=own)
     if verb in _REFUSED_VERBS:
         raise FeatureNotSupportedError(f"{verb} is not supported", position=tokens[0].start + 1)
     if verb not in _PARSED_VERBS:
-        raise _syntax_error(tokens[0])
+        raise syntax_error(tokens[0])
+    tokens, as_of = take_as_of(tokens, verb)
     tokens, parameters = _number_parameters(_without_source_parentheses(tokens) if verb == "INSERT" else tokens)
     tree = _parse_tree(_mark_calls(tokens), sql)
     if isinstance(tree, exp.Command):
         words = " ".join(token.text for token in tokens[:3])
         raise FeatureNotSupportedError(f'this form of "{words} …" is not supported', position=tokens[0].start + 1)
     _fold(tree)
-    return ParsedStatement(text=text, tree=tree, parameters=parameters)
+    return ParsedStatement(text=text, tree=tree, parameters=parameters, as_of=as_of)
 
 
 def _without_source_parentheses(tokens: list[Token]) -> list[Token]:
@@ -317,24 +311,19 @@ def _parse_tree(tokens: list[Token], sql: str) -> exp.Expr:
         place = error.errors[0] if error.errors else {}
         for token in tokens:
             if token.line == place.get("line") and token.col == place.get("col"):
-                raise _syntax_error(token, detail=_detail(place.get("description"))) from error
+                raise syntax_error(token, detail=_detail(place.get("description"))) from error
         raise SqlSyntaxError("syntax error", detail=str(place.get("description") or error)) from error
     except TokenError as error:
         raise SqlSyntaxError(f"syntax error: {error}") from error
     if len(trees) != 1 or trees[0] is None:
-        raise _syntax_error(tokens[0])
+        raise syntax_error(tokens[0])
     tree: exp.Expr = trees[0]
     return tree
 
 
 def _detail(description: object) -> str | None:
     text = str(description or "").rstrip(".")
-    return text if text and "<Token" not in text and _CALL_MARK not in text else None
-
-
-def _syntax_error(token: Token, detail: str | None = None) -> SqlSyntaxError:
-    text = token.text.removeprefix(_CALL_MARK)
-    return SqlSyntaxError(f'syntax error at or near "{text}"', detail=detail, position=token.start + 1)
+    return text if text and "<Token" not in text and CALL_MARK not in text else None
 
 
 def _number_parameters(tokens: list[Token]) -> tuple[list[Token], int]:
@@ -352,7 +341,7 @@ def _number_parameters(tokens: list[Token]) -> tuple[list[Token], int]:
         if kind is TokenType.PARAMETER:
             following = tokens[index + 1] if index + 1 < len(tokens) else token
             if token.text != "$" or following.token_type is not TokenType.NUMBER or not following.text.isdigit():
-                raise _syntax_error(token)
+                raise syntax_error(token)
             if marks:
                 raise SqlSyntaxError("parameters are written either ? or $1, not both in one statement", position=token.start + 1)
             if not 1 <= int(following.text) <= _PARAMETERS_MAX:
@@ -372,7 +361,7 @@ def _mark_calls(tokens: list[Token]) -> list[Token]:
         if marked[index + 1].token_type is TokenType.L_PAREN and token.token_type not in (TokenType.STRING, TokenType.IDENTIFIER):
             name = token.text.upper()
             if name in _KNOWN_CALLS:
-                marked[index] = Token(TokenType.VAR, _CALL_MARK + token.text.lower(), token.line, token.col, token.start, token.end)
+                marked[index] = Token(TokenType.VAR, CALL_MARK + token.text.lower(), token.line, token.col, token.start, token.end)
     return marked
 
 
@@ -381,15 +370,15 @@ def _fold(tree: exp.Expr) -> None:
     for node in tree.walk():
         if isinstance(node, exp.Identifier):
             if not node.args.get("quoted"):
-                node.set("this", node.this.removeprefix(_CALL_MARK).lower())
+                node.set("this", node.this.removeprefix(CALL_MARK).lower())
         elif isinstance(node, exp.Anonymous) and isinstance(node.this, str):
-            node.set("this", node.this.removeprefix(_CALL_MARK).lower())
+            node.set("this", node.this.removeprefix(CALL_MARK).lower())
 
 
 def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
-    words = _Words(tokens)
-    if verb in _TRANSACTION_VERBS:
-        return TransactionStatement(verb=verb.lower())
+    words = Words(tokens)
+    if verb in TRANSACTION_VERBS:
+        return parse_transaction(words, verb)
     if verb == "SHOW":
         return _parse_show(words)
     if verb == "TRUNCATE":
@@ -405,57 +394,7 @@ def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
     return None
 
 
-class _Words:
-    """A cursor over the tokens of one of our own statements."""
-
-    def __init__(self, tokens: list[Token]) -> None:
-        self.tokens = tokens
-        self.index = 1
-
-    def peek(self) -> str:
-        return self.tokens[self.index].text.upper() if self.index < len(self.tokens) else ""
-
-    def take(self, *words: str) -> bool:
-        """Step over these words if they come next."""
-        following = [token.text.upper() for token in self.tokens[self.index : self.index + len(words)]]
-        if following != list(words):
-            return False
-        self.index += len(words)
-        return True
-
-    def expect(self, *words: str) -> None:
-        if not self.take(*words):
-            raise self.error()
-
-    def error(self) -> SqlSyntaxError:
-        if self.index < len(self.tokens):
-            return _syntax_error(self.tokens[self.index])
-        return SqlSyntaxError("syntax error at end of input", position=self.tokens[-1].end + 2)
-
-    def end(self) -> None:
-        if self.index < len(self.tokens):
-            raise self.error()
-
-    def word(self) -> str:
-        """Take one name, folded."""
-        if self.index >= len(self.tokens) or not self.peek()[:1].replace("_", "a").isalpha():
-            raise self.error()
-        token = self.tokens[self.index]
-        if token.token_type in (TokenType.STRING, TokenType.NUMBER):
-            raise self.error()
-        self.index += 1
-        return token.text if token.token_type is TokenType.IDENTIFIER else token.text.lower()
-
-    def name(self) -> TableName:
-        parts = [self.word()]
-        while self.take("."):
-            parts.append(self.word())
-        if len(parts) > 3:
-            raise self.error()
-        return tuple(parts)
-
-
-def _parse_show(words: _Words) -> ShowStatement:
+def _parse_show(words: Words) -> ShowStatement:
     subject = words.word()
     table = None
     if subject == "create":
@@ -477,7 +416,7 @@ def _parse_show(words: _Words) -> ShowStatement:
     return ShowStatement(subject=subject, table=table)
 
 
-def _parse_truncate(words: _Words) -> TruncateStatement:
+def _parse_truncate(words: Words) -> TruncateStatement:
     words.take("TABLE")
     words.take("ONLY")
     tables = [words.name()]
@@ -493,7 +432,7 @@ def _parse_truncate(words: _Words) -> TruncateStatement:
     return TruncateStatement(tables=tuple(tables), restart_identity=restart)
 
 
-def _parse_explain(words: _Words, sql: str) -> ExplainStatement:
+def _parse_explain(words: Words, sql: str) -> ExplainStatement:
     analyze = False
     if words.take("("):
         while not words.take(")"):
@@ -510,19 +449,18 @@ def _parse_explain(words: _Words, sql: str) -> ExplainStatement:
     return ExplainStatement(statement=_parse_tokens(rest, sql), analyze=analyze)
 
 
-def _parse_set(words: _Words, verb: str) -> SetStatement:
+def _parse_set(words: Words, verb: str) -> SetStatement | TransactionStatement:
     if words.take("LOCAL"):
         raise FeatureNotSupportedError("SET LOCAL is not supported", hint="SET changes the setting for the session")
+    if verb == "SET" and (set_transaction := parse_set_transaction(words)) is not None:
+        return set_transaction
     words.take("SESSION")
     if words.take("TIME", "ZONE"):
         name = "timezone"
     else:
         name = ".".join(words.name())
-        if verb == "SET":
-            if name == "transaction" or name == "characteristics":
-                return SetStatement(name=name, value=" ".join(token.text for token in words.tokens[words.index :]).lower())
-            if not (words.take("=") or words.take("TO")):
-                raise words.error()
+        if verb == "SET" and not (words.take("=") or words.take("TO")):
+            raise words.error()
     if verb == "RESET":
         words.end()
         return SetStatement(name=name, value=None)
@@ -534,7 +472,7 @@ def _parse_set(words: _Words, verb: str) -> SetStatement:
     return SetStatement(name=name, value="".join(f"{token.text}" if token.text != "," else ", " for token in rest))
 
 
-def _parse_database(words: _Words, verb: str) -> CreateDatabaseStatement | DropDatabaseStatement:
+def _parse_database(words: Words, verb: str) -> CreateDatabaseStatement | DropDatabaseStatement:
     words.expect("DATABASE")
     if verb == "CREATE":
         if_not_exists = words.take("IF", "NOT", "EXISTS")
@@ -550,7 +488,7 @@ def _parse_database(words: _Words, verb: str) -> CreateDatabaseStatement | DropD
     return drop
 
 
-def _parse_split(words: _Words, sql: str) -> SplitAtStatement:
+def _parse_split(words: Words, sql: str) -> SplitAtStatement:
     words.expect("TABLE")
     table = words.name()
     words.expect("SPLIT")

@@ -14,7 +14,8 @@
 
 Statements of a session run one after another, in the order of their Execute; more of them may be sent before the first is answered.  A
 text of several statements gives several results on its stream; all but the last say `more`.  Stream 0 is the session itself: an
-ErrorMessage there is the last thing a node says.  `Execute.chained` statements of a pipeline do not run after one of it has failed.
+ErrorMessage there is the last thing a node says.  `Execute.chained` statements of a pipeline do not run after one of it has failed.  Each
+result, and each error of a statement, says how the session stands to transactions after it.
 
 Invariants:
 - Every Execute is answered by exactly one ErrorMessage or result without `more`, in order.
@@ -27,6 +28,7 @@ import msgspec
 
 from dsdb.protocol.errors import ProtocolError
 from dsdb.protocol.frames import LENGTH_BYTES, REQUEST_BYTES_MAX, frame
+from dsdb.sql.transaction_status import Begin, TransactionStatus
 from dsdb.sql.types import SqlType
 
 SESSION_STREAM = 0
@@ -51,7 +53,7 @@ class Execute(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2)
     """Run a text of statements.
 
     types: one TypeName a parameter, as a byte; values: their values (`datums`); inline_rows_max: larger results come as batches;
-    timeout_ms: 0 for the session's own; credit_bytes: of batches that may come unasked.
+    timeout_ms: 0 for the session's own; credit_bytes: of batches that may come unasked; begin: what is begun if no transaction is open.
     """
 
     stream: int
@@ -62,6 +64,7 @@ class Execute(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2)
     timeout_ms: int = 0
     credit_bytes: int = 4 << 20
     chained: bool = False
+    begin: Begin = Begin.NO
 
 
 class Credit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
@@ -109,6 +112,7 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=65):
     tag: str
     row_count: int | None = None
     more: bool = False
+    transaction: TransactionStatus = TransactionStatus.NONE
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=66):
@@ -133,6 +137,7 @@ class Complete(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=6
     tag: str
     row_count: int | None = None
     more: bool = False
+    transaction: TransactionStatus = TransactionStatus.NONE
 
 
 class ErrorMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=69):
@@ -144,6 +149,7 @@ class ErrorMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     detail: str | None = None
     hint: str | None = None
     position: int | None = None
+    transaction: TransactionStatus = TransactionStatus.NONE
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=70):

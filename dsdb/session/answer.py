@@ -15,6 +15,7 @@ from dsdb.protocol.messages import ErrorMessage, Rows, Schema, encode_columns
 from dsdb.sql.errors import InternalError, SqlError
 from dsdb.sql.execute.result import ResultColumn, arrow_schema
 from dsdb.sql.rows import Row
+from dsdb.sql.transaction_status import TransactionStatus
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,9 +39,18 @@ def _encoded(columns: tuple[ResultColumn, ...]) -> msgspec.Raw:
     return raw
 
 
-def rows_message(stream: int, columns: tuple[ResultColumn, ...], rows: list[Row], *, tag: str, row_count: int | None, more: bool) -> Rows:
+def rows_message(
+    stream: int,
+    columns: tuple[ResultColumn, ...],
+    rows: list[Row],
+    *,
+    tag: str,
+    row_count: int | None,
+    more: bool,
+    transaction: TransactionStatus,
+) -> Rows:
     """Give a complete small result."""
-    return Rows(stream=stream, columns=_encoded(columns), rows=rows, tag=tag, row_count=row_count, more=more)
+    return Rows(stream=stream, columns=_encoded(columns), rows=rows, tag=tag, row_count=row_count, more=more, transaction=transaction)
 
 
 def schema_message(stream: int, columns: tuple[ResultColumn, ...]) -> Schema:
@@ -58,7 +68,7 @@ def pieces(batch: pa.RecordBatch, *, bytes_max: int) -> Iterator[memoryview]:
         yield memoryview(batch.slice(start, rows).serialize())
 
 
-def error_message(stream: int, error: SqlError) -> ErrorMessage:
+def error_message(stream: int, error: SqlError, transaction: TransactionStatus = TransactionStatus.NONE) -> ErrorMessage:
     """Give an error of the user's."""
     return ErrorMessage(
         stream=stream,
@@ -67,12 +77,12 @@ def error_message(stream: int, error: SqlError) -> ErrorMessage:
         detail=error.detail,
         hint=error.hint,
         position=error.position,
+        transaction=transaction,
     )
 
 
-def bug_message(stream: int, error: Exception, *, session_id: int, texts: Sequence[str]) -> ErrorMessage:
+def bug_message(stream: int, error: Exception, *, session_id: int, texts: Sequence[str], transaction: TransactionStatus) -> ErrorMessage:
     """Log an error that is ours, and give what the user is told of it."""
     _LOG.error("internal error in session %d, statement %.200r", session_id, texts, exc_info=error)
-    return error_message(
-        stream, InternalError("internal error", hint=f"The log of the node has more, under session {session_id}; please report it.")
-    )
+    hint = f"The log of the node has more, under session {session_id}; please report it."
+    return error_message(stream, InternalError("internal error", hint=hint), transaction)

@@ -14,6 +14,7 @@ Invariants:
 - `_scope` is cancelled only by `interrupt`; a statement that ended all the same keeps its answer.
 - A statement that is answered with 57014 has had no effect; one that was cut after a commit of its own (a change of the catalogue that
   waits for the other nodes, rows of RETURNING on their way) is answered with 40003.
+- A statement that ends without success leaves an open transaction failed; the session's end rolls it back.
 - Held for a client at most: one read, `waiting_statements_max` messages, one answer (or one message of a stream).
 
 Not here: who may connect (`dsdb.node`); timeouts are noticed by the server's sweep (`server`).
@@ -37,6 +38,7 @@ from dsdb.protocol.messages import (
     ClientMessage,
     Complete,
     Credit,
+    ErrorMessage,
     Execute,
     Hello,
     Notice,
@@ -53,6 +55,7 @@ from dsdb.session.link import Link
 from dsdb.session.port import StatementPort
 from dsdb.sql.errors import (
     FeatureNotSupportedError,
+    IdleInTransactionError,
     ProtocolViolationError,
     QueryCanceledError,
     ShutdownError,
@@ -116,6 +119,8 @@ class GatewaySession:
         self._running_stream = 0
         self._began = 0.0
         self._deadline = NEVER
+        # Since when an open transaction waits for its next statement.
+        self._idle_since = 0.0
         # Streams in the inbox whose Cancel came before their turn.
         self._cancelled: set[int] = set()
         # Why `_scope` was cancelled; None with a cancelled scope means the client is gone.
@@ -155,16 +160,35 @@ class GatewaySession:
         elif now - self._began >= self._limits.sweep_seconds:
             self._watch()
 
+    @property
+    def idle_deadline(self) -> float:
+        """Give when an open transaction has waited for its next statement for too long, `NEVER` if none does."""
+        timeout_ms = self.state.idle_in_transaction_timeout_ms
+        if not timeout_ms or self.state.transaction is None or self._running_stream:
+            return NEVER
+        return self._idle_since + timeout_ms / 1000
+
+    def end_idle(self) -> None:
+        """End the session with 25P03: its open transaction has waited for too long."""
+        self._ending = IdleInTransactionError(
+            "terminating connection due to idle-in-transaction timeout", detail="The open transaction was rolled back."
+        )
+        self.interrupt(self._ending)
+
     async def run(self) -> None:
         """Serve the session until either side ends it.  Cancellation: ends it without a word."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                while await self._serve_until_interrupted():
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    while await self._serve_until_interrupted():
+                        pass
+                except (_ClientGoneError, trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
-            except (_ClientGoneError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-            nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+        finally:
+            if self.state.transaction is not None:
+                await self._executor.end(self.state)
         if self._fault is not None:
             self._ending = ProtocolViolationError(str(self._fault))
         if self._ending is not None and not self._is_sending and not self._is_at_end:
@@ -181,9 +205,10 @@ class GatewaySession:
         reason, self._interruption = self._interruption, None
         if self._running_stream:
             stream = self._end_statement()
+            self.state.fail_transaction()
             if reason is not None:
                 self._is_chain_broken = True
-                self._queue(error_message(stream, _after_commit(reason) if self.state.has_committed else reason))
+                self._queue(self._error(stream, _after_commit(reason) if self.state.has_committed else reason))
         if reason is None or self._is_sending:
             return False
         await self._flush()
@@ -213,46 +238,57 @@ class GatewaySession:
 
     async def _execute(self, message: Execute) -> None:
         if message.chained and self._is_chain_broken:
-            self._queue(
-                error_message(message.stream, FeatureNotSupportedError("not run: a statement before it in the pipeline has failed"))
-            )
+            self._queue(self._error(message.stream, FeatureNotSupportedError("not run: a statement before it in the pipeline has failed")))
             return
         if message.stream in self._cancelled:
             self._cancelled.discard(message.stream)
             self._is_chain_broken = True
-            self._queue(error_message(message.stream, QueryCanceledError("canceling statement due to user request")))
+            self.state.fail_transaction()
+            self._queue(self._error(message.stream, QueryCanceledError("canceling statement due to user request")))
             return
         self._is_chain_broken = True
         self._begin_statement(message)
         try:
-            types = parameter_types(message.types)
-            datums = parameter_datums(types, message.values)
-            parameters = [Parameter(sql_type, value) for sql_type, value in zip(types, datums)]
-            statements = await self._executor.prepared(message.sql)
-            if not statements:
-                self._queue(rows_message(message.stream, (), [], tag="", row_count=None, more=False))
-            elif len(statements) > 1 and parameters:
-                raise FeatureNotSupportedError(
-                    "parameters cannot be given to several statements at once", hint="Send each statement on its own."
-                )
-            last = len(statements) - 1
-            for at, statement in enumerate(statements):
-                self.state.has_committed = False
-                result = await self._executor.run(self.state, statement, parameters)
-                await self._answer(message, result, more=at < last)
+            await self._run_text(message)
             self._is_chain_broken = False
-        except SqlError as error:
-            self._queue(error_message(message.stream, error))
-        except ProtocolError as error:
-            self._queue(error_message(message.stream, ProtocolViolationError(str(error))))
         except _ClientGoneError:
             raise
+        except SqlError as error:
+            self._fail(message, error)
+        except ProtocolError as error:
+            self._fail(message, ProtocolViolationError(str(error)))
         except RecursionError:
-            self._queue(error_message(message.stream, StatementTooComplexError("the statement is nested too deeply")))
+            self._fail(message, StatementTooComplexError("the statement is nested too deeply"))
         except Exception as error:
             # The root of a statement: a bug ends the statement, not the session, and never shows its inside to the user.
-            self._queue(bug_message(message.stream, error, session_id=self.session_id, texts=[message.sql]))
+            self.state.fail_transaction()
+            texts = [message.sql]
+            self._queue(bug_message(message.stream, error, session_id=self.session_id, texts=texts, transaction=self.state.status))
         self._end_statement()
+
+    async def _run_text(self, message: Execute) -> None:
+        types = parameter_types(message.types)
+        datums = parameter_datums(types, message.values)
+        parameters = [Parameter(sql_type, value) for sql_type, value in zip(types, datums)]
+        statements = await self._executor.prepared(message.sql)
+        if not statements:
+            self._queue(rows_message(message.stream, (), [], tag="", row_count=None, more=False, transaction=self.state.status))
+        elif len(statements) > 1 and parameters:
+            raise FeatureNotSupportedError(
+                "parameters cannot be given to several statements at once", hint="Send each statement on its own."
+            )
+        last = len(statements) - 1
+        for at, statement in enumerate(statements):
+            self.state.has_committed = False
+            result = await self._executor.run(self.state, statement, parameters, begin=message.begin)
+            await self._answer(message, result, more=at < last)
+
+    def _fail(self, message: Execute, error: SqlError) -> None:
+        self.state.fail_transaction()
+        self._queue(self._error(message.stream, error))
+
+    def _error(self, stream: int, error: SqlError) -> ErrorMessage:
+        return error_message(stream, error, self.state.status)
 
     def _begin_statement(self, message: Execute) -> None:
         self.state.has_committed = False
@@ -265,6 +301,8 @@ class GatewaySession:
 
     def _end_statement(self) -> int:
         stream, self._running_stream = self._running_stream, 0
+        if self.state.transaction is not None:
+            self._idle_since = trio.current_time()
         self._running_statements.statement_ended(self)
         return stream
 
@@ -279,7 +317,17 @@ class GatewaySession:
         elif result.rows is not None and len(result.rows) > message.inline_rows_max and result.columns:
             await self._answer_stream(message, result, _once(batch_of_rows(result.rows, result.columns)), more=more)
         else:
-            self._queue(rows_message(stream, result.columns, result.rows or [], tag=result.tag, row_count=result.row_count, more=more))
+            self._queue(
+                rows_message(
+                    stream,
+                    result.columns,
+                    result.rows or [],
+                    tag=result.tag,
+                    row_count=result.row_count,
+                    more=more,
+                    transaction=self.state.status,
+                )
+            )
 
     async def _answer_batches(self, message: Execute, result: Result, *, more: bool) -> None:
         """Send batches as they come; a result that turns out small goes as rows, so that its client need not speak Arrow."""
@@ -297,7 +345,8 @@ class GatewaySession:
         for batch in first:
             rows += rows_of_batch(batch, result.columns)
         tag = f"{result.tag} {held}"
-        self._queue(rows_message(message.stream, result.columns, rows, tag=tag, row_count=held, more=more))
+        status = self.state.status
+        self._queue(rows_message(message.stream, result.columns, rows, tag=tag, row_count=held, more=more, transaction=status))
 
     async def _answer_stream(self, message: Execute, result: Result, batches: AsyncIterator[pa.RecordBatch], *, more: bool) -> None:
         stream, rows = message.stream, 0
@@ -309,7 +358,7 @@ class GatewaySession:
                 for piece in pieces(batch, bytes_max=self._limits.batch_bytes):
                     await self._send_piece(stream, piece)
         tag = result.tag if result.row_count is not None else f"{result.tag} {rows}"
-        self._queue(Complete(stream=stream, tag=tag, row_count=rows, more=more))
+        self._queue(Complete(stream=stream, tag=tag, row_count=rows, more=more, transaction=self.state.status))
 
     async def _send_piece(self, stream: int, piece: memoryview) -> None:
         while self._credit_bytes <= 0:

@@ -1,6 +1,7 @@
 """All sessions of a node: admission, the sweep over running statements, and the drain.
 
-    run      one task: while statements run, look at them every `sweep_seconds` (timeouts; who must be listened to); else sleep
+    run      one task: while statements run, look at them every `sweep_seconds` (timeouts; who must be listened to); else sleep, until
+             an open transaction has been idle for too long
     serve    one task a connection: magic ▸ Hello ▸ Welcome ▸ GatewaySession.run
     drain    idle sessions end at once with 57P01, the others after their statement or when the time is over
 
@@ -20,7 +21,7 @@ from dsdb.protocol.errors import ProtocolError
 from dsdb.protocol.frames import MAGIC_BYTES, SQL_MAGIC, SQL_MAGIC_PREFIX, FrameReader
 from dsdb.protocol.messages import ClientMessage, Hello, Welcome, decode_client_message, encode_message
 from dsdb.protocol.states import NodeSide
-from dsdb.session.gateway import GatewaySession, say_last_word
+from dsdb.session.gateway import NEVER, GatewaySession, say_last_word
 from dsdb.session.limits import SessionLimits
 from dsdb.session.port import StatementPort
 from dsdb.sql.errors import ProtocolViolationError, ShutdownError, SqlError, TooManyConnectionsError
@@ -49,6 +50,8 @@ class SessionServer:
         # In the order of their begin.
         self._sessions: dict[GatewaySession, None] = {}
         self._running: dict[GatewaySession, None] = {}
+        # Those whose transaction is open and may wait only so long for its next statement.
+        self._idle: dict[GatewaySession, None] = {}
         self._next_session_id = 1
         self._statements = 0
         # Connections admitted, those included that have not said Hello.
@@ -68,16 +71,24 @@ class SessionServer:
         while True:
             if not self._running:
                 self._sweep_asleep = trio.Event()
-                await self._sweep_asleep.wait()
+                with trio.move_on_at(min((session.idle_deadline for session in self._idle), default=NEVER)):
+                    await self._sweep_asleep.wait()
             await trio.sleep(self._limits.sweep_seconds)
             now = trio.current_time()
             for session in list(self._running):
                 session.sweep(now)
+            for session in [session for session in self._idle if now >= session.idle_deadline]:
+                del self._idle[session]
+                session.end_idle()
 
     def statement_began(self, session: GatewaySession) -> None:
         """Note that a session runs a statement."""
         self._statements += 1
         self._running[session] = None
+        self._idle.pop(session, None)
+        self._wake_sweep()
+
+    def _wake_sweep(self) -> None:
         if self._sweep_asleep is not None:
             self._sweep_asleep.set()
             self._sweep_asleep = None
@@ -85,6 +96,9 @@ class SessionServer:
     def statement_ended(self, session: GatewaySession) -> None:
         """Note that a session runs none."""
         self._running.pop(session, None)
+        if session.state.transaction is not None and session.idle_deadline < NEVER:
+            self._idle[session] = None
+            self._wake_sweep()
 
     async def serve(self, stream: trio.abc.Stream, first_bytes: bytes = b"") -> None:
         """Serve one connection to its end, and close it.
@@ -120,6 +134,7 @@ class SessionServer:
         finally:
             self._sessions.pop(session, None)
             self._running.pop(session, None)
+            self._idle.pop(session, None)
             self._session_ended.set()
 
     async def _open(self, stream: trio.abc.Stream, first_bytes: bytes) -> GatewaySession | None:

@@ -3,7 +3,7 @@
     source (VALUES, literals, SELECT) ─▶ assign ─▶ defaults, identity ─▶ NOT NULL, CHECK ─▶ keys ─▶ insert │ ON CONFLICT ─▶ RETURNING
 
 Invariants:
-- Without ON CONFLICT no row is read: that a key is new is a condition of the commit.
+- Without ON CONFLICT no row is read: that a key is new is a condition of the commit.  In a transaction that goes on, keys are read.
 - Two rows of one statement never have one key: 23505, or 21000 under DO UPDATE, or the second is skipped under DO NOTHING.
 
 Not here: reading and rewriting rows that are there (`dml_update`).
@@ -258,6 +258,8 @@ class InsertPlan:
 
     async def _insert(self, rows: Sequence[Row], execution: Execution) -> Sequence[Row]:
         table_rows, insert = self.target.rows, execution.txn.insert
+        if execution.is_within:
+            return await self._insert_absent(rows, execution)
         if len(rows) == 1:
             insert(table_rows.key(rows[0]), table_rows.value(rows[0]))
             return rows
@@ -270,6 +272,24 @@ class InsertPlan:
                 seen.add(key)
                 insert(key, table_rows.value(row))
             await pause(part)
+        return rows
+
+    async def _insert_absent(self, rows: Sequence[Row], execution: Execution) -> Sequence[Row]:
+        """Insert where the transaction goes on: a key that is there is told of now.  The keys count as read: who adds one conflicts."""
+        table_rows, txn = self.target.rows, execution.txn
+        written: dict[bytes, Row] = {}
+        for part in slices(rows, self._width):
+            for row in part:
+                key = table_rows.key(row)
+                if key in written:
+                    raise unique_violation(table_rows, [row[position] for position in table_rows.key_positions])
+                written[key] = row
+            await pause(part)
+        for row, stored in zip(rows, await txn.get(list(written))):
+            if stored is not None:
+                raise unique_violation(table_rows, [row[position] for position in table_rows.key_positions])
+        for key, row in written.items():
+            txn.put(key, table_rows.value(row))
         return rows
 
     async def _insert_or_update(self, conflict: "OnConflict", rows: Sequence[Row], execution: Execution) -> list[Row]:

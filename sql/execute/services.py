@@ -1,7 +1,7 @@
 """What statements are run with: the node's services, and the things of one attempt at one statement.
 
 Invariants:
-- An Execution is one attempt: a fresh transaction, the catalogue its plan was made for, one reading of the clock.
+- An Execution is one attempt: the catalogue its plan was made for, one reading of the clock, and a fresh transaction or the session's.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +16,7 @@ from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import ClusterView, StageRunner, Transaction
 from dsdb.sql.schema import DatabaseDescriptor, TableDescriptor
 from dsdb.storage.datum import Datum
+from dsdb.storage.timestamp import Timestamp
 
 PUBLIC_SCHEMA = "public"
 """The one schema of every database."""
@@ -45,6 +46,13 @@ class CatalogSource(Protocol):
         """Change the catalogue by one transaction; `edit` may run several times, `committed` is called when the change is made."""
 
 
+class TransactionStart(Protocol):
+    """Starts transactions."""
+
+    def __call__(self, *, read_ts: Timestamp | None = None) -> Transaction:
+        """Start one; with `read_ts`, an issued timestamp, it reads there and cannot write."""
+
+
 class Services:
     """What the statements of a node share.
 
@@ -55,7 +63,7 @@ class Services:
         self,
         *,
         catalogs: CatalogSource,
-        begin: Callable[[], Transaction],
+        begin: TransactionStart,
         runner: StageRunner,
         engine: QueryEngine,
         cluster: ClusterView,
@@ -71,22 +79,30 @@ class Services:
 
 
 class Execution:
-    """One attempt at a statement.
+    """One attempt at a statement.  is_within: its transaction goes on after it.
 
     parameters: the statement's, and behind them the statement values (`bind.binder.STATEMENT_VALUES`); is_holding: it still
     holds its catalogue, which then no change may make older than the last but one.
     """
 
-    __slots__ = ("catalog", "is_holding", "parameters", "services", "session", "txn")
+    __slots__ = ("catalog", "is_holding", "is_within", "parameters", "services", "session", "txn")
 
     def __init__(
-        self, services: Services, session: SessionState, catalog: Catalog, txn: Transaction, parameters: Sequence[Datum]
+        self,
+        services: Services,
+        session: SessionState,
+        catalog: Catalog,
+        txn: Transaction,
+        parameters: Sequence[Datum],
+        *,
+        is_within: bool = False,
     ) -> None:
         self.services = services
         self.session = session
         self.catalog = catalog
         self.txn = txn
         self.parameters = parameters
+        self.is_within = is_within
         self.is_holding = True
 
     def release_catalog(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from sqlglot import exp
 
 from dsdb.sql.bind.query_scope import QueryScope
-from dsdb.sql.errors import DatatypeMismatchError, FeatureNotSupportedError, InvalidColumnReferenceError, SqlSyntaxError
+from dsdb.sql.errors import DatatypeMismatchError, InvalidColumnReferenceError, SqlSyntaxError
 from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.result import Result, ResultColumn
 from dsdb.sql.execute.services import Execution, current_database, find_table
@@ -124,7 +124,7 @@ def quoted_name(name: str) -> str:
 
 
 def _all_settings(statement: ShowStatement, execution: Execution) -> _Table:
-    rows: list[Row] = sorted((name, value) for name, value in execution.session.settings.items())
+    rows: list[Row] = list(execution.session.shown_settings())
     return [("name", TEXT), ("setting", TEXT)], rows
 
 
@@ -199,10 +199,7 @@ class SetPlan:
     async def run(self, execution: Execution) -> Result:
         """Change the setting."""
         name, value = self._statement.name, self._statement.value
-        if name in ("transaction", "characteristics"):
-            if value is None or not value.replace("as transaction ", "").startswith("isolation level serializable"):
-                raise FeatureNotSupportedError("SET TRANSACTION takes ISOLATION LEVEL SERIALIZABLE alone")
-        elif name == "all" and value is None:
+        if name == "all" and value is None:
             for known in list(execution.session.settings):
                 execution.session.change_setting(known, None)
         else:

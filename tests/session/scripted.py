@@ -11,10 +11,13 @@ from sqlglot import exp
 
 from dsdb.session import SessionLimits, SessionServer
 from dsdb.sql import errors
+from dsdb.sql.execute.open_transaction import OpenTransaction
 from dsdb.sql.execute.result import Parameter, Result, ResultColumn, batch_of_rows
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.parse import ParsedStatement
+from dsdb.sql.transaction_status import Begin
 from dsdb.sql.types import BIGINT, TEXT, SqlType, TypeName
+from tests.sql.local_txn import LocalStore
 
 NUMBER = (ResultColumn("n", BIGINT),)
 
@@ -28,6 +31,7 @@ class ScriptedExecutor:
     def __init__(self) -> None:
         self.inserted: list[tuple[Any, ...]] = []
         self.cancelled: list[str] = []
+        self.ended: list[bool] = []
         self.batches_given = 0
         self.streams_closed = 0
         self._columns: dict[tuple[SqlType, ...], tuple[ResultColumn, ...]] = {}
@@ -35,7 +39,13 @@ class ScriptedExecutor:
     async def prepared(self, text: str) -> Sequence[ParsedStatement]:
         return [ParsedStatement(text=part.strip(), tree=exp.Null()) for part in text.split(";") if part.strip()]
 
-    async def run(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
+    async def end(self, session: SessionState) -> None:
+        self.ended.append(session.transaction is not None)
+        session.transaction = None
+
+    async def run(
+        self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter], *, begin: Begin = Begin.NO
+    ) -> Result:
         verb, *words = statement.text.split()
         match verb.lower():
             case "point":
@@ -71,6 +81,11 @@ class ScriptedExecutor:
                 raise kind("it failed", detail="detail", hint="hint", position=3)
             case "bug":
                 raise ValueError("secret detail")
+            case "begin":
+                session.transaction = OpenTransaction(
+                    LocalStore().begin(), now=0, settings=session.settings, is_implicit=False, read_only=False
+                )
+                return Result("BEGIN")
             case "set":
                 session.change_setting(words[0], words[1])
                 return Result("SET")

@@ -261,6 +261,68 @@ def test_statement_timeout() -> None:
     run_with(test)
 
 
+def test_answers_say_how_the_session_stands_to_transactions() -> None:
+    async def test(gateway: Gateway) -> None:
+        client = gateway.connect()
+        await client.open()
+        await client.say(*[Execute(stream=at, sql=sql) for at, sql in enumerate(("rows 1", "begin", "rows 1", "fail 22012", "rows 1"), 1)])
+        found = [(await client.hear()).transaction for _ in range(5)]
+        assert found == [0, 1, 1, 2, 2]
+
+    run_with(test)
+
+
+def test_a_cancelled_statement_fails_its_transaction() -> None:
+    async def test(gateway: Gateway) -> None:
+        client = gateway.connect()
+        await client.open()
+        await client.say(Execute(stream=1, sql="begin"), Execute(stream=2, sql="sleep 60", timeout_ms=50))
+        assert (await client.hear()).transaction == 1
+        error = await client.hear()
+        assert (error.sqlstate, error.transaction) == ("57014", 2)
+
+    run_with(test)
+
+
+def test_a_transaction_left_idle_ends_the_session() -> None:
+    async def test(gateway: Gateway) -> None:
+        client, patient = gateway.connect(), gateway.connect()
+        for each in (client, patient):
+            await each.open()
+        await client.say(Execute(stream=1, sql="set idle_in_transaction_session_timeout 60"), Execute(stream=2, sql="rows 1"))
+        assert [(await client.hear()).transaction for _ in range(2)] == [0, 0]
+        await trio.sleep(0.15)
+        await patient.say(Execute(stream=1, sql="begin"))
+        await patient.hear()
+        await client.say(Execute(stream=3, sql="begin"), Execute(stream=4, sql="sleep 0.15"))
+        assert (await client.hear()).transaction == 1
+        assert isinstance(await client.hear(), Notice)
+        assert (await client.hear()).transaction == 1
+        last = await client.hear()
+        assert (last.stream, last.sqlstate) == (0, "25P03")
+        await gateway.wait_for_sessions(1)
+        assert gateway.executor.ended == [True]
+
+    run_with(test)
+
+
+def test_the_end_of_a_session_rolls_its_transaction_back() -> None:
+    async def test(gateway: Gateway) -> None:
+        for goodbye in (True, False):
+            client = gateway.connect()
+            await client.open()
+            await client.say(Execute(stream=1, sql="begin"))
+            await client.hear()
+            if goodbye:
+                await client.say(Bye())
+            else:
+                await client.stream.aclose()
+            await gateway.wait_for_sessions(0)
+        assert gateway.executor.ended == [True, True]
+
+    run_with(test)
+
+
 def test_a_stream_stays_within_its_credit() -> None:
     async def test(gateway: Gateway) -> None:
         client = await gateway.connect_tcp()

@@ -28,6 +28,7 @@ class LocalStore:
         self.engine = MemoryEngine()
         self.clock = from_milliseconds(1_700_000_000_000)
         self.split_keys: list[bytes] = []
+        self.rolled_back = 0
         self.before_commit: Callable[[LocalTransaction], None] | None = None
         """A test's hook: may raise a PortError in the place of a commit."""
 
@@ -38,19 +39,22 @@ class LocalStore:
     async def fresh_timestamp(self) -> Timestamp:
         return self.timestamp()
 
-    def begin(self) -> LocalTransaction:
-        return LocalTransaction(self)
+    def begin(self, *, read_ts: Timestamp | None = None) -> LocalTransaction:
+        return LocalTransaction(self, read_ts)
 
 
 class LocalTransaction:
     """ports.Transaction over the store."""
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: LocalStore, read_ts: Timestamp | None = None) -> None:
         self.store = store
-        self._read_ts: Timestamp | None = None
-        self.writes: dict[bytes, bytes | None] = {}
-        self._inserted: set[bytes] = set()
+        self._read_ts = read_ts
+        self._log: list[tuple[bytes, bytes | None, bool]] = []
         self._read_spans: list[Span] = []
+
+    @property
+    def writes(self) -> dict[bytes, bytes | None]:
+        return {key: value for key, value, _ in self._log}
 
     async def read_timestamp(self) -> Timestamp:
         if self._read_ts is None:
@@ -61,7 +65,8 @@ class LocalTransaction:
         ts = await self.read_timestamp()
         self._read_spans += map(point_span, keys)
         stored = mvcc.get_many(self.store.engine, keys, ts)
-        return [self.writes.get(key, value) for key, value in zip(keys, stored)]
+        writes = self.writes
+        return [writes.get(key, value) for key, value in zip(keys, stored)]
 
     async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         rows = self.read_span(await self.read_timestamp(), span)
@@ -79,14 +84,23 @@ class LocalTransaction:
         return [(key, value) for key, value in sorted(found.items()) if value is not None]
 
     def put(self, key: bytes, value: bytes) -> None:
-        self.writes[key] = value
+        self._log.append((key, value, False))
 
     def insert(self, key: bytes, value: bytes) -> None:
-        self.writes[key] = value
-        self._inserted.add(key)
+        self._log.append((key, value, key not in self.writes))
 
     def delete(self, key: bytes) -> None:
-        self.writes[key] = None
+        self._log.append((key, None, False))
+
+    def savepoint(self) -> int:
+        return len(self._log)
+
+    def rollback_to(self, savepoint: int) -> None:
+        del self._log[savepoint:]
+
+    async def rollback(self) -> None:
+        self._log.clear()
+        self.store.rolled_back += 1
 
     async def commit(self, *, deadline: Timestamp | None = None) -> Timestamp:
         if not self.writes:
@@ -97,9 +111,10 @@ class LocalTransaction:
         engine = self.store.engine
         if self._read_ts is not None:
             for span in self._read_spans:
-                if not span.is_empty and mvcc.changed(engine, span, self._read_ts, commit_ts) is not None:
-                    raise TransactionRetryError("a row that was read has changed")
-        for key in sorted(self._inserted):
+                changed = None if span.is_empty else mvcc.changed(engine, span, self._read_ts, commit_ts)
+                if changed is not None:
+                    raise TransactionRetryError("a row that was read has changed", changed[0])
+        for key in sorted({key for key, _, must_be_absent in self._log if must_be_absent}):
             [stored] = mvcc.get_many(engine, [key], commit_ts)
             if stored is not None:
                 raise KeyExistsError(key)
@@ -173,4 +188,3 @@ class LocalCluster:
     async def nodes(self) -> list[NodeInfo]:
         ranges = len(self._store.split_keys) + 1
         return [NodeInfo(node_id=1, address="127.0.0.1:7432", is_live=True, ranges=ranges, leases=ranges)]
-

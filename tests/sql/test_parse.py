@@ -19,12 +19,12 @@ from dsdb.sql.parse import (
     SetStatement,
     ShowStatement,
     SplitAtStatement,
-    TransactionStatement,
     TruncateStatement,
     parse_expression,
     parse_statements,
     position_of,
 )
+from dsdb.sql.parse_transaction import TransactionStatement, Verb
 from dsdb.sql.parse_values import read_values
 
 
@@ -80,11 +80,58 @@ def test_statements_keep_their_own_text() -> None:
         ("SET statement_timeout TO 100", SetStatement(name="statement_timeout", value="100")),
         ("SET a = 'B c'", SetStatement(name="a", value="B c")),
         ("RESET a", SetStatement(name="a", value=None)),
-        ("BEGIN", TransactionStatement(verb="begin")),
+        ("BEGIN", TransactionStatement(verb=Verb.BEGIN, tag="BEGIN")),
+        ("begin work isolation level read committed, not deferrable", TransactionStatement(verb=Verb.BEGIN, tag="BEGIN")),
+        (
+            "START TRANSACTION READ ONLY AS OF SYSTEM TIME '-10s'",
+            TransactionStatement(verb=Verb.BEGIN, tag="START TRANSACTION", read_only=True, as_of="-10s"),
+        ),
+        ("END TRANSACTION AND NO CHAIN", TransactionStatement(verb=Verb.COMMIT, tag="COMMIT")),
+        ("ABORT", TransactionStatement(verb=Verb.ROLLBACK, tag="ROLLBACK")),
+        ("SAVEPOINT Some", TransactionStatement(verb=Verb.SAVEPOINT, tag="SAVEPOINT", name="some")),
+        ('ROLLBACK WORK TO "Some"', TransactionStatement(verb=Verb.ROLLBACK_TO, tag="ROLLBACK", name="Some")),
+        ("RELEASE SAVEPOINT x", TransactionStatement(verb=Verb.RELEASE, tag="RELEASE", name="x")),
+        ("SET TRANSACTION READ WRITE", TransactionStatement(verb=Verb.SET_TRANSACTION, tag="SET", read_only=False)),
+        (
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+            TransactionStatement(verb=Verb.SET_CHARACTERISTICS, tag="SET", read_only=True),
+        ),
     ],
 )
 def test_own_statements(sql: str, expected: object) -> None:
     assert one(sql) == expected
+
+
+@pytest.mark.parametrize(
+    ("sql", "state"),
+    [
+        ("COMMIT AND CHAIN", "0A000"),
+        ("PREPARE TRANSACTION 'x'", "0A000"),
+        ("COMMIT PREPARED 'x'", "0A000"),
+        ("SET TRANSACTION SNAPSHOT 'x'", "0A000"),
+        ("BEGIN READ ONLY,", "42601"),
+        ("BEGIN NOW", "42601"),
+        ("SAVEPOINT", "42601"),
+        ("ROLLBACK TO", "42601"),
+        ("DELETE FROM t AS OF SYSTEM TIME '-1s'", "0A000"),
+        ("SELECT * FROM t AS OF SYSTEM TIME now()", "42601"),
+        ("SELECT * FROM a AS OF SYSTEM TIME '-1s', b AS OF SYSTEM TIME '-2s'", "0A000"),
+        ("BEGIN READ WRITE AS OF SYSTEM TIME '-1s'", "42601"),
+    ],
+)
+def test_refused_about_transactions(sql: str, state: str) -> None:
+    with pytest.raises(SqlError) as caught:
+        parse_statements(sql)
+    assert caught.value.sqlstate == state
+
+
+def test_as_of_system_time_is_of_the_statement() -> None:
+    (statement,) = parse_statements("SELECT a FROM t AS OF SYSTEM TIME '-10s' WHERE b > (SELECT 1 FROM u AS OF SYSTEM TIME '-10s')")
+    assert statement.as_of == "-10s"
+    assert isinstance(statement.tree, exp.Select)
+    assert statement.tree.args["where"] is not None
+    (plain,) = parse_statements("SELECT system AS of FROM time")
+    assert plain.as_of is None
 
 
 def test_split_at_rows() -> None:

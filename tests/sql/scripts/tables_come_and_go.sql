@@ -222,11 +222,6 @@ ALTER TABLE t SPLIT AT VALUES (1, 2);
 ---
 42601 SPLIT AT takes at most 1 values a row: the columns of the primary key
 
-BEGIN;
----
-0A000 BEGIN is not supported: each statement is a transaction of its own
-hint: Leave out BEGIN and COMMIT; connect with autocommit.
-
 SET statement_timeout = '5s';
 ---
 SET

@@ -1,0 +1,37 @@
+"""What kind of statement a parsed one is, where that decides before it is planned: whether it writes, whether it changes the catalogue."""
+
+from sqlglot import exp
+
+from dsdb.sql.errors import ReadOnlyTransactionError
+from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, ParsedStatement, SplitAtStatement, TruncateStatement
+
+_OWN_CHANGES: dict[type, str] = {
+    TruncateStatement: "TRUNCATE TABLE",
+    CreateDatabaseStatement: "CREATE DATABASE",
+    DropDatabaseStatement: "DROP DATABASE",
+    SplitAtStatement: "ALTER TABLE … SPLIT AT",
+}
+_SETTING_CALLS = frozenset({"nextval", "setval"})
+
+
+def catalog_change(statement: ParsedStatement) -> str | None:
+    """Give what a statement that changes the catalogue, or the cut into ranges, is called; None for any other."""
+    tree = statement.tree
+    if isinstance(tree, exp.Create | exp.Drop):
+        return f"{tree.key.upper()} {str(tree.args.get('kind') or '').upper()}".strip()
+    if isinstance(tree, exp.Alter):
+        return "ALTER TABLE"
+    return _OWN_CHANGES.get(type(tree))
+
+
+def check_reads_only(statement: ParsedStatement) -> None:
+    """Refuse a statement that changes something.  Raises ReadOnlyTransactionError."""
+    tree = statement.tree
+    name = catalog_change(statement)
+    if name is None and isinstance(tree, exp.Insert | exp.Update | exp.Delete):
+        name = tree.key.upper()
+    if name is None and isinstance(tree, exp.Expr):
+        calls = [call.name for call in tree.find_all(exp.Anonymous) if call.name in _SETTING_CALLS]
+        name = f"{calls[0]}()" if calls else None
+    if name is not None:
+        raise ReadOnlyTransactionError(f"cannot execute {name} in a read-only transaction")

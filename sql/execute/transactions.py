@@ -1,0 +1,314 @@
+"""The session's transaction: BEGIN, COMMIT, savepoints, and the statements between.
+
+    BEGIN ─▶ OpenTransaction ─▶ statement: same transaction, same catalogue ─┬─▶ COMMIT ─▶ below the lease of the same catalogue
+                                                                             └─ error ─▶ failed: 25P02 until ROLLBACK, ROLLBACK TO
+
+The catalogue is held only until the first statement has read: its lease covers the read timestamp, at which everything else is read.
+COMMIT takes the catalogue of the day, and goes on only if that is still the same: so an open transaction keeps no change of it waiting.
+
+Invariants:
+- All statements of a transaction read at one timestamp, see what those before them wrote, and use one version of the catalogue.
+- What a statement that failed had written is forgotten.
+- Only the first statement is run again by itself: before it the client has seen nothing of the transaction.
+- After a COMMIT that raised an error no transaction is open.
+
+Not here: changes of the catalogue, which a transaction cannot hold.
+"""
+
+from collections.abc import Sequence
+
+import trio
+
+from dsdb.sql.catalog import Catalog
+from dsdb.sql.errors import (
+    ActiveTransactionError,
+    FailedTransactionError,
+    FeatureNotSupportedError,
+    InvalidParameterError,
+    NoActiveTransactionError,
+    SerializationError,
+    SqlError,
+)
+from dsdb.sql.execute.failures import AGAIN, OF_THE_CATALOG, guarded, in_sql
+from dsdb.sql.execute.historical import past_timestamp
+from dsdb.sql.execute.open_transaction import OpenTransaction
+from dsdb.sql.execute.planning import StatementPlanner
+from dsdb.sql.execute.result import Parameter, Result
+from dsdb.sql.execute.services import Execution, Services
+from dsdb.sql.execute.session import SessionState
+from dsdb.sql.execute.statement_kinds import catalog_change, check_reads_only
+from dsdb.sql.parse import ParsedStatement
+from dsdb.sql.parse_transaction import TransactionStatement, Verb
+from dsdb.sql.ports import DeadlineExceededError, PortError, TransactionRetryError
+from dsdb.sql.transaction_status import Begin, TransactionStatus
+from dsdb.storage.errors import CorruptionError
+
+FIRST_ATTEMPTS_MAX = 20
+"""Times that the first statement of a transaction is run before its conflicts become the client's."""
+_PAUSE_SECONDS = 0.005
+RENEW_AFTER_SECONDS = 3.0
+"""After such a pause COMMIT renews the catalogue's lease first, which an idle node lets run out."""
+
+_IN_PROGRESS = "there is already a transaction in progress"
+_NOT_IN_PROGRESS = "there is no transaction in progress"
+
+
+class SessionTransactions:
+    """Runs what belongs to the transactions of a node's sessions."""
+
+    def __init__(self, services: Services, planner: StatementPlanner) -> None:
+        self._services = services
+        self._planner = planner
+
+    async def run(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter], begin: Begin) -> Result | None:
+        """Run a statement about the session's transaction, in it, or at its begin; None if it is to run by itself.
+
+        Raises SqlError's: then the transaction, if one is open still, has failed.  So it has after a cancellation.
+        """
+        try:
+            if isinstance(statement.tree, TransactionStatement):
+                return await self._control(session, statement.tree, begin)
+            if session.transaction is None:
+                # A change of the catalogue commits by itself; and a statement AS OF is a transaction of its own.
+                if begin is Begin.IMPLICIT and (statement.as_of is not None or catalog_change(statement) is not None):
+                    return None
+                self._begin(session, is_implicit=begin is Begin.IMPLICIT)
+            return await self._run_within(session, statement, parameters)
+        except BaseException:
+            session.fail_transaction()
+            raise
+
+    async def end(self, session: SessionState) -> None:
+        """Roll back what is open."""
+        transaction, session.transaction = session.transaction, None
+        if transaction is not None:
+            session.restore_settings(transaction.settings)
+            with trio.CancelScope(shield=True):
+                await transaction.txn.rollback()
+
+    # Statements in a transaction.
+
+    async def _run_within(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result | None:
+        transaction = session.transaction
+        assert transaction is not None
+        if transaction.status is TransactionStatus.FAILED:
+            raise _failed()
+        change = catalog_change(statement)
+        if change is not None:
+            if transaction.read_only:
+                check_reads_only(statement)
+            _refuse_change(change, transaction)
+            await self._commit(session)
+            return None
+        if statement.as_of is not None:
+            raise FeatureNotSupportedError(
+                "AS OF SYSTEM TIME is not supported for one statement of a transaction", hint="Give it to BEGIN, or commit first."
+            )
+        if transaction.read_only:
+            check_reads_only(statement)
+        transaction.note_statement(statement)
+        result = await self._attempts(session, transaction, statement, parameters)
+        transaction.has_run = True
+        transaction.last_used = trio.current_time()
+        return result
+
+    async def _attempts(
+        self, session: SessionState, transaction: OpenTransaction, statement: ParsedStatement, parameters: Sequence[Parameter]
+    ) -> Result:
+        attempt = 0
+        while True:
+            mark = transaction.txn.savepoint()
+            catalog = transaction.catalog or await self._acquired()
+            is_holding = transaction.catalog is None
+            try:
+                return await self._attempt(session, transaction, catalog, statement, parameters)
+            except (PortError, CorruptionError) as error:
+                attempt += 1
+                may_repeat = isinstance(error, TransactionRetryError | DeadlineExceededError) and attempt < FIRST_ATTEMPTS_MAX
+                if not may_repeat or transaction.has_run or transaction.savepoints or transaction.is_historical:
+                    transaction.txn.rollback_to(mark)
+                    raise in_sql(error, catalog, transaction.statements) from error
+                is_late = isinstance(error, DeadlineExceededError)
+            except BaseException:
+                transaction.txn.rollback_to(mark)
+                raise
+            finally:
+                if is_holding:
+                    self._services.catalogs.release(catalog)
+            await transaction.txn.rollback()
+            transaction.txn = self._services.begin()
+            transaction.catalog = None
+            if is_late:
+                await self._services.catalogs.renew()
+            else:
+                await trio.sleep(_PAUSE_SECONDS * attempt)
+
+    async def _attempt(
+        self,
+        session: SessionState,
+        transaction: OpenTransaction,
+        catalog: Catalog,
+        statement: ParsedStatement,
+        parameters: Sequence[Parameter],
+    ) -> Result:
+        services = self._services
+        try:
+            cached = await self._planner.planned(session, statement, parameters, catalog)
+            plan = cached.plan
+            execution = Execution(services, session, catalog, transaction.txn, cached.values(parameters, transaction.now), is_within=True)
+            result = await plan.run(execution)
+        except SqlError as error:
+            # An idle node's catalogue may be an old one: what it says of a missing table counts only under its lease.
+            is_first = transaction.catalog is None
+            if is_first and error.sqlstate[:2] in OF_THE_CATALOG and await services.catalogs.is_over(catalog):
+                raise DeadlineExceededError("the catalogue's lease has run out") from error
+            raise
+        if transaction.catalog is None and (plan.is_reading or plan.is_writing):
+            # Held until here: the version was in force at the timestamp at which all of the transaction is read.
+            if await transaction.txn.read_timestamp() > catalog.lease_expiration:
+                raise DeadlineExceededError("the statement read after the end of the catalogue's lease")
+            transaction.catalog = catalog
+        transaction.has_written = transaction.has_written or plan.is_writing
+        if result.batches is not None:
+            result.batches = guarded(result.batches, catalog)
+        return result
+
+    async def _acquired(self) -> Catalog:
+        catalogs = self._services.catalogs
+        return catalogs.acquire_nowait() or await catalogs.acquire()
+
+    # Statements about it.
+
+    async def _control(self, session: SessionState, statement: TransactionStatement, begin: Begin) -> Result | None:
+        transaction = session.transaction
+        if transaction is not None and transaction.status is TransactionStatus.FAILED:
+            if statement.verb not in (Verb.COMMIT, Verb.ROLLBACK, Verb.ROLLBACK_TO):
+                raise _failed()
+            if statement.verb is Verb.COMMIT:
+                await self.end(session)
+                return Result("ROLLBACK")
+        match statement.verb:
+            case Verb.BEGIN:
+                if transaction is not None:
+                    return Result(statement.tag, notices=(_IN_PROGRESS,))
+                self._begin(session, is_implicit=False)
+                await self._set_modes(session, statement)
+                return Result(statement.tag)
+            case Verb.COMMIT:
+                if transaction is None:
+                    return Result("COMMIT", notices=(_NOT_IN_PROGRESS,))
+                await self._commit(session)
+                return Result("COMMIT")
+            case Verb.ROLLBACK:
+                notices = () if transaction is not None else (_NOT_IN_PROGRESS,)
+                await self.end(session)
+                return Result("ROLLBACK", notices=notices)
+            case Verb.SET_CHARACTERISTICS:
+                if statement.read_only is not None:
+                    session.change_setting("default_transaction_read_only", "on" if statement.read_only else "off")
+                return Result("SET")
+            case Verb.SET_TRANSACTION:
+                if transaction is None and not begin:
+                    return Result("SET", notices=("SET TRANSACTION can only be used in transaction blocks",))
+                if transaction is None:
+                    self._begin(session, is_implicit=begin is Begin.IMPLICIT)
+                await self._set_modes(session, statement)
+                return Result("SET")
+        if transaction is None:
+            if not begin or statement.verb is not Verb.SAVEPOINT:
+                raise NoActiveTransactionError(f"{statement.verb.value.upper()} can only be used in transaction blocks")
+            transaction = self._begin(session, is_implicit=begin is Begin.IMPLICIT)
+        match statement.verb:
+            case Verb.SAVEPOINT:
+                transaction.set_savepoint(statement.name, session.settings)
+            case Verb.RELEASE:
+                transaction.release(statement.name)
+            case Verb.ROLLBACK_TO:
+                session.restore_settings(transaction.rollback_to(statement.name).settings)
+        return Result(statement.tag)
+
+    def _begin(self, session: SessionState, *, is_implicit: bool) -> OpenTransaction:
+        services = self._services
+        transaction = session.transaction = OpenTransaction(
+            services.begin(), now=services.now(), settings=session.settings, is_implicit=is_implicit, read_only=session.read_only
+        )
+        transaction.last_used = trio.current_time()
+        return transaction
+
+    async def _set_modes(self, session: SessionState, statement: TransactionStatement) -> None:
+        transaction = session.transaction
+        assert transaction is not None
+        if statement.as_of is not None:
+            if transaction.has_run:
+                raise ActiveTransactionError("AS OF SYSTEM TIME must be set before any query")
+            try:
+                read_ts = await past_timestamp(statement.as_of, self._services)
+            except PortError as error:
+                raise in_sql(error, await self._present_catalog()) from error
+            transaction.txn = self._services.begin(read_ts=read_ts)
+            transaction.is_historical = transaction.read_only = True
+        if statement.read_only is False and transaction.read_only:
+            if transaction.is_historical:
+                raise InvalidParameterError("a transaction AS OF SYSTEM TIME cannot be set to READ WRITE")
+            if transaction.has_run:
+                raise ActiveTransactionError("transaction read-write mode must be set before any query")
+        if statement.read_only is not None:
+            transaction.read_only = statement.read_only
+
+    async def _present_catalog(self) -> Catalog:
+        catalog = await self._acquired()
+        self._services.catalogs.release(catalog)
+        return catalog
+
+    async def _commit(self, session: SessionState) -> None:
+        transaction = session.transaction
+        assert transaction is not None
+        if not transaction.has_written:
+            # What it read was there at its read timestamp, and nobody depends on more.
+            session.transaction = None
+            await transaction.txn.rollback()
+            return
+        try:
+            await self._commit_writes(transaction)
+        except (SqlError, PortError) as error:
+            session.transaction = None
+            session.restore_settings(transaction.settings)
+            if isinstance(error, SqlError):
+                await transaction.txn.rollback()
+                raise
+            assert transaction.catalog is not None
+            raise in_sql(error, transaction.catalog, transaction.statements) from error
+        session.transaction = None
+        session.note_commit()
+
+    async def _commit_writes(self, transaction: OpenTransaction) -> None:
+        catalogs = self._services.catalogs
+        if trio.current_time() - transaction.last_used > RENEW_AFTER_SECONDS:
+            await catalogs.renew()
+        catalog = await self._acquired()
+        try:
+            if transaction.catalog is None or catalog.version != transaction.catalog.version:
+                raise SerializationError("could not serialize access: the catalogue was changed while the transaction was open", hint=AGAIN)
+            await transaction.txn.commit(deadline=catalog.lease_expiration)
+        finally:
+            catalogs.release(catalog)
+
+
+def _failed() -> FailedTransactionError:
+    return FailedTransactionError("current transaction is aborted, commands ignored until end of transaction block", hint="Send ROLLBACK.")
+
+
+def _refuse_change(change: str, transaction: OpenTransaction) -> None:
+    """Refuse a change of the catalogue in a transaction that it would not be part of."""
+    if not transaction.is_implicit:
+        if change.endswith(" DATABASE"):
+            raise ActiveTransactionError(f"{change} cannot run inside a transaction block")
+        raise FeatureNotSupportedError(
+            f"{change} in a transaction block is not supported: a change of the catalogue commits by itself",
+            hint="Send it before BEGIN or after COMMIT.",
+        )
+    if transaction.has_written or transaction.savepoints:
+        raise FeatureNotSupportedError(
+            f"{change} commits by itself, and the open transaction has written something: commit first",
+            hint="Call commit() or rollback() before it, or connect with autocommit.",
+        )
