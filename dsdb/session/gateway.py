@@ -56,6 +56,7 @@ from dsdb.session.port import StatementPort
 from dsdb.sql.errors import (
     FeatureNotSupportedError,
     IdleInTransactionError,
+    ProgramLimitError,
     ProtocolViolationError,
     QueryCanceledError,
     ShutdownError,
@@ -333,12 +334,13 @@ class GatewaySession:
         """Send batches as they come; a result that turns out small goes as rows, so that its client need not speak Arrow."""
         assert result.batches is not None
         first: list[pa.RecordBatch] = []
-        held = 0
+        held = held_bytes = 0
         async with _closing(result.batches) as batches:
             async for batch in batches:
                 first.append(batch)
                 held += batch.num_rows
-                if held > message.inline_rows_max:
+                held_bytes += batch.nbytes
+                if held > message.inline_rows_max or held_bytes > self._limits.inline_bytes_max:
                     await self._answer_stream(message, result, _chain(first, batches), more=more)
                     return
         rows: list[Row] = []
@@ -364,6 +366,11 @@ class GatewaySession:
         while self._credit_bytes <= 0:
             self._credit_given = trio.Event()
             await self._credit_given.wait()
+        if len(piece) > self._limits.response_bytes_max:
+            raise ProgramLimitError(
+                f"a row of the result has {len(piece)} bytes: at most {self._limits.response_bytes_max} can be sent",
+                hint="Select a part of its values.",
+            )
         self._credit_bytes -= len(piece)
         self._queue(Batch(stream=stream, arrow=piece))
         await self._flush_whole()

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from dsdb.protocol.frames import REQUEST_BYTES_MAX
+from dsdb.protocol.frames import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX
 
 
 class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +18,10 @@ class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Asked of the socket at a time."""
     batch_bytes: int = 1 << 20
     """Aimed at for one message of a streamed result; a batch whose rows are larger is one row at the least."""
+    inline_bytes_max: int = 4 << 20
+    """Of a result of few rows that goes as one message; a larger one is streamed, however few its rows are."""
+    response_bytes_max: int = RESPONSE_BYTES_MAX - (1 << 10)
+    """Of a record batch in a message to a client, less than a whole frame; so a single row cannot be larger."""
     output_bytes: int = 64 << 10
     """Of answers held back while further statements of a pipeline wait."""
     handshake_seconds: float = 10.0

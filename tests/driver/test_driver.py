@@ -277,6 +277,19 @@ def test_executemany_of_rows_that_are_too_large_as_one_statement() -> None:
         assert small.executor.inserted == rows
 
 
+def test_few_rows_that_are_large_are_streamed_and_one_that_is_too_large_is_an_error() -> None:
+    with (
+        Node(SessionLimits(inline_bytes_max=10_000, batch_bytes=2_000, response_bytes_max=5_000)) as small,
+        dsdb.connect(small.url) as connection,
+    ):
+        assert connection.execute("large 20 1000").fetchall() == [("x" * 1_000,)] * 20
+        for sql in ("large 1 10001", "large 3 6000"):
+            with pytest.raises(dsdb.OperationalError, match="a row of the result has") as caught:
+                connection.execute(sql).fetchall()
+            assert caught.value.sqlstate == "54000"
+        assert connection.execute("rows 1").fetchall() == [(0,)]
+
+
 def test_the_node_says_how_much_it_takes() -> None:
     with Node(SessionLimits(request_bytes_max=1_000)) as small, dsdb.connect(small.url) as connection:
         # Up to the last byte, and not beyond: the node would have ended the session.

@@ -56,6 +56,9 @@ class ScriptedExecutor:
                 return Result("SELECT 1", columns=columns, rows=[tuple(p.value for p in parameters)], row_count=1)
             case "batches":
                 return Result("SELECT", columns=NUMBER, batches=self._batches(int(words[0]), int(words[1])))
+            case "large":
+                texts = [("x" * int(words[1]),)] * int(words[0])
+                return Result("SELECT", columns=(ResultColumn("t", TEXT),), batches=_once(batch_of_rows(texts, (ResultColumn("t", TEXT),))))
             case "rows":
                 count = int(words[0])
                 return Result(f"SELECT {count}", columns=NUMBER, rows=[(n,) for n in range(count)], row_count=count)
@@ -112,6 +115,10 @@ class ScriptedExecutor:
                 await trio.lowlevel.checkpoint()
         finally:
             self.streams_closed += 1
+
+
+async def _once(batch: pa.RecordBatch) -> AsyncIterator[pa.RecordBatch]:
+    yield batch
 
 
 class Node:
