@@ -9,7 +9,8 @@ All lie in the engine's family DELTA, a user key's together, the newest first:
 
 Invariants:
 - A read at ts sees, of each key, the newest version at or below ts; never one above, never a tombstone's key.
-- A foreign intent at or below ts is never passed by: `IntentsFoundError`.  The reader's own intent is read in place of any version.
+- A foreign intent at or below ts is passed by only if its attempt is *passable* at ts, which whoever calls must know; else
+  `IntentsFoundError`.  The reader's own intent is read in place of any version.
 - A version never changes; only `collect_garbage` and `clear` remove any.  `MAX_TIMESTAMP` is no version's: the intent stands there.
 - No stored key is a prefix of another (`keys`), and no bound of a span goes on behind a stored key, but for `key_after` of one.
 
@@ -17,8 +18,9 @@ Not here: who may write at which timestamp (`dsdb.store`); columnar blocks of ol
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
 
 import msgspec
 
@@ -32,6 +34,8 @@ _INTENT_SUFFIX = bytes(8)
 _SUFFIX_BYTES = 8
 _SUFFIXES_END = b"\xff" * 8 + b"\x00"
 """What follows a user key in the first engine key behind all of its versions."""
+_NEVER = Timestamp(-1)
+"""Below every timestamp."""
 _NO_USER_KEY = b"\xff" * 16
 """Above `keys.KEY_MAX`, so never a stored key; stands for "none so far" where a comparison must stay cheap."""
 
@@ -41,6 +45,9 @@ _NEWEST_BYTES_MAX = 1 << 20
 
 _VALUE, _TOMBSTONE, _INTENT = b"\x00", b"\x01", b"\x02"
 _VALUE_FLAG, _TOMBSTONE_FLAG, _INTENT_FLAG, _EMPTY_FLAG = 0, 1, 2, -1
+
+NONE_PASSABLE: Mapping[bytes, Timestamp] = MappingProxyType({})
+"""Attempt id → readers at or below this timestamp pass by its intents, as it will never commit there: here of no attempt."""
 
 _user_key_of = itemgetter(slice(None, -_SUFFIX_BYTES))
 _suffix_of = itemgetter(slice(-_SUFFIX_BYTES, None))
@@ -127,10 +134,16 @@ def _first_version(reader: Reader, key: bytes, ts: Timestamp) -> Version | None:
     return None if found is None else _decode_version(*found)
 
 
-def get(reader: Reader, key: bytes, ts: Timestamp, *, own: bytes | None = None) -> Version | None:
+def _is_in_the_way(intent: Intent, ts: Timestamp, passable: Mapping[bytes, Timestamp]) -> bool:
+    return intent.ts <= ts and passable.get(intent.attempt_id, _NEVER) < ts
+
+
+def get(
+    reader: Reader, key: bytes, ts: Timestamp, *, own: bytes | None = None, passable: Mapping[bytes, Timestamp] = NONE_PASSABLE
+) -> Version | None:
     """Read the newest version of a key at or below `ts`, or the intent of attempt `own`, at whatever timestamp it stands.
 
-    Raises IntentsFoundError at another's intent at or below `ts`.
+    Raises IntentsFoundError at another's intent at or below `ts` that is not passable there.
     """
     found = _first_from(reader, key, _INTENT_SUFFIX)
     if found is None:
@@ -140,7 +153,7 @@ def get(reader: Reader, key: bytes, ts: Timestamp, *, own: bytes | None = None) 
         intent = _decode_intent(stored)
         if intent.attempt_id == own:
             return Version(intent.ts, intent.value)
-        if intent.ts <= ts:
+        if _is_in_the_way(intent, ts, passable):
             raise IntentsFoundError([(key, intent)])
     else:
         version = _decode_version(engine_key, stored)
@@ -149,7 +162,14 @@ def get(reader: Reader, key: bytes, ts: Timestamp, *, own: bytes | None = None) 
     return _first_version(reader, key, ts)
 
 
-def get_many(reader: Reader, keys: Sequence[bytes], ts: Timestamp, *, own: bytes | None = None) -> list[bytes | None]:
+def get_many(
+    reader: Reader,
+    keys: Sequence[bytes],
+    ts: Timestamp,
+    *,
+    own: bytes | None = None,
+    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
+) -> list[bytes | None]:
     """Read the values of keys at `ts` as `get` does, in the order asked; None where there is none or a tombstone.
 
     Raises IntentsFoundError with all the intents of others that are in the way.
@@ -169,7 +189,7 @@ def get_many(reader: Reader, keys: Sequence[bytes], ts: Timestamp, *, own: bytes
             values.append(stored[1:])
             continue
         try:
-            version = get(reader, key, ts, own=own)
+            version = get(reader, key, ts, own=own, passable=passable)
         except IntentsFoundError as error:
             in_the_way += error.intents
             continue
@@ -184,20 +204,34 @@ def newest(reader: Reader, key: bytes) -> Version | None:
     return _first_version(reader, key, MAX_TIMESTAMP)
 
 
-def newest_of(reader: Reader, keys: Sequence[bytes]) -> list[Version | None]:
-    """Read the newest versions of keys (ascending), whatever their intents: by one scan, where little else lies between them."""
+def newest_and_intent(reader: Reader, key: bytes) -> tuple[Version | None, Intent | None]:
+    """Read the newest version of a key and its intent: by one seek, where there is no intent."""
+    found = _first_from(reader, key, _INTENT_SUFFIX)
+    if found is None:
+        return None, None
+    if found[1][:1] == _INTENT:
+        return _first_version(reader, key, MAX_TIMESTAMP), _decode_intent(found[1])
+    return _decode_version(*found), None
+
+
+def newest_of(reader: Reader, keys: Sequence[bytes]) -> list[tuple[Version | None, Intent | None]]:
+    """Do what `newest_and_intent` does for keys (ascending): by one scan, where little else lies between them."""
     entries: dict[bytes, tuple[bytes, bytes]] = {}
+    found: dict[bytes, bytes] = {}
     rows = taken = 0
     for engine_keys, stored in reader.scan(_DELTA, keys[0] + _INTENT_SUFFIX, keys[-1] + _SUFFIXES_END, chunk_rows=_NEWEST_CHUNK_ROWS):
         rows += len(engine_keys)
         taken += sum(map(len, stored))
         if rows > 2 * len(keys) or taken > _NEWEST_BYTES_MAX:
-            return [newest(reader, key) for key in keys]
+            return [newest_and_intent(reader, key) for key in keys]
         for engine_key, value in zip(engine_keys, stored):
             if engine_key[-_SUFFIX_BYTES:] != _INTENT_SUFFIX:
                 entries.setdefault(engine_key[:-_SUFFIX_BYTES], (engine_key, value))
-    found = [entries.get(key) for key in keys]
-    return [None if entry is None else _decode_version(*entry) for entry in found]
+            else:
+                found[engine_key[:-_SUFFIX_BYTES]] = value
+    newest_entries = [entries.get(key) for key in keys]
+    versions = [None if entry is None else _decode_version(*entry) for entry in newest_entries]
+    return [(version, _decode_intent(found[key]) if key in found else None) for version, key in zip(versions, keys)]
 
 
 def get_intent(reader: Reader, key: bytes) -> Intent | None:
@@ -229,18 +263,18 @@ def remove_intent(batch: WriteBatch, key: bytes) -> None:
     batch.delete(_DELTA, key + _INTENT_SUFFIX)
 
 
-def resolve_intent(reader: Reader, batch: WriteBatch, key: bytes, attempt_id: bytes, commit_ts: Timestamp | None) -> bool:
-    """Settle the intent of an attempt: a version at `commit_ts`, or with None (aborted) nothing.  Say whether there was one.
+def resolve_intent(reader: Reader, batch: WriteBatch, key: bytes, attempt_id: bytes, commit_ts: Timestamp | None) -> Intent | None:
+    """Settle the intent of an attempt: a version at `commit_ts`, or with None (aborted) nothing.  Gives the intent, if there was one.
 
     An intent above `commit_ts` was never promised to the commit, and is dropped.
     """
     intent = get_intent(reader, key)
     if intent is None or intent.attempt_id != attempt_id:
-        return False
+        return None
     remove_intent(batch, key)
     if commit_ts is not None and intent.ts <= commit_ts:
         put(batch, key, commit_ts, intent.value)
-    return True
+    return intent
 
 
 def clear(batch: WriteBatch, span: Span) -> None:
@@ -274,6 +308,7 @@ def scan(
     ts: Timestamp,
     *,
     own: bytes | None = None,
+    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
     reverse: bool = False,
     chunk_rows: int = SCAN_CHUNK_ROWS,
 ) -> Iterator[tuple[list[bytes], list[bytes]]]:
@@ -282,7 +317,7 @@ def scan(
     A chunk has at most `chunk_rows` rows more than the one row that may be left over from the chunk before, and at least one.
     Raises IntentsFoundError at a chunk with intents of others in the way, with all of that chunk; earlier chunks stand.
     """
-    visible = _VisibleRows(ts, own, reverse=reverse)
+    visible = _VisibleRows(ts, own, passable, reverse=reverse)
     for engine_keys, stored in _entries(reader, span, reverse=reverse, chunk_rows=chunk_rows):
         keys, values = visible.take(engine_keys, stored)
         if keys:
@@ -299,9 +334,10 @@ class _VisibleRows:
     them plain versions at or below the timestamp, it is taken whole by bulk operations: five times as fast as row by row.
     """
 
-    def __init__(self, ts: Timestamp, own: bytes | None, *, reverse: bool) -> None:
+    def __init__(self, ts: Timestamp, own: bytes | None, passable: Mapping[bytes, Timestamp], *, reverse: bool) -> None:
         self._ts = ts
         self._own = own
+        self._passable = passable
         self._oldest_visible = _version_suffix(ts)
         """The least suffix of a version at or below the timestamp."""
         self._reverse = reverse
@@ -355,7 +391,7 @@ class _VisibleRows:
                 continue
             flag = entry[0] if entry else _EMPTY_FLAG
             if flag == _INTENT_FLAG:
-                intent = self._passable(key, entry, in_the_way)
+                intent = self._own_intent(key, entry, in_the_way)
                 if intent is not None:
                     settled = key
                     if intent.value is not None:
@@ -385,7 +421,7 @@ class _VisibleRows:
                     values.append(candidate)
                 candidate_key, candidate = key, None
             if entry[:1] == _INTENT:
-                intent = self._passable(key, entry, in_the_way)
+                intent = self._own_intent(key, entry, in_the_way)
                 if intent is not None:
                     candidate = intent.value
             elif engine_key[-_SUFFIX_BYTES:] >= oldest_visible:
@@ -395,12 +431,12 @@ class _VisibleRows:
             raise IntentsFoundError(in_the_way)
         return rows, values
 
-    def _passable(self, key: bytes, entry: bytes, in_the_way: list[tuple[bytes, Intent]]) -> Intent | None:
+    def _own_intent(self, key: bytes, entry: bytes, in_the_way: list[tuple[bytes, Intent]]) -> Intent | None:
         """Give an intent if it is the reader's own; note it if it is in the way."""
         intent = _decode_intent(entry)
         if intent.attempt_id == self._own:
             return intent
-        if intent.ts <= self._ts:
+        if _is_in_the_way(intent, self._ts, self._passable):
             in_the_way.append((key, intent))
         return None
 
@@ -408,33 +444,64 @@ class _VisibleRows:
 # ---- Checks over spans ----
 
 
-def changed(reader: Reader, span: Span, low: Timestamp, high: Timestamp) -> tuple[bytes, Timestamp] | None:
-    """Find the first version, value or tombstone, with low < ts ≤ high in a span, also under an intent.  None if there is none.
+def changed(
+    reader: Reader,
+    span: Span,
+    low: Timestamp,
+    high: Timestamp,
+    *,
+    own: bytes | None = None,
+    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
+) -> tuple[bytes, Timestamp] | None:
+    """Find a version, value or tombstone, with low < ts ≤ high in a span, also under an intent.  None if there is none.
 
-    Intents themselves are found by `intents`.
+    Raises IntentsFoundError at intents at or below `high`, also below `low`, that are neither of attempt `own` nor passable at `high`.
     """
-    for found in changes(reader, span, low, high):
+    for found in changes(reader, span, low, high, own=own, passable=passable):
         if found is not None:
             return found
     return None
 
 
-def changes(reader: Reader, span: Span, low: Timestamp, high: Timestamp) -> Iterator[tuple[bytes, Timestamp] | None]:
-    """Do what `changed` does in steps of a chunk each: None is given after each in which there is none; the first find is the last."""
+def changes(
+    reader: Reader,
+    span: Span,
+    low: Timestamp,
+    high: Timestamp,
+    *,
+    own: bytes | None = None,
+    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
+) -> Iterator[tuple[bytes, Timestamp] | None]:
+    """Do what `changed` does in steps of a chunk each: None is given after each in which there is nothing; the first find is the last."""
     if low >= high:
         return
     # A suffix below the intent's does not exist, and the intent's own is not a version's.
     newest_suffix, oldest_suffix = _version_suffix(min(high, Timestamp(MAX_TIMESTAMP - 1))), _version_suffix(low)
     if span.end == span.start + b"\x00":
-        found = _first_from(reader, span.start, newest_suffix)
+        found = _first_from(reader, span.start, _INTENT_SUFFIX)
+        intent = None if found is None or found[1][:1] != _INTENT else _decode_intent(found[1])
+        if found is not None and found[0][-_SUFFIX_BYTES:] < newest_suffix:
+            # An intent, or a version above `high`: what lies under it decides.
+            found = _first_from(reader, span.start, newest_suffix)
         if found is not None and found[0][-_SUFFIX_BYTES:] < oldest_suffix:
             yield span.start, _suffix_ts(found[0][-_SUFFIX_BYTES:])
+        elif intent is not None and intent.attempt_id != own and _is_in_the_way(intent, high, passable):
+            raise IntentsFoundError([(span.start, intent)])
         return
-    for engine_keys, _stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
-        for engine_key, suffix in zip(engine_keys, map(_suffix_of, engine_keys)):
-            if newest_suffix <= suffix < oldest_suffix:
-                yield engine_key[:-_SUFFIX_BYTES], _suffix_ts(suffix)
-                return
+    for engine_keys, stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
+        # Nearly always all is old: one pass in C.
+        if min(map(_suffix_of, engine_keys)) < oldest_suffix:
+            in_the_way: list[tuple[bytes, Intent]] = []
+            for engine_key, suffix, entry in zip(engine_keys, map(_suffix_of, engine_keys), stored):
+                if newest_suffix <= suffix < oldest_suffix:
+                    yield engine_key[:-_SUFFIX_BYTES], _suffix_ts(suffix)
+                    return
+                if suffix == _INTENT_SUFFIX:
+                    intent = _decode_intent(entry)
+                    if intent.attempt_id != own and _is_in_the_way(intent, high, passable):
+                        in_the_way.append((engine_key[:-_SUFFIX_BYTES], intent))
+            if in_the_way:
+                raise IntentsFoundError(in_the_way)
         yield None
 
 

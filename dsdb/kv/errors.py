@@ -93,6 +93,12 @@ class DiskTrouble(msgspec.Struct, frozen=True, array_like=True, tag=True):
     damaged: bool = False
 
 
+class IntentInTheWay(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Another transaction's intent stood on a key, and what becomes of it could not be found out in time."""
+
+    key: bytes
+
+
 KvErrorDetail: TypeAlias = (
     NotLeaseholder
     | RangeNotFound
@@ -107,6 +113,7 @@ KvErrorDetail: TypeAlias = (
     | AmbiguousResult
     | InvalidRequest
     | DiskTrouble
+    | IntentInTheWay
 )
 
 

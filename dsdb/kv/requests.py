@@ -16,6 +16,7 @@ import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.ids import AttemptId, RangeId, StoreId
+from dsdb.kv.intents import IntentReply, IntentRequest
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
 
@@ -238,6 +239,7 @@ Request: TypeAlias = (
     | DescribeRequest
     | ClearSpanRequest
     | CollectGarbageRequest
+    | IntentRequest
 )
 Reply: TypeAlias = (
     ReadReply
@@ -253,4 +255,5 @@ Reply: TypeAlias = (
     | DescribeReply
     | ClearSpanReply
     | CollectGarbageReply
+    | IntentReply
 )

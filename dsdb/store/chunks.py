@@ -21,7 +21,8 @@ from dsdb.store.state import META, ReplicaKeys
 
 END = "end"
 OUTCOMES = "outcomes"
-"""Keys of outcomes, without the replica's prefix."""
+RECORDS = "records"
+"""Keys of outcomes and txn records, without the replica's prefix."""
 
 _FAMILIES = (Family.DELTA, Family.BLOCK, Family.INDEX)
 _ROWS = 32
@@ -56,12 +57,13 @@ def open_chunk(chunk: bytes) -> tuple[str, list[bytes], list[bytes]]:
 
 
 def range_chunks(snapshot: EngineSnapshot, keys: ReplicaKeys, span: Span, bytes_max: int) -> Iterator[bytes]:
-    """Give the chunks of a range's keys and outcomes, and the last one."""
+    """Give the chunks of a range's keys, outcomes and txn records, and the last one."""
     count = 0
     sources = [(family.value, family, span.start, span.end) for family in _FAMILIES]
-    sources.append((OUTCOMES, META, keys.outcomes, prefix_end(keys.outcomes)))
+    own = {OUTCOMES: keys.outcomes, RECORDS: keys.records}
+    sources += [(what, META, prefix, prefix_end(prefix)) for what, prefix in own.items()]
     for what, family, start, end in sources:
-        strip = len(keys.outcomes) if what == OUTCOMES else 0
+        strip = len(own.get(what, b""))
         taken_keys: list[bytes] = []
         taken_values: list[bytes] = []
         taken = 0
@@ -88,9 +90,10 @@ def end_count(chunk: bytes) -> int | None:
 def put_chunk(batch: WriteBatch, keys: ReplicaKeys, chunk: bytes) -> None:
     """Put what a chunk holds into a batch.  Raises CorruptionError."""
     what, chunk_keys, values = open_chunk(chunk)
-    if what == OUTCOMES:
+    if what in (OUTCOMES, RECORDS):
+        prefix = keys.outcomes if what == OUTCOMES else keys.records
         for key, value in zip(chunk_keys, values):
-            batch.put(META, keys.outcomes + key, value)
+            batch.put(META, prefix + key, value)
     elif what != END:
         family = Family(what)
         for key, value in zip(chunk_keys, values):

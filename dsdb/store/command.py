@@ -11,6 +11,7 @@ import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import AttemptId
+from dsdb.kv.intents import ResolveItem, TxnMeta
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
 
@@ -81,8 +82,68 @@ class ChangeReplicasCommand(msgspec.Struct, frozen=True, array_like=True, tag=7,
     descriptor: RangeDescriptor
 
 
+class PrewriteCommand(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Lay intents at `ts` (rule 13)."""
+
+    generation: int
+    lease_term: int
+    meta: TxnMeta
+    ts: Timestamp
+    keys: tuple[bytes, ...]
+    """Ascending."""
+    values: tuple[bytes | None, ...]
+
+
+class StageCommand(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """Create the txn record of an attempt as STAGING at `ts`, raise it there, or make it COMMITTED (rules 14 and 15)."""
+
+    generation: int
+    lease_term: int
+    meta: TxnMeta
+    ts: Timestamp
+    keys: tuple[bytes, ...]
+    is_final: bool
+
+
+class EndTxnCommand(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
+    """Finish a STAGING record, if it stands where it was seen (rule 19), and resolve some of its intents."""
+
+    generation: int
+    lease_term: int
+    meta: TxnMeta
+    commit_ts: Timestamp | None
+    expected: Timestamp | None
+    resolve: tuple[bytes, ...]
+    """Ascending."""
+
+
+class ResolveCommand(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """Turn intents into versions, or remove them (rule 21)."""
+
+    generation: int
+    lease_term: int
+    items: tuple[ResolveItem, ...]
+
+
+class RemoveRecordsCommand(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
+    """Remove records that are finished (rule 22)."""
+
+    lease_term: int
+    attempts: tuple[AttemptId, ...]
+
+
+IntentCommand: TypeAlias = PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | RemoveRecordsCommand
+INTENT_COMMANDS = (PrewriteCommand, StageCommand, EndTxnCommand, ResolveCommand, RemoveRecordsCommand)
+"""For isinstance."""
 Command: TypeAlias = (
-    CommitCommand | RefuseCommand | RaiseMarkCommand | SplitCommand | ClearSpanCommand | CollectGarbageCommand | ChangeReplicasCommand
+    CommitCommand
+    | RefuseCommand
+    | RaiseMarkCommand
+    | SplitCommand
+    | ClearSpanCommand
+    | CollectGarbageCommand
+    | ChangeReplicasCommand
+    | IntentCommand
 )
 
 encode_command = msgspec.msgpack.Encoder().encode

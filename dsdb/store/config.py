@@ -33,6 +33,18 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a write waits for the first timestamp of a new lease."""
     timestamp_wait_s: float = 3.0
     """How long a request, perhaps under its latches, waits for the oracle."""
+    intent_wait_s: float = 3.0
+    """How long a request tries to get foreign intents out of its way: longer than a writer waits for another one."""
+    push_wait_s: float = 1.0
+    """How long a writer waits for a younger attempt without a record before it is aborted: it has laid an intent, so it is committing."""
+    push_wait_short_s: float = 0.01
+    """The same if the writer is the older one: two that wait for each other must not both wait long."""
+    staging_wait_s: float = 0.1
+    """How long a STAGING record is waited for: its coordinator needs one more round; if it is dead, others recover it."""
+    verdicts_max: int = 20_000
+    """Pushes, and tombstones, that a range's leaseholder remembers; with more it refuses the older half of what is committing."""
+    passable_max: int = 4_096
+    """Attempts whose intents a replica remembers to be passable; forgotten ones are asked about again."""
     proposals_max: int = 10_000
     """Commands of one range on their way through Raft; more are answered Unavailable."""
     fresh_timestamps_max: int = 4

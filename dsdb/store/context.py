@@ -2,13 +2,18 @@
 
 import random
 from collections.abc import Callable
+from typing import NoReturn
 
 from dsdb.env.clock import Clock
+from dsdb.kv.errors import KvError, Unavailable
 from dsdb.kv.ids import StoreId
+from dsdb.kv.intents import TxnMeta
 from dsdb.storage.engine.port import Engine
+from dsdb.storage.timestamp import Timestamp
 from dsdb.store.config import StoreConfig
 from dsdb.store.frame import TimestampSource
 from dsdb.store.liveness import Liveness
+from dsdb.store.settling import IntentSettler
 from dsdb.store.waiter import Deadlines
 
 
@@ -38,6 +43,16 @@ class StoreContext:
         """Why writes are refused now: the disk is full."""
         self.on_dirty: Callable[[int], None] = _nobody
         """Told the range whose group has something to hand out; set by the loop."""
+        self.intents: IntentSettler = _Nobody()
+        """Finds out what becomes of foreign intents; set by the node."""
+
+
+class _Nobody:
+    """Stands in for an `IntentSettler` before there is one."""
+
+    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher_ts: Timestamp) -> NoReturn:
+        """Refuse."""
+        raise KvError(Unavailable("the store cannot ask about other transactions yet"))
 
 
 def _nobody(_range_id: int) -> None:

@@ -1,7 +1,9 @@
 """What a leaseholder checks before it answers: reads, commits, refreshes; the rules of docs/transactions.md by number.
 
 Each function is a plain call without a wait, and is atomic for all others on this store: it answers, asks to be called again after a
-latch (`Blocked`) or with a fresh timestamp, or gives a command to be proposed.
+latch (`Blocked`), when intents of others are out of the way (`IntentsMet`), or with a fresh timestamp, or gives a command to be proposed.
+
+Not here: what is checked for commits over many ranges (`intents`).
 
 Invariants:
 - A read is in the timestamp cache before anything else can be evaluated (rule 4).
@@ -19,8 +21,9 @@ from dsdb.kv.errors import BelowThreshold, Conflict, DeadlinePassed, Gone, Inval
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.requests import BumpReply, CommitReply, CommitRequest, ReadReply, ReadRequest, RefreshRequest, ScanReply, ScanRequest, Write
 from dsdb.storage import mvcc
-from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Reader
+from dsdb.storage.engine.port import SCAN_CHUNK_ROWS
 from dsdb.storage.keys import Span, key_after
+from dsdb.storage.mvcc import Intent, IntentsFoundError
 from dsdb.storage.timestamp import COUNTER_BITS, MIN_TIMESTAMP, Timestamp
 from dsdb.store.command import CommitCommand
 from dsdb.store.latches import Latch
@@ -40,8 +43,8 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     """Of the newest version of any of the keys."""
     existing: bytes | None = None
     """The first key that must be absent and is not."""
-    is_unchanged: bool = False
-    """What it read in this range was not changed by anybody since."""
+    unchanged_to: Timestamp = MIN_TIMESTAMP
+    """Up to here nobody changed what it read in this range, and no foreign intent may come to."""
 
 
 class Blocked(Exception):
@@ -52,11 +55,23 @@ class Blocked(Exception):
         self.latch = latch
 
 
+class IntentsMet(Exception):
+    """Foreign intents stand in the way of a request at `ts`: get them out of it without latches, then come again."""
+
+    def __init__(self, intents: list[tuple[bytes, Intent]], ts: Timestamp, *, is_write: bool) -> None:
+        super().__init__(f"{len(intents)} intents in the way")
+        self.intents = intents
+        """User keys and intents; there may be more."""
+        self.ts = ts
+        self.is_write = is_write
+        """They must end; else it is enough that they are pushed above `ts`."""
+
+
 # ---- Reads ----
 
 
 def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
-    """Read keys at `ts` (rules 3 and 4).  Raises Blocked, KvError."""
+    """Read keys at `ts` (rules 3 and 4).  Raises Blocked, IntentsMet, KvError."""
     replica.require_lease()
     keys = request.keys
     state = replica.machine.state
@@ -73,7 +88,10 @@ def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
                 raise Blocked(latch)
     if ts < state.threshold:
         raise KvError(BelowThreshold(state.threshold))
-    values = mvcc.get_many(replica.context.engine, keys, ts)
+    try:
+        values = mvcc.get_many(replica.context.engine, keys, ts, own=request.attempt, passable=replica.passable)
+    except IntentsFoundError as error:
+        raise IntentsMet(error.intents, ts, is_write=False) from None
     note = replica.cache.note_key
     for key in keys:
         note(key, ts, request.attempt)
@@ -93,7 +111,7 @@ def check_span_read(replica: Replica, span: Span, ts: Timestamp) -> None:
 
 
 def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
-    """Read the rows of a span at `ts` up to the limits; record the part that was read.  Raises Blocked, KvError."""
+    """Read the rows of a span at `ts` up to the limits; record the part that was read.  Raises Blocked, IntentsMet, KvError."""
     span = request.span
     if request.rows_max < 1 or span.is_empty:
         raise KvError(InvalidRequest(f"a scan of {request.rows_max} rows in {span.start.hex()} to {span.end.hex()}"))
@@ -103,7 +121,10 @@ def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
     bytes_max = min(max(request.bytes_max, 1), config.scan_read_bytes_max)
     keys: list[bytes] = []
     values: list[bytes] = []
-    is_over = _collect(replica.context.engine, request, ts, rows_max, bytes_max, keys, values)
+    try:
+        is_over = _collect(replica, request, ts, rows_max, bytes_max, keys, values)
+    except IntentsFoundError as error:
+        raise IntentsMet(error.intents, ts, is_write=False) from None
     done, resume = span, None
     if is_over is False:
         if request.reverse:
@@ -117,13 +138,15 @@ def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
 
 
 def _collect(
-    reader: Reader, request: ScanRequest, ts: Timestamp, rows_max: int, bytes_max: int, keys: list[bytes], values: list[bytes]
+    replica: Replica, request: ScanRequest, ts: Timestamp, rows_max: int, bytes_max: int, keys: list[bytes], values: list[bytes]
 ) -> bool:
     """Gather rows up to the limits; say whether the span was read to its end."""
     taken = 0
     # One row more than asked for shows whether there is a rest.
     chunk_rows = min(rows_max + 1, SCAN_CHUNK_ROWS)
-    for chunk_keys, chunk_values in mvcc.scan(reader, request.span, ts, reverse=request.reverse, chunk_rows=chunk_rows):
+    reader, own, passable = replica.context.engine, request.attempt, replica.passable
+    chunks = mvcc.scan(reader, request.span, ts, own=own, passable=passable, reverse=request.reverse, chunk_rows=chunk_rows)
+    for chunk_keys, chunk_values in chunks:
         for key, value in zip(chunk_keys, chunk_values):
             if len(keys) >= rows_max or (keys and taken + len(value) > bytes_max):
                 return False
@@ -163,16 +186,21 @@ def recorded_outcome(replica: Replica, request: CommitRequest) -> CommitReply | 
 
 
 def look_up(replica: Replica, keys: Sequence[bytes], writes: Sequence[Write], seen: Seen) -> Seen:
-    """Look up the versions under some more keys of a large commit, under its latches.  Raises KvError."""
+    """Look up the versions under some more keys of a large commit, under its latches.  Raises IntentsMet, KvError."""
     require_seen(replica, seen)
     newest_ts, existing = seen.newest_ts, seen.existing
-    for write, version in zip(writes, mvcc.newest_of(replica.context.engine, keys)):
+    met: list[tuple[bytes, Intent]] = []
+    for write, (version, intent) in zip(writes, mvcc.newest_of(replica.context.engine, keys)):
+        if intent is not None:
+            met.append((write.key, intent))
         if version is not None:
             if version.ts > newest_ts:
                 newest_ts = version.ts
             if write.must_be_absent and existing is None and version.value is not None:
                 existing = write.key
-    return Seen(seen.lease_term, has_versions=True, newest_ts=newest_ts, existing=existing, is_unchanged=seen.is_unchanged)
+    if met:
+        raise IntentsMet(met, newest_ts, is_write=True)
+    return Seen(seen.lease_term, has_versions=True, newest_ts=newest_ts, existing=existing, unchanged_to=seen.unchanged_to)
 
 
 def spans_to_refresh(request: CommitRequest) -> list[Span]:
@@ -193,8 +221,8 @@ def require_seen(replica: Replica, seen: Seen) -> None:
 def evaluate_commit(
     replica: Replica, request: CommitRequest, keys: Sequence[bytes], writes: Sequence[Write], ts: Timestamp, seen: Seen | None = None
 ) -> CommitCommand | CommitReply | BumpReply:
-    """Evaluate a commit at `ts`, under its latches.  A BumpReply means: not at this timestamp.  Raises KvError."""
-    replica.require_lease()
+    """Evaluate a commit at `ts`, under its latches.  A BumpReply means: not at this timestamp.  Raises IntentsMet, KvError."""
+    replica.require_writable()
     replica.require_keys(keys[0], keys[-1])
     recorded = recorded_outcome(replica, request)
     if recorded is not None:
@@ -212,7 +240,7 @@ def evaluate_commit(
         existing = seen.existing
     if bound or ts <= cache.low:
         return BumpReply(max(bound, cache.low))
-    _refresh_local(replica, request, ts, is_unchanged=seen is not None and seen.is_unchanged)
+    _refresh_local(replica, request, ts, is_unchanged=seen is not None and ts <= seen.unchanged_to)
     if existing is not None:
         # The client learns that the key exists at this timestamp.
         cache.note_key(existing, ts, None)
@@ -233,21 +261,29 @@ def evaluate_commit(
 
 
 def _bound(replica: Replica, writes: Sequence[Write], ts: Timestamp, attempt: AttemptId) -> tuple[Timestamp, bytes | None]:
-    """Give the timestamp that writes must be above (0: `ts` will do), and the first key that must be absent and is not."""
+    """Give the timestamp that writes must be above (0: `ts` will do), and the first key that must be absent and is not.
+
+    Raises IntentsMet.
+    """
     engine, cache = replica.context.engine, replica.cache
     bound = MIN_TIMESTAMP
     existing: bytes | None = None
+    met: list[tuple[bytes, Intent]] = []
     for write in writes:
         key = write.key
         cached = cache.bound(key, ts, attempt)
         if cached > bound:
             bound = cached
-        version = mvcc.newest(engine, key)
+        version, intent = mvcc.newest_and_intent(engine, key)
+        if intent is not None:
+            met.append((key, intent))
         if version is not None:
             if version.ts >= ts and version.ts > bound:
                 bound = version.ts
             if write.must_be_absent and existing is None and version.value is not None:
                 existing = key
+    if met:
+        raise IntentsMet(met, ts, is_write=True)
     return bound, existing
 
 
@@ -268,16 +304,23 @@ def _refresh(
     for span in spans:
         replica.require_span(span)
     engine = replica.context.engine
+    met: list[tuple[bytes, Intent]] = []
     for span in () if is_unchanged else spans:
-        found = mvcc.changed(engine, span, low, high)
+        try:
+            found = mvcc.changed(engine, span, low, high, own=attempt, passable=replica.passable)
+        except IntentsFoundError as error:
+            met += error.intents
+            continue
         if found is not None:
             raise KvError(Conflict(*found))
+    if met:
+        raise IntentsMet(met, high, is_write=False)
     for span in spans:
         replica.cache.note_span(span, high, attempt)
 
 
 def refresh(replica: Replica, request: RefreshRequest) -> None:
-    """Check that spans are unchanged over (low, high], and record them as read at high (rule 7).  Raises Blocked, KvError."""
+    """Check that spans are unchanged over (low, high], and record them as read at high (rule 7).  Raises Blocked, IntentsMet, KvError."""
     for span in request.spans:
         check_span_read(replica, span, request.high)
     _refresh(replica, request.spans, request.low, request.high, request.attempt)

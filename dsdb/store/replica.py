@@ -7,6 +7,7 @@ Invariants:
 - It serves only while it leads in `lease_term` and a quorum of voters' stores supports this store (`holds_lease`).
 - The low water of a lease is a timestamp issued after the lease was won; the system range's is the mark, where the next oracle starts.
 - A command is proposed once.  Its latches are held until it is applied, or known never to be, whoever waits for it.
+- What was said of attempts without a record holds for as long as the lease, and its low water after (`verdicts`).
 - A command whose waiter gave up may still be applied: AmbiguousResult.
 
 Not here: what a request checks (`evaluate`); when the effects of the core are performed (`loop`).
@@ -28,14 +29,22 @@ from dsdb.kv.errors import (
     Refused,
     Unavailable,
 )
-from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
+from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, RangeId, StoreId
 from dsdb.kv.requests import CommitReply, Reply
 from dsdb.raft.messages import NO_REPLICA, MembershipChange, ReplicaId
 from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import Timestamp
-from dsdb.store.command import ChangeReplicasCommand, Command, CommitCommand, encode_command
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.store.command import (
+    ChangeReplicasCommand,
+    Command,
+    CommitCommand,
+    EndTxnCommand,
+    RemoveRecordsCommand,
+    StageCommand,
+    encode_command,
+)
 from dsdb.store.context import StoreContext
 from dsdb.store.latches import Latch, Latches
 from dsdb.store.log import ReplicaLog
@@ -48,6 +57,7 @@ from dsdb.store.state import (
 )
 from dsdb.store.state_machine import Result, StateMachine, is_error
 from dsdb.store.timestamp_cache import TimestampCache
+from dsdb.store.verdicts import Verdicts
 from dsdb.store.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -90,6 +100,9 @@ class Replica:
         self.machine = StateMachine(engine, self.keys, state)
         self.latches = Latches()
         self.cache = TimestampCache(points_max=config.timestamp_cache_points_max, spans_max=config.timestamp_cache_spans_max)
+        self.verdicts = Verdicts(verdicts_max=config.verdicts_max)
+        self.passable: dict[bytes, Timestamp] = {}
+        """Attempt id → reads at or below this timestamp pass by its intents, as it never commits there."""
         self.pending: dict[int, Proposal] = {}
         """Log index → what this store proposed there, in its present or an earlier term."""
         self.stores: dict[ReplicaId, StoreId] = {}
@@ -195,6 +208,12 @@ class Replica:
         if not self.holds_lease(self.context.clock.now()):
             raise KvError(self.no_lease())
 
+    def require_writable(self) -> None:
+        """Raise KvError unless this replica may serve, and knows the low water of its lease."""
+        self.require_lease()
+        if self.low_term != self.lease_term:
+            raise KvError(Unavailable(f"range {self.range_id} has a new leaseholder that waits for its first timestamp"))
+
     def no_lease(self) -> KvErrorDetail:
         """Say why this replica cannot serve, and who probably can."""
         if self.damage is not None:
@@ -228,6 +247,7 @@ class Replica:
         if term != self.lease_term or term != self.raft.term:
             return
         self.cache.raise_low(low)
+        self.verdicts.begin(low)
         self.low_term = term
         waiters, self._low_waiters = self._low_waiters, []
         for waiter in waiters:
@@ -250,10 +270,20 @@ class Replica:
         waiters, self._low_waiters = self._low_waiters, []
         for waiter in waiters:
             waiter.fail(self.no_lease())
+        self.verdicts.tell_all()
         for latch in self.latches.waiting_latches():
             # Whoever waits looks at the lease next.
             if latch.on_granted is not None:
                 latch.on_granted()
+
+    def let_pass(self, attempt: AttemptId, ts: Timestamp) -> None:
+        """Have reads at or below `ts` pass by an attempt's intents: it will never commit there."""
+        passable = self.passable
+        if ts > passable.get(attempt, MIN_TIMESTAMP):
+            passable[attempt] = ts
+            if len(passable) > self.context.config.passable_max:
+                for oldest in list(passable)[: len(passable) // 2]:
+                    del passable[oldest]
 
     # ---- Requests' common checks ----
 
@@ -338,6 +368,13 @@ class Replica:
         """Tell what became of a command, and let its keys go."""
         if proposal.latch is not None:
             self.latches.release(proposal.latch)
+        command = proposal.command
+        if type(command) is not CommitCommand:
+            if isinstance(command, (StageCommand, EndTxnCommand)):
+                self.verdicts.tell(command.meta.attempt)
+            elif isinstance(command, RemoveRecordsCommand):
+                for attempt in command.attempts:
+                    self.verdicts.tell(attempt)
         if is_error(result):
             proposal.waiter.fail(result)  # type: ignore[arg-type]  # is_error has looked
         else:
@@ -355,16 +392,24 @@ class Replica:
         return None
 
     def settle_by_snapshot(self, index: int) -> None:
-        """Tell what became of commands that a Raft snapshot stands for, as far as outcomes say it."""
+        """Tell what became of commands that a Raft snapshot stands for, as far as outcomes and records say it."""
         for at in sorted(self.pending):
             if at <= index:
                 proposal = self.pending.pop(at)
-                command = proposal.command
-                recorded = self.machine.outcomes.get(command.attempt) if isinstance(command, CommitCommand) else None
-                if recorded is None:
-                    self.finish(proposal, AmbiguousResult(f"a command of range {self.range_id} may be part of a Raft snapshot"))
-                else:
-                    self.finish(proposal, Refused() if recorded.ts is None else CommitReply(recorded.ts))
+                result = self._recorded(proposal.command)
+                self.finish(proposal, result or AmbiguousResult(f"a command of range {self.range_id} may be part of a Raft snapshot"))
+
+    def _recorded(self, command: Command) -> Result | None:
+        """Give the result of a command that was applied or not, as far as the applied state says it."""
+        if isinstance(command, CommitCommand):
+            outcome = self.machine.outcomes.get(command.attempt)
+            if outcome is not None:
+                return Refused() if outcome.ts is None else CommitReply(outcome.ts)
+        elif isinstance(command, (StageCommand, EndTxnCommand)):
+            record = self.machine.records.get(command.meta.attempt)
+            if record is not None and record.is_final:
+                return record.reply()
+        return None
 
     def fail_pending(self, detail: KvErrorDetail) -> None:
         """Give up on all commands: their fate will not be learnt here."""

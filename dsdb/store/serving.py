@@ -1,10 +1,12 @@
 """Serving: takes each kind of request through lease, latches, evaluation and proposal to its reply.
 
     serve ─▶ replica ─▶ lease ─▶ [low water] ─▶ latches ─▶ evaluate (`evaluate`) ─▶ propose ─▶ applied ─▶ reply
+                                                  ▲           └─▶ intents met ─▶ latches released ─▶ cleared (`clearing`) ─┐
+                                                  └─────────────────────────────────────────────────────────────────────┘
     try_serve ─▶ reads only, and only if nothing has to be waited for
 
 Invariants:
-- Every wait is bounded: latches, low water, timestamps and proposals each have their limit.
+- Every wait is bounded: latches, low water, timestamps, foreign intents and proposals each have their limit.
 - After every wait the lease and the keys are looked at again: evaluation does it.
 """
 
@@ -41,11 +43,14 @@ from dsdb.kv.requests import (
 from dsdb.storage import mvcc
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span, key_after
+from dsdb.storage.mvcc import Intent, IntentsFoundError
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.store import evaluate
+from dsdb.store.clearing import Clearing
 from dsdb.store.command import ClearSpanCommand, CollectGarbageCommand, CommitCommand, RaiseMarkCommand, RefuseCommand
 from dsdb.store.context import StoreContext
-from dsdb.store.evaluate import Blocked
+from dsdb.store.evaluate import Blocked, IntentsMet
+from dsdb.store.intent_serving import IntentServing
 from dsdb.store.replica import Replica
 from dsdb.store.scan import SnapshotScan
 
@@ -59,6 +64,7 @@ class Serving:
     def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica]) -> None:
         self._context = context
         self._replicas = replicas
+        self._clearing = Clearing(context)
         self.handlers: dict[type, Callable[[Replica, Any], Awaitable[Reply]]] = {
             ReadRequest: self._read,
             ScanRequest: self._scan,
@@ -70,6 +76,7 @@ class Serving:
             DescribeRequest: self._describe,
             ClearSpanRequest: self._clear,
             CollectGarbageRequest: self._collect_garbage,
+            **IntentServing(context, self._clearing).handlers,
         }
         """Request type → what serves it; `store` adds those that change ranges."""
 
@@ -91,7 +98,7 @@ class Serving:
                 replica = self.replica(request.range_id)
                 ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
                 return None if ts is None else evaluate.scan(replica, request, ts)
-        except Blocked:
+        except (Blocked, IntentsMet):
             return None
         return None
 
@@ -112,11 +119,18 @@ class Serving:
     # ---- Reads ----
 
     async def _unblocked(self, replica: Replica, attempt: Callable[[], Reply]) -> Reply:
+        until = 0.0
         while True:
+            met = None
             try:
                 return attempt()
             except Blocked as blocked:
                 await replica.wait_blocking(blocked.latch)
+            except IntentsMet as error:
+                met = error
+            if met is not None:
+                until = until or self._clearing.deadline()
+                await self._clearing.clear(replica, met, met.ts, until)
 
     async def _read(self, replica: Replica, request: ReadRequest) -> Reply:
         ts = await self.fresh() if request.ts is None else request.ts
@@ -139,7 +153,13 @@ class Serving:
         """Freeze a span at `ts` now.  Raises Blocked, KvError."""
         evaluate.check_span_read(replica, span, ts)
         replica.cache.note_span(span, ts, attempt)
-        return SnapshotScan(self._context.engine.snapshot(), span, ts)
+        return SnapshotScan(self._context.engine.snapshot(), span, ts, own=attempt, passable=dict(replica.passable))
+
+    async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
+        """Get intents that a frozen span met at `ts` out of the way of its next part.  Raises KvError."""
+        replica = self.replica(range_id)
+        replica.require_lease()
+        await self._clearing.clear(replica, IntentsMet(intents, ts, is_write=False), ts, self._clearing.deadline())
 
     async def _refresh(self, replica: Replica, request: RefreshRequest) -> Reply:
         def attempt() -> Reply:
@@ -152,6 +172,22 @@ class Serving:
 
     async def _commit(self, replica: Replica, request: CommitRequest) -> Reply:
         keys, writes = evaluate.check_commit(request)
+        ts = request.ts
+        until = 0.0
+        while True:
+            try:
+                return await self._commit_at(replica, request, keys, writes, ts)
+            except IntentsMet as error:
+                met = error
+            # Intents that its reads met were pushed above that very timestamp; what it writes may have a newer version now.
+            ts = request.ts if met.is_write else met.ts
+            until = until or self._clearing.deadline()
+            await self._clearing.clear(replica, met, request.first_ts, until)
+
+    async def _commit_at(
+        self, replica: Replica, request: CommitRequest, keys: tuple[bytes, ...], writes: tuple[Any, ...], ts: Timestamp | None
+    ) -> Reply:
+        """Commit at a timestamp, or one of the leaseholder's choice.  Raises IntentsMet, KvError."""
         replica.require_lease()
         if replica.low_term != replica.lease_term:
             await replica.wait_low_water()
@@ -163,7 +199,7 @@ class Serving:
             await replica.wait_latch(latch)
         is_proposed = False
         try:
-            decided = await self._evaluate_commit(replica, request, keys, writes)
+            decided = await self._evaluate_commit(replica, request, keys, writes, ts)
             if not isinstance(decided, CommitCommand):
                 return decided
             waiter = replica.propose(decided, latch)
@@ -177,15 +213,17 @@ class Serving:
         return await waiter.wait()
 
     async def _evaluate_commit(
-        self, replica: Replica, request: CommitRequest, keys: tuple[bytes, ...], writes: tuple[Any, ...]
+        self, replica: Replica, request: CommitRequest, keys: tuple[bytes, ...], writes: tuple[Any, ...], ts: Timestamp | None
     ) -> CommitCommand | CommitReply | BumpReply:
         """Evaluate at the timestamp asked for, and at fresh ones as long as it is bumped and may choose (rule 8c)."""
         seen = None
         if len(writes) > evaluate.SLICE_WRITES:
+            recorded = evaluate.recorded_outcome(replica, request)
+            if recorded is not None:
+                return recorded
             seen = await self._look_up(replica, keys, writes)
         if request.reads and evaluate.spans_to_refresh(request):
-            seen = await self._look_for_changes(replica, request, seen or evaluate.Seen(replica.lease_term))
-        ts = request.ts
+            seen = await self._look_for_changes(replica, request, ts, seen or evaluate.Seen(replica.lease_term))
         if ts is None:
             ts = self._context.timestamps.fresh_nowait()
             if ts is None:
@@ -206,19 +244,31 @@ class Serving:
             await trio.lowlevel.checkpoint()
         return seen
 
-    async def _look_for_changes(self, replica: Replica, request: CommitRequest, seen: evaluate.Seen) -> evaluate.Seen:
-        """Look for changes in the spans that a commit read, while others have their turns.  What is found is left to the evaluation."""
+    async def _look_for_changes(self, replica: Replica, request: CommitRequest, ts: Timestamp | None, seen: evaluate.Seen) -> evaluate.Seen:
+        """Look for changes in the spans that a commit read, while others have their turns.  What is found is left to the evaluation.
+
+        Without a timestamp everything is looked at; where that finds intents one is taken, as they must be pushed above some.
+        Raises IntentsMet.
+        """
         assert request.read_ts is not None
         engine = self._context.engine
+        high = MAX_TIMESTAMP if ts is None else ts
         for span in request.reads:
             evaluate.require_seen(replica, seen)
-            for number, found in enumerate(mvcc.changes(engine, span, request.read_ts, MAX_TIMESTAMP)):
-                if found is not None:
-                    return seen
-                if number:
-                    await trio.lowlevel.checkpoint()
-                    evaluate.require_seen(replica, seen)
-        return msgspec.structs.replace(seen, is_unchanged=True)
+            changes = mvcc.changes(engine, span, request.read_ts, high, own=request.attempt, passable=replica.passable)
+            try:
+                for number, found in enumerate(changes):
+                    if found is not None:
+                        return seen
+                    if number:
+                        await trio.lowlevel.checkpoint()
+                        evaluate.require_seen(replica, seen)
+            except IntentsFoundError as error:
+                met = error.intents
+            else:
+                continue
+            raise IntentsMet(met, await self.fresh() if ts is None else ts, is_write=False)
+        return msgspec.structs.replace(seen, unchanged_to=high)
 
     async def _refuse(self, replica: Replica, request: RefuseRequest) -> Reply:
         replica.require_lease()

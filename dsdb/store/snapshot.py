@@ -12,7 +12,7 @@ A crash before the switch leaves the old replica as it was; one after it repeats
 Invariants:
 - The switch is atomic: a voter never loses what it acknowledged before it has something newer, whole.
 - A Raft snapshot never overlaps another replica's keys, and never brings back a replica that was removed.
-- What is sent is one state: keys, outcomes, descriptor and applied index come from one engine snapshot.
+- What is sent is one state: keys, outcomes, txn records, descriptor and applied index come from one engine snapshot.
 - Nothing here holds the event loop longer than one chunk takes.
 """
 
@@ -310,6 +310,7 @@ class SnapshotReceiver:
         clear_keys(batch, replica.descriptor.span)
         clear_keys(batch, header.descriptor.span)
         batch.delete_range(META, keys.outcomes, prefix_end(keys.outcomes))
+        batch.delete_range(META, keys.records, prefix_end(keys.records))
         state = ReplicatedState(
             descriptor=header.descriptor,
             membership=header.metadata.membership,

@@ -3,7 +3,8 @@
     leaseholder: latch the whole range ─▶ SplitCommand ─▶ every replica: left shrinks, right begins ─▶ right campaigns here at once
 
 The right side starts as a group of its own: same stores, same replica ids, an empty log at the initial place, the floor, threshold and
-outcomes of the left side.  Its first leader takes a fresh low water, which covers every read that the left side served.
+outcomes of the left side, and the txn records whose anchors it has.  Its first leader takes a fresh low water, which covers every read
+that the left side served, and all that it said of attempts without a record.
 
 Invariants:
 - No read or write of the range is evaluated between the evaluation of the split and its application.
@@ -23,6 +24,7 @@ from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP
 from dsdb.store.command import SplitCommand
 from dsdb.store.context import StoreContext
+from dsdb.store.records import put_record
 from dsdb.store.replica import Replica
 from dsdb.store.serving import VERSION_SUFFIX_BYTES, Serving
 from dsdb.store.state import (
@@ -103,6 +105,7 @@ class Splitting:
     def put_right(self, replica: Replica, batch: WriteBatch, command: SplitCommand) -> ReplicatedState | None:
         """Put the right side into the batch of the split; None if this store must not have it."""
         right = command.right
+        records = replica.machine.hand_over_records(batch, right.start_key)
         if right.range_id in self._replicas or read_tombstone(self._context.engine, right.range_id) > replica.replica_id:
             if right.range_id not in self._replicas:
                 clear_keys(batch, right.span)
@@ -113,6 +116,8 @@ class Splitting:
         keys = ReplicaKeys(right.range_id)
         for attempt, outcome in replica.machine.outcomes.items():
             put_outcome(batch, keys, attempt, outcome)
+        for attempt, record in records.items():
+            put_record(batch, keys.records, attempt, record)
         return state
 
     # ---- Votes that are early ----

@@ -6,6 +6,7 @@
                       │ 04          start of the log: index and term of the last truncated entry
                       │ 05          installing: a Raft snapshot was switched to and its data is still being copied
                       │ 10 first_ts │ attempt → commit timestamp, or empty for a refusal
+                      │ 11 attempt    → txn record (`records`)
           03 range id               tombstone: the least replica id that may come to this store
           04 range id │ number      chunks of a Raft snapshot that is being received
     RAFT  range id │ index          log entry
@@ -120,7 +121,7 @@ def replica_prefix(range_id: RangeId) -> bytes:
 class ReplicaKeys:
     """The META keys of one replica, made once."""
 
-    __slots__ = ("applied", "hard_state", "installing", "log_start", "outcomes", "prefix", "replicated")
+    __slots__ = ("applied", "hard_state", "installing", "log_start", "outcomes", "prefix", "records", "replicated")
 
     def __init__(self, range_id: RangeId) -> None:
         self.prefix = replica_prefix(range_id)
@@ -130,6 +131,7 @@ class ReplicaKeys:
         self.log_start = self.prefix + b"\x04"
         self.installing = self.prefix + b"\x05"
         self.outcomes = self.prefix + b"\x10"
+        self.records = self.prefix + b"\x11"
 
     def outcome(self, attempt: AttemptId, first_ts: Timestamp) -> bytes:
         """Give the key of an attempt's outcome."""

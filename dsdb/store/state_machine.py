@@ -5,6 +5,7 @@
 Invariants:
 - Applying depends on the command, the replicated state and the range's keys alone; never on the lease, the clock or the store.
 - The first outcome of an attempt in the log wins, a refusal included (rule 9).
+- A txn record changes only as `records` draws it, whatever is asked for (rules 14 to 20).
 - An outcome is forgotten only at or below the floor, under which nothing is accepted (rule 11).
 - All that an entry changes goes into one batch, with the applied index; but for the writes of a large commit, which go before it in
   parts.  Until that entry is applied nothing else of the range is, its keys' latches are held, and applying it again puts the same.
@@ -18,6 +19,7 @@ import msgspec
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
 from dsdb.kv.errors import Gone, InvalidRequest, KvErrorDetail, RangeKeyMismatch, Refused, Unavailable
 from dsdb.kv.ids import AttemptId
+from dsdb.kv.intents import PrewriteReply, RecordReply, RemoveRecordsReply, ResolveReply, TxnStatus
 from dsdb.kv.requests import (
     ChangeReplicasReply,
     ClearSpanReply,
@@ -34,15 +36,23 @@ from dsdb.storage.engine.port import Family, Reader, WriteBatch
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
 from dsdb.store.command import (
+    INTENT_COMMANDS,
     ChangeReplicasCommand,
     ClearSpanCommand,
     CollectGarbageCommand,
     Command,
     CommitCommand,
+    EndTxnCommand,
+    IntentCommand,
+    PrewriteCommand,
     RaiseMarkCommand,
     RefuseCommand,
+    RemoveRecordsCommand,
+    ResolveCommand,
     SplitCommand,
+    StageCommand,
 )
+from dsdb.store.records import TxnRecord, put_record, read_records, remove_record
 from dsdb.store.state import (
     META,
     Applied,
@@ -87,6 +97,7 @@ class StateMachine:
         self.state = state
         self.applied: Applied = read_applied(engine, keys)
         self.outcomes: dict[AttemptId, Outcome] = read_outcomes(engine, keys)
+        self.records: dict[AttemptId, TxnRecord] = read_records(engine, keys.records)
         self._by_first_ts: list[tuple[Timestamp, AttemptId]] = [(outcome.first_ts, attempt) for attempt, outcome in self.outcomes.items()]
         """A heap of what `outcomes` holds, for forgetting it in order."""
         heapq.heapify(self._by_first_ts)
@@ -104,7 +115,9 @@ class StateMachine:
 
     def needs_written_state(self, command: Command) -> bool:
         """Say whether applying reads the engine, so that everything before must be written."""
-        return isinstance(command, CollectGarbageCommand)
+        return isinstance(command, (CollectGarbageCommand, ResolveCommand)) or (
+            isinstance(command, EndTxnCommand) and bool(command.resolve)
+        )
 
     def advance(self, batch: WriteBatch, index: int, term: int, *, size_delta: int = 0) -> None:
         """Note an entry as applied; the last call for a batch must be followed by `put_applied`."""
@@ -159,6 +172,8 @@ class StateMachine:
             raise AssertionError(f"a membership change outside of a CONFIG entry, at {index}")
         elif command.lease_term != term:
             result = _other_term(command.lease_term, term)
+        elif isinstance(command, INTENT_COMMANDS):
+            result, delta = self._apply_intents(batch, command)
         else:
             result = self._apply_other(batch, command)
         self.advance(batch, index, term, size_delta=delta)
@@ -239,6 +254,90 @@ class StateMachine:
         while heap and heap[0][0] <= floor:
             del self.outcomes[heapq.heappop(heap)[1]]
         self._put_state(batch, floor=floor)
+
+    # ---- Intents and txn records ----
+
+    def _apply_intents(self, batch: WriteBatch, command: IntentCommand) -> tuple[Result, int]:
+        """Apply a command of a commit over many ranges; give its result, and by how much the range has grown."""
+        if not isinstance(command, RemoveRecordsCommand) and command.generation != self.descriptor.generation:
+            keys = _keys_of(command)
+            if keys and not (self.descriptor.start_key <= min(keys) and max(keys) < self.descriptor.end_key):
+                return RangeKeyMismatch((self.descriptor,)), 0
+        match command:
+            case PrewriteCommand():
+                return self._apply_prewrite(batch, command)
+            case StageCommand():
+                return self._apply_stage(batch, command), 0
+            case EndTxnCommand():
+                return self._apply_end(batch, command)
+            case ResolveCommand():
+                size = sum([self._resolve(batch, item.attempt, item.keys, item.commit_ts) for item in command.items])
+                return ResolveReply(), size
+            case RemoveRecordsCommand():
+                for attempt in command.attempts:
+                    record = self.records.get(attempt)
+                    if record is not None and record.is_final:
+                        del self.records[attempt]
+                        remove_record(batch, self.keys.records, attempt)
+                return RemoveRecordsReply(), 0
+            case _:
+                assert_never(command)
+
+    def _apply_prewrite(self, batch: WriteBatch, command: PrewriteCommand) -> tuple[Result, int]:
+        meta, ts = command.meta, command.ts
+        size = 0
+        for key, value in zip(command.keys, command.values):
+            mvcc.put_intent(batch, key, mvcc.Intent(meta.attempt, meta.anchor, meta.first_ts, ts, 0, value))
+            size += _version_bytes(key, value)
+        return PrewriteReply(ts), size
+
+    def _apply_stage(self, batch: WriteBatch, command: StageCommand) -> RecordReply:
+        meta, ts = command.meta, command.ts
+        record = self.records.get(meta.attempt)
+        if record is None or (record.status is TxnStatus.STAGING and (record.ts < ts or (record.ts == ts and command.is_final))):
+            status = TxnStatus.COMMITTED if command.is_final else TxnStatus.STAGING
+            keys = command.keys if record is None else command.keys or record.keys
+            record = self._put_record(batch, meta.attempt, TxnRecord(status, ts, meta.first_ts, meta.anchor, keys))
+        return record.reply(has_keys=False)
+
+    def _apply_end(self, batch: WriteBatch, command: EndTxnCommand) -> tuple[Result, int]:
+        attempt, commit_ts = command.meta.attempt, command.commit_ts
+        record = self.records.get(attempt)
+        if record is None:
+            return RecordReply(TxnStatus.GONE), 0
+        if record.is_final or command.expected not in (None, record.ts):
+            return record.reply(), 0
+        ended = TxnRecord(
+            TxnStatus.ABORTED if commit_ts is None else TxnStatus.COMMITTED,
+            record.ts if commit_ts is None else commit_ts,
+            record.first_ts,
+            record.anchor,
+            record.keys,
+        )
+        self._put_record(batch, attempt, ended)
+        return ended.reply(), self._resolve(batch, attempt, command.resolve, commit_ts)
+
+    def _resolve(self, batch: WriteBatch, attempt: AttemptId, keys: tuple[bytes, ...], commit_ts: Timestamp | None) -> int:
+        """Settle intents; give by how much the range has grown: what comes to nothing has been counted."""
+        size = 0
+        for key in keys:
+            intent = mvcc.resolve_intent(self._engine, batch, key, attempt, commit_ts)
+            if intent is not None and (commit_ts is None or intent.ts > commit_ts):
+                size -= _version_bytes(key, intent.value)
+        return size
+
+    def _put_record(self, batch: WriteBatch, attempt: AttemptId, record: TxnRecord) -> TxnRecord:
+        self.records[attempt] = record
+        put_record(batch, self.keys.records, attempt, record)
+        return record
+
+    def hand_over_records(self, batch: WriteBatch, start: bytes) -> dict[AttemptId, TxnRecord]:
+        """Give up the records whose anchors lie at or above `start`: they are the right side's of a split."""
+        moved = {attempt: record for attempt, record in self.records.items() if record.anchor >= start}
+        for attempt in moved:
+            del self.records[attempt]
+            remove_record(batch, self.keys.records, attempt)
+        return moved
 
     # ---- The rest of the state ----
 
@@ -324,6 +423,23 @@ def clear_keys(batch: WriteBatch, span: Span) -> None:
     mvcc.clear(batch, span)
     batch.delete_range(Family.BLOCK, span.start, span.end)
     batch.delete_range(Family.INDEX, span.start, span.end)
+
+
+def _keys_of(command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand) -> tuple[bytes, ...]:
+    """Give the keys of the range that a command touches."""
+    match command:
+        case PrewriteCommand():
+            return command.keys
+        case StageCommand():
+            return (command.meta.anchor,)
+        case EndTxnCommand():
+            return (command.meta.anchor, *command.resolve)
+        case ResolveCommand():
+            return tuple([key for item in command.items for key in item.keys])
+
+
+def _version_bytes(key: bytes, value: bytes | None) -> int:
+    return len(key) + 9 + (0 if value is None else len(value))
 
 
 def _other_term(lease_term: int, term: int) -> KvErrorDetail:

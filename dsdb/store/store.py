@@ -26,6 +26,7 @@ from dsdb.env.disk import Offload
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, SYSTEM_RANGE, AttemptId, RangeId, StoreId
+from dsdb.kv.intents import RecordReply, TxnMeta
 from dsdb.kv.requests import ChangeReplicasRequest, Reply, Request, SplitRequest
 from dsdb.raft.messages import HardState, InstallSnapshot, Membership, ReplicaId, Vote
 from dsdb.raft.ready import Ready, Role, RoleChange
@@ -34,6 +35,7 @@ from dsdb.storage import mvcc
 from dsdb.storage.engine.port import Engine, WriteBatch
 from dsdb.storage.errors import CorruptionError, StorageError, StoreFormatError
 from dsdb.storage.keys import KEY_MAX, KEY_MIN, SYSTEM_END, Span, meta_key
+from dsdb.storage.mvcc import Intent
 from dsdb.storage.timestamp import Timestamp
 from dsdb.store.command import SplitCommand
 from dsdb.store.config import StoreConfig
@@ -47,6 +49,7 @@ from dsdb.store.membership import MembershipChanges
 from dsdb.store.replica import Replica
 from dsdb.store.scan import SnapshotScan
 from dsdb.store.serving import Serving
+from dsdb.store.settling import IntentSettler
 from dsdb.store.snapshot import SnapshotReceiver, SnapshotSender, finish_installations
 from dsdb.store.split import Splitting, sample_split_key
 from dsdb.store.state import (
@@ -294,6 +297,33 @@ class Store(LoopEvents):
             return await self._serving.scan_snapshot(range_id, span, ts, attempt)
         except StorageError as error:
             raise self._quarantine(range_id, error) from error
+
+    async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
+        """Get intents that a `SnapshotScan` met out of the way of reads at `ts`; freeze the rest of its span then.  Raises KvError."""
+        try:
+            await self._serving.settle_intents(range_id, intents, ts)
+        except StorageError as error:
+            raise self._quarantine(range_id, error) from error
+
+    def use_settler(self, settler: IntentSettler) -> None:
+        """Set who finds out what becomes of foreign intents; before, they cannot be got out of the way."""
+        self._context.intents = settler
+
+    def has_records(self) -> bool:
+        """Say whether any range led here keeps a txn record."""
+        now = self._context.clock.now()
+        return any(replica.machine.records and replica.holds_lease(now) for replica in self._replicas.values())
+
+    def stale_records(self, below: Timestamp, count_max: int) -> list[tuple[TxnMeta, RecordReply]]:
+        """Give the txn records of ranges led here whose first_ts lies below a timestamp; those that name no keys are left out."""
+        now = self._context.clock.now()
+        return [
+            (TxnMeta(attempt, record.anchor, record.first_ts), RecordReply(record.status, record.ts, record.keys))
+            for _, replica in sorted(self._replicas.items())
+            if replica.machine.records and replica.holds_lease(now)
+            for attempt, record in replica.machine.records.items()
+            if record.first_ts < below and record.keys
+        ][:count_max]
 
     def _quarantine(self, range_id: RangeId, error: StorageError) -> KvError:
         """Take a range out of service whose data cannot be read; others serve it."""

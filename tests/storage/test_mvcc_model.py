@@ -76,47 +76,65 @@ def model_get(versions: Versions, key: bytes, ts: Timestamp) -> Version | None:
     return None if at is None else Version(at, versions[key, at])
 
 
-def model_read(versions: Versions, intents: Intents, key: bytes, ts: Timestamp, own: bytes | None) -> Version | None:
-    """As model_get, but through intents; raises KeyError at one in the way."""
+def model_read(versions: Versions, intents: Intents, key: bytes, ts: Timestamp, own: bytes | None, passable: int = 0) -> Version | None:
+    """As model_get, but through intents; raises KeyError at one in the way.  passable: where those of OTHER may be passed."""
     if key in intents:
         attempt_id, at, value = intents[key]
         if attempt_id == own:
             return Version(at, value)
-        if at <= ts:
+        if at <= ts and (attempt_id != OTHER or passable < ts):
             raise KeyError(key)
     return model_get(versions, key, ts)
+
+
+def is_in_the_way(intent: tuple[bytes, Timestamp, bytes | None], ts: Timestamp, own: bytes | None, passed: Timestamp) -> bool:
+    attempt_id, at, _ = intent
+    return attempt_id != own and at <= ts and (attempt_id != OTHER or passed < ts)
 
 
 model_test = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @model_test
-@given(versions=versions, intents=intents, ts=timestamps, own=st.sampled_from([None, OWN]), asked=st.lists(keys, max_size=4))
-def test_point_reads(engine: Engine, versions: Versions, intents: Intents, ts: Timestamp, own: bytes | None, asked: list[bytes]) -> None:
+@given(
+    versions=versions,
+    intents=intents,
+    ts=timestamps,
+    own=st.sampled_from([None, OWN]),
+    passed=timestamps,
+    asked=st.lists(keys, max_size=4),
+)
+def test_point_reads(
+    engine: Engine, versions: Versions, intents: Intents, ts: Timestamp, own: bytes | None, passed: Timestamp, asked: list[bytes]
+) -> None:
+    passable = {OTHER: passed}
     fill(engine, versions, intents)
     several = sorted([*KEYS, b"absent"])
-    assert mvcc.newest_of(engine, several) == [model_get(versions, key, MAX_TIMESTAMP) for key in several]
-    assert mvcc.newest_of(engine, several[:1]) == [model_get(versions, several[0], MAX_TIMESTAMP)]
+    newest = [(model_get(versions, key, MAX_TIMESTAMP), intent_of(*intents[key]) if key in intents else None) for key in several]
+    assert mvcc.newest_of(engine, several) == newest
+    assert mvcc.newest_of(engine, several[:1]) == newest[:1]
+    assert [mvcc.newest_and_intent(engine, key) for key in several] == newest
     in_the_way = []
     for key in [*KEYS, b"absent"]:
         assert mvcc.newest(engine, key) == model_get(versions, key, MAX_TIMESTAMP)
         assert mvcc.get_intent(engine, key) == (intent_of(*intents[key]) if key in intents else None)
         try:
-            expected = model_read(versions, intents, key, ts, own)
+            expected = model_read(versions, intents, key, ts, own, passed)
         except KeyError:
             in_the_way.append(key)
             with pytest.raises(IntentsFoundError) as caught:
-                mvcc.get(engine, key, ts, own=own)
+                mvcc.get(engine, key, ts, own=own, passable=passable)
             assert caught.value.intents == [(key, intent_of(*intents[key]))]
         else:
-            assert mvcc.get(engine, key, ts, own=own) == expected
+            assert mvcc.get(engine, key, ts, own=own, passable=passable) == expected
     if met := [key for key in asked if key in in_the_way]:
         with pytest.raises(IntentsFoundError) as caught:
-            mvcc.get_many(engine, asked, ts, own=own)
+            mvcc.get_many(engine, asked, ts, own=own, passable=passable)
         assert [key for key, _ in caught.value.intents] == met
     else:
-        found = [model_read(versions, intents, key, ts, own) for key in asked]
-        assert mvcc.get_many(engine, asked, ts, own=own) == [None if version is None else version.value for version in found]
+        found = [model_read(versions, intents, key, ts, own, passed) for key in asked]
+        values = [None if version is None else version.value for version in found]
+        assert mvcc.get_many(engine, asked, ts, own=own, passable=passable) == values
 
 
 @model_test
@@ -126,6 +144,7 @@ def test_point_reads(engine: Engine, versions: Versions, intents: Intents, ts: T
     span=spans,
     ts=timestamps,
     own=st.sampled_from([None, OWN]),
+    passed=timestamps,
     reverse=st.booleans(),
     chunk_rows=st.integers(1, 9),
 )
@@ -136,15 +155,17 @@ def test_scan(
     span: Span,
     ts: Timestamp,
     own: bytes | None,
+    passed: Timestamp,
     reverse: bool,
     chunk_rows: int,
 ) -> None:
     fill(engine, versions, intents)
     rows: list[tuple[bytes, bytes]] = []
     expected: list[tuple[bytes, bytes]] = []
-    in_the_way = [key for key in intents if span.contains(key) and intents[key][0] != own and intents[key][1] <= ts]
+    in_the_way = [key for key in intents if span.contains(key) and is_in_the_way(intents[key], ts, own, passed)]
+    chunks = mvcc.scan(engine, span, ts, own=own, passable={OTHER: passed}, reverse=reverse, chunk_rows=chunk_rows)
     try:
-        for found_keys, found_values in mvcc.scan(engine, span, ts, own=own, reverse=reverse, chunk_rows=chunk_rows):
+        for found_keys, found_values in chunks:
             assert 0 < len(found_keys) <= chunk_rows + 1
             rows += list(zip(found_keys, found_values, strict=True))
     except IntentsFoundError as error:
@@ -161,20 +182,44 @@ def test_scan(
     assert not in_the_way
     for key in sorted(KEYS, reverse=reverse):
         if span.contains(key):
-            version = model_read(versions, intents, key, ts, own)
+            version = model_read(versions, intents, key, ts, own, passed)
             if version is not None and version.value is not None:
                 expected.append((key, version.value))
     assert rows == (expected[: len(rows)] if expected_is_prefix else expected)
 
 
 @model_test
-@given(versions=versions, intents=intents, span=spans, low=timestamps, high=timestamps, limit=st.integers(0, 3))
+@given(
+    versions=versions,
+    intents=intents,
+    span=spans,
+    low=timestamps,
+    high=timestamps,
+    own=st.sampled_from([None, OWN]),
+    passed=timestamps,
+    limit=st.integers(0, 3),
+)
 def test_changed_and_intents(
-    engine: Engine, versions: Versions, intents: Intents, span: Span, low: Timestamp, high: Timestamp, limit: int
+    engine: Engine,
+    versions: Versions,
+    intents: Intents,
+    span: Span,
+    low: Timestamp,
+    high: Timestamp,
+    own: bytes | None,
+    passed: Timestamp,
+    limit: int,
 ) -> None:
     fill(engine, versions, intents)
     changes = sorted((key, -at) for key, at in versions if span.contains(key) and low < at <= high)
-    assert mvcc.changed(engine, span, low, high) == ((changes[0][0], -changes[0][1]) if changes else None)
+    met = sorted(key for key in intents if span.contains(key) and is_in_the_way(intents[key], high, own, passed))
+    if not changes and met and low < high:
+        with pytest.raises(IntentsFoundError) as caught:
+            mvcc.changed(engine, span, low, high, own=own, passable={OTHER: passed})
+        assert caught.value.intents == [(key, intent_of(*intents[key])) for key in met]
+    else:
+        found = mvcc.changed(engine, span, low, high, own=own, passable={OTHER: passed})
+        assert found == ((changes[0][0], -changes[0][1]) if changes else None)
     standing = [(key, intent_of(*intents[key])) for key in sorted(intents) if span.contains(key) and intents[key][1] <= high]
     assert mvcc.intents(engine, span, at_or_below=high, limit=limit) == standing[:limit]
 
@@ -187,7 +232,7 @@ def test_resolve_intent(engine: Engine, versions: Versions, intents: Intents, ke
     fill(engine, versions, intents)
     batch = engine.new_batch()
     is_own = key in intents and intents[key][0] == OWN
-    assert mvcc.resolve_intent(engine, batch, key, OWN, commit_ts) is is_own
+    assert (mvcc.resolve_intent(engine, batch, key, OWN, commit_ts) is not None) is is_own
     engine.write(batch)
     if is_own:
         _, at, value = intents[key]

@@ -88,7 +88,9 @@ def scan(engine: Engine, arguments: Arguments) -> list[str]:
 
 
 def changed(engine: Engine, arguments: Arguments) -> list[str]:
-    found = mvcc.changed(engine, span(arguments), timestamp(arguments, "low"), timestamp(arguments, "high"))
+    low, high = timestamp(arguments, "low"), timestamp(arguments, "high")
+    passable = {arguments["passable"].encode(): timestamp(arguments, "at")} if "passable" in arguments else {}
+    found = mvcc.changed(engine, span(arguments), low, high, own=own(arguments), passable=passable)
     return ["unchanged" if found is None else f"{found[0].decode()} @{found[1]}"]
 
 

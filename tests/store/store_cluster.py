@@ -12,6 +12,7 @@ import trio.testing
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import AmbiguousResult, KvError, NotLeaseholder, RangeKeyMismatch, RangeNotFound, Unavailable
 from dsdb.kv.ids import AttemptId, NodeId, RangeId, StoreId
+from dsdb.kv.intents import EndTxnRequest, PushRequest, QueryIntentsReply, QueryIntentsRequest, RecordReply, TxnMeta, TxnStatus
 from dsdb.kv.requests import (
     ChangeReplicasRequest,
     CommitRequest,
@@ -25,6 +26,7 @@ from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import Timestamp, from_milliseconds
 from dsdb.store import SnapshotHeader, Store, StoreConfig, StoreFrame, StoreIdentity, TransportError
+from dsdb.store.settling import Settled
 
 T = TypeVar("T")
 NEVER = 1e9
@@ -175,6 +177,33 @@ class HoldableDisk:
         pass
 
 
+class Settler:
+    """Asks the ranges of the cluster what becomes of a transaction, as a gateway would."""
+
+    def __init__(self, cluster: "Cluster") -> None:
+        self.cluster = cluster
+        self.asked: list[tuple[AttemptId, bool]] = []
+        """Attempts, and whether they were to be aborted."""
+
+    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher_ts: Timestamp) -> Settled:
+        self.asked.append((meta.attempt, abort))
+        call = self.cluster.call
+        reply = await call(lambda range_id: PushRequest(range_id, meta, ts, abort, pusher_ts), meta.anchor)
+        assert isinstance(reply, RecordReply)
+        while reply.status is TxnStatus.STAGING:
+            staged = reply.ts
+            assert staged is not None
+            found = True
+            for key in reply.keys:
+                answer = await call(lambda range_id, key=key: QueryIntentsRequest(range_id, meta.attempt, (key,), staged), key)  # type: ignore[misc]  # noqa: B023
+                assert isinstance(answer, QueryIntentsReply)
+                found = found and answer.found
+            commit_ts = staged if found else None
+            reply = await call(lambda range_id: EndTxnRequest(range_id, meta, commit_ts, staged), meta.anchor)  # noqa: B023
+            assert isinstance(reply, RecordReply)
+        return Settled(reply.status, reply.ts)
+
+
 class Cluster:
     """Some stores, and a client that looks for leaseholders."""
 
@@ -193,6 +222,7 @@ class Cluster:
         self.clocks: dict[StoreId, MockedClock] = {}
         self._scopes: dict[StoreId, trio.CancelScope] = {}
         self.attempts = 0
+        self.settler = Settler(self)
 
     async def start(self) -> None:
         self.nursery.start_soon(self.network.run)
@@ -219,6 +249,7 @@ class Cluster:
             transport=wire,
             timestamps=self.oracle,
         )
+        store.use_settler(self.settler)
         scope = self._scopes[store_id] = trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

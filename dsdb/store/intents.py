@@ -1,0 +1,259 @@
+"""What a leaseholder checks of intents and txn records; the rules of docs/transactions.md by number.
+
+    prewrite, query, resolve    intents, under the latches of their keys
+    stage, push, end, remove    the record of one attempt, under a latch of its own (`record_latch`)
+
+Each function is a plain call without a wait, under the latches it needs: it answers, gives a command to be proposed, or says what to
+wait for.
+
+Invariants:
+- Whatever decides over a record is seen at one moment, with every command about it applied: they all hold its latch until then.
+- Nothing is said of an attempt without a record before the low water of the lease is known.
+"""
+
+import enum
+from collections.abc import Sequence
+from itertools import pairwise
+
+from dsdb.kv.errors import InvalidRequest, KvError
+from dsdb.kv.ids import AttemptId
+from dsdb.kv.intents import (
+    STAGED_KEYS_MAX,
+    EndTxnRequest,
+    PrewriteReply,
+    PrewriteRequest,
+    PushRequest,
+    QueryIntentsReply,
+    QueryIntentsRequest,
+    RecordReply,
+    ResolveItem,
+    ResolveReply,
+    StageRequest,
+    TxnStatus,
+)
+from dsdb.kv.requests import BumpReply
+from dsdb.storage import mvcc
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, after
+from dsdb.store.command import EndTxnCommand, PrewriteCommand, RemoveRecordsCommand, ResolveCommand, StageCommand
+from dsdb.store.evaluate import IntentsMet
+from dsdb.store.replica import Replica
+
+SLICE_KEYS = 512
+"""Keys of one command that lays or resolves intents: a millisecond or two to look up, and as long to apply."""
+
+_RECORD_LATCH = b"\xff\xff\xff"
+"""Above every key."""
+
+
+def record_latch(attempt: AttemptId) -> bytes:
+    """Give the key under which an attempt's record is latched: it is in no range."""
+    return _RECORD_LATCH + attempt
+
+
+# ---- Intents ----
+
+
+def check_prewrite(request: PrewriteRequest) -> None:
+    """Raise InvalidRequest if a prewrite makes no sense."""
+    keys = request.keys
+    if not keys or len(keys) != len(request.values) or any(key >= later for key, later in pairwise(keys)):
+        raise KvError(InvalidRequest("a prewrite needs keys, ascending, and a value for each"))
+
+
+def prewrite(
+    replica: Replica, request: PrewriteRequest, keys: Sequence[bytes], values: Sequence[bytes | None]
+) -> PrewriteCommand | PrewriteReply:
+    """Lay the intents of some keys (rule 13): where an own one stands, it stays.  Raises IntentsMet, KvError."""
+    replica.require_writable()
+    replica.require_keys(keys[0], keys[-1])
+    meta, ts = request.meta, request.ts
+    engine, cache = replica.context.engine, replica.cache
+    bound = standing = MIN_TIMESTAMP
+    missing: list[bytes] = []
+    missing_values: list[bytes | None] = []
+    met: list[tuple[bytes, mvcc.Intent]] = []
+    newest = [mvcc.newest_and_intent(engine, keys[0])] if len(keys) == 1 else mvcc.newest_of(engine, keys)
+    for key, value, (version, intent) in zip(keys, values, newest):
+        if intent is not None:
+            if intent.attempt_id == meta.attempt:
+                standing = max(standing, intent.ts)
+            else:
+                met.append((key, intent))
+            continue
+        missing.append(key)
+        missing_values.append(value)
+        bound = max(bound, cache.bound(key, ts, meta.attempt))
+        if version is not None and version.ts >= ts:
+            bound = max(bound, version.ts)
+    if met:
+        raise IntentsMet(met, ts, is_write=True)
+    if not missing:
+        return PrewriteReply(standing)
+    return PrewriteCommand(
+        generation=replica.descriptor.generation,
+        lease_term=replica.lease_term,
+        meta=meta,
+        # Where no timestamp was issued: the commit's will be, and lies above.
+        ts=max(after(bound) if bound else ts, standing),
+        keys=tuple(missing),
+        values=tuple(missing_values),
+    )
+
+
+def query(replica: Replica, request: QueryIntentsRequest) -> QueryIntentsReply:
+    """Look for promised writes, and prevent those that are not there (rule 19).  Raises KvError."""
+    replica.require_writable()
+    keys, ts = request.keys, request.ts
+    replica.require_keys(min(keys), max(keys))
+    is_found = True
+    for key in keys:
+        intent = mvcc.get_intent(replica.context.engine, key)
+        if intent is None or intent.attempt_id != request.attempt or intent.ts > ts:
+            replica.cache.note_key(key, ts, None)
+            is_found = False
+    return QueryIntentsReply(is_found)
+
+
+def resolve(replica: Replica, items: Sequence[ResolveItem], *, looks: bool) -> ResolveCommand | ResolveReply:
+    """Settle intents whose outcome is known (rule 21).  looks: only those that still stand.  Raises KvError."""
+    replica.require_lease()
+    for item in items:
+        replica.require_keys(min(item.keys), max(item.keys))
+    if looks:
+        items = [_standing(replica, item) for item in items]
+        items = [item for item in items if item.keys]
+        if not items:
+            return ResolveReply()
+    return ResolveCommand(replica.descriptor.generation, replica.lease_term, tuple(items))
+
+
+def _standing(replica: Replica, item: ResolveItem) -> ResolveItem:
+    found = [(key, mvcc.get_intent(replica.context.engine, key)) for key in item.keys]
+    keys = tuple([key for key, intent in found if intent is not None and intent.attempt_id == item.attempt])
+    return ResolveItem(item.attempt, keys, item.commit_ts)
+
+
+# ---- Records ----
+
+
+def stage(replica: Replica, request: StageRequest) -> StageCommand | RecordReply | BumpReply:
+    """Create a record as STAGING, or raise it (rules 14 and 15).  Raises KvError."""
+    replica.require_writable()
+    meta, ts = request.meta, request.ts
+    replica.require_keys(meta.anchor, meta.anchor)
+    keys = request.keys
+    if len(keys) > STAGED_KEYS_MAX:
+        if not request.is_final:
+            raise KvError(InvalidRequest(f"a record promises {STAGED_KEYS_MAX} keys at most, not {len(keys)}"))
+        keys = ()
+    verdicts = replica.verdicts
+    record = replica.machine.records.get(meta.attempt)
+    if record is None:
+        outcome = verdicts.outcome(meta.attempt)
+        if outcome is not None:
+            return outcome
+        if meta.first_ts <= verdicts.low:
+            return RecordReply(TxnStatus.GONE)
+        pushed = verdicts.pushed(meta.attempt)
+        if pushed >= ts:
+            return BumpReply(pushed)
+    elif record.is_final or record.ts > ts or (record.ts == ts and not request.is_final):
+        return record.reply(has_keys=False)
+    return StageCommand(replica.descriptor.generation, replica.lease_term, meta, ts, keys, request.is_final)
+
+
+class Awaited(enum.Enum):
+    """What a push may wait for before it is answered."""
+
+    RECORD = enum.auto()
+    """There is no record: its coordinator may be about to stage, or to give up."""
+    OUTCOME = enum.auto()
+    """It is STAGING: its coordinator is about to finish it, if it lives."""
+
+
+def push(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -> RecordReply | Awaited:
+    """Find out, or decide, what an attempt cannot become any more (rule 16).  patience: what is still waited for.  Raises KvError."""
+    replica.require_writable()
+    meta = request.meta
+    replica.require_keys(meta.anchor, meta.anchor)
+    verdicts = replica.verdicts
+    record = replica.machine.records.get(meta.attempt)
+    if record is not None:
+        if record.is_final:
+            return record.reply()
+        if not request.abort and record.ts > request.ts:
+            # It can only be staged higher from here.
+            return RecordReply(TxnStatus.PUSHED)
+        return Awaited.OUTCOME if Awaited.OUTCOME in patience else record.reply()
+    outcome = verdicts.outcome(meta.attempt)
+    if outcome is not None:
+        return outcome
+    if meta.first_ts <= verdicts.low:
+        # If it committed, the intent is a late copy; if not, it never will.  But it may have: no tombstone.
+        return RecordReply(TxnStatus.ABORTED)
+    if not request.abort:
+        verdicts.push(meta.attempt, meta.first_ts, request.ts)
+        return RecordReply(TxnStatus.PUSHED)
+    if Awaited.RECORD in patience:
+        return Awaited.RECORD
+    aborted = RecordReply(TxnStatus.ABORTED)
+    verdicts.bury(meta.attempt, meta.first_ts, aborted)
+    return aborted
+
+
+def end(replica: Replica, request: EndTxnRequest, resolved: tuple[bytes, ...]) -> EndTxnCommand | RecordReply:
+    """Finish a record (rules 17 to 20), and resolve some keys with it.  Raises KvError."""
+    replica.require_writable()
+    meta, expected = request.meta, request.expected
+    touched = (meta.anchor, *request.resolve)
+    replica.require_keys(min(touched), max(touched))
+    verdicts = replica.verdicts
+    record = replica.machine.records.get(meta.attempt)
+    if record is None:
+        outcome = verdicts.outcome(meta.attempt)
+        if outcome is not None:
+            return outcome
+        if expected is not None or meta.first_ts <= verdicts.low:
+            return RecordReply(TxnStatus.GONE)
+        aborted = RecordReply(TxnStatus.ABORTED)
+        verdicts.bury(meta.attempt, meta.first_ts, aborted)
+        return aborted
+    if record.is_final or expected not in (None, record.ts):
+        return record.reply()
+    return EndTxnCommand(replica.descriptor.generation, replica.lease_term, meta, request.commit_ts, expected, resolved)
+
+
+def ended_as_asked(request: EndTxnRequest, reply: RecordReply) -> bool:
+    """Say whether a record ended as was asked, so that the intents may be resolved."""
+    if request.commit_ts is None:
+        return reply.status is TxnStatus.ABORTED
+    return reply.status is TxnStatus.COMMITTED and reply.ts == request.commit_ts
+
+
+def remove(replica: Replica, attempts: Sequence[AttemptId]) -> RemoveRecordsCommand | None:
+    """Remove the records that are finished, and leave tombstones with the outcomes (rule 22).  Raises KvError."""
+    replica.require_writable()
+    finished: list[AttemptId] = []
+    for attempt in attempts:
+        record = replica.machine.records.get(attempt)
+        if record is not None and record.is_final:
+            # Before the command: as long as the record is there it says the same.
+            replica.verdicts.bury(attempt, record.first_ts, record.reply())
+            finished.append(attempt)
+    return RemoveRecordsCommand(replica.lease_term, tuple(finished)) if finished else None
+
+
+# ---- Latches ----
+
+
+def evaluated_ts(command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | RemoveRecordsCommand) -> Timestamp | None:
+    """Give the timestamp at and above which reads wait until a command is applied; None: they need not."""
+    match command:
+        case PrewriteCommand():
+            return command.ts
+        case EndTxnCommand():
+            return command.commit_ts
+        case ResolveCommand():
+            return min([item.commit_ts for item in command.items if item.commit_ts is not None], default=None)
+        case _:
+            return None
