@@ -7,24 +7,27 @@ Command's keys stay latched until it is applied, and its reply is what `apply` r
     prewrite, query, resolve                   intents of a many-range commit
     read, refresh                              and the timestamp cache
     stage, push, end, remove                   its record: `tests/model/records.py`
+    split                                      `tests/model/split.py`
 """
 
 from typing import Any
 
-from tests.model.records import Records
-from tests.model.state import WAIT, AttemptId, Command, Intent
+from tests.model.split import Splitting
+from tests.model.state import MISMATCH, WAIT, AttemptId, Command, Intent
 
 Ignored = dict[AttemptId, int]
 """attempt → its intents may be ignored below this timestamp, as it was pushed or aborted."""
 
 
-class Range(Records):
+class Range(Splitting):
     """A range at its leaseholder."""
 
     # ---- Reads ----
 
     def read(self, attempt: AttemptId, ignored: Ignored, keys: list[str], ts: int, lock: AttemptId | None) -> object:
         """Give values at ts, or the first foreign intent that may matter.  lock: the attempt that wants an unreplicated lock."""
+        if self.lacks(keys):
+            return MISMATCH
         side = self.old if self.old and self.world.chance(0.5) else self
         if self.latched(keys):
             return WAIT
@@ -52,6 +55,8 @@ class Range(Records):
 
     def read_latest(self, attempt: AttemptId, key: str) -> object:
         """Give whatever is there, at no timestamp (read_timestamp off)."""
+        if self.lacks((key,)):
+            return MISMATCH
         if self.latched((key,)):
             return WAIT
         if key in self.intents:
@@ -99,8 +104,9 @@ class Range(Records):
 
     def refresh(self, attempt: AttemptId, ignored: Ignored, spans: dict[str, bool], low: int, high: int) -> object:
         """Look whether what was read at low reads the same at high."""
-        mine = [k for k in spans if k in self.versions]
-        if self.latched(mine):
+        if self.lacks(spans) and "split_spans_checked" not in self.off:
+            return MISMATCH
+        if self.latched(spans):
             return WAIT
         return self.conflict(attempt, ignored, spans, low, high) or ("ok",)
 
@@ -128,8 +134,9 @@ class Range(Records):
         all_local: bool,
     ) -> object:
         """Check and commit in one command.  ts: the proposed commit timestamp; spans: the reads in this range."""
-        mine = [k for k in spans if k in self.versions]
-        if self.latched(list(writes) + mine):
+        if self.lacks(writes) or (self.lacks(spans) and "split_spans_checked" not in self.off):
+            return MISMATCH
+        if self.latched([*writes, *spans]):
             return WAIT
         if attempt in self.outcomes and "one_applied_once" not in self.off:
             return self.outcomes[attempt]
@@ -166,6 +173,7 @@ class Range(Records):
 
     def refuse_one(self, attempt: AttemptId, first_ts: int) -> object:
         """Record that the attempt will not commit, if it has not."""
+        # Not latched, as the first outcome in the log decides.  Nor need the writes be here still: where they are not, no copy can commit.
         return Command((), self.apply_refuse, attempt, first_ts)
 
     def apply_refuse(self, attempt: AttemptId, first_ts: int) -> tuple:
@@ -179,6 +187,8 @@ class Range(Records):
 
     def prewrite(self, attempt: AttemptId, key: str, value: Any, ts: int, anchor: str, first_ts: int) -> object:
         """Lay an intent, at ts or above."""
+        if self.lacks((key,)):
+            return MISMATCH
         if self.latched((key,)):
             return WAIT
         intent = self.intents.get(key)
@@ -193,6 +203,8 @@ class Range(Records):
 
     def query(self, attempt: AttemptId, key: str, ts: int) -> object:
         """Say for recovery whether the promised write is there; if not, it never will be at or below ts."""
+        if self.lacks((key,)):
+            return MISMATCH
         if self.latched((key,)):
             return WAIT
         intent = self.intents.get(key)
@@ -204,6 +216,8 @@ class Range(Records):
 
     def resolve(self, attempt: AttemptId, key: str, ts: int | None) -> object:
         """Make an intent a version.  ts: the commit timestamp, or None if aborted."""
+        if self.lacks((key,)):
+            return MISMATCH
         if self.latched((key,)):
             return WAIT
         intent = self.intents.get(key)

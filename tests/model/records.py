@@ -7,7 +7,7 @@ attempt's id.
         └──push to abort, or the gateway's own abort──▶ a tombstone
 """
 
-from tests.model.state import WAIT, AttemptId, Command, RangeState, Record
+from tests.model.state import MISMATCH, WAIT, AttemptId, Command, RangeState, Record
 
 
 class Records(RangeState):
@@ -17,12 +17,22 @@ class Records(RangeState):
         """Say whether the attempt may have had a record or a tombstone here that is gone."""
         return first_ts <= self.record_low and "stage_low_water" not in self.off
 
-    def stage(self, attempt: AttemptId, ts: int, first_ts: int, keys: tuple[str, ...]) -> object:
-        """Promise writes of these keys at or below ts."""
+    def moved(self, anchor: str) -> bool:
+        """Say whether a split took the anchor away."""
+        return anchor not in self.versions and "split_record_home" not in self.off
+
+    def stage(self, attempt: AttemptId, ts: int, first_ts: int, keys: tuple[str, ...], anchor: str, was_one: bool) -> object:
+        """Promise writes of these keys at or below ts.  was_one: a one-range commit of the attempt was sent before."""
+        if self.moved(anchor):
+            return MISMATCH
         if self.latched((attempt,)):
             return WAIT
         record = self.records.get(attempt)
         if record is None:
+            if attempt in self.outcomes and "split_stage_outcome" not in self.off:
+                return self.outcomes[attempt]
+            if was_one and first_ts <= self.floor and "split_stage_floor" not in self.off:
+                return ("gone",)
             if attempt in self.tombs:
                 return self.tombs[attempt]
             if self.before_lease(ts if "stage_first_ts" in self.off else first_ts):
@@ -35,14 +45,16 @@ class Records(RangeState):
                 return "staged", record.ts
         else:
             return record.status.lower(), record.ts
-        return Command((attempt,), self.apply_stage, attempt, ts, keys)
+        return Command((attempt,), self.apply_stage, attempt, ts, keys, anchor, home=(anchor,))
 
-    def apply_stage(self, attempt: AttemptId, ts: int, keys: tuple[str, ...]) -> tuple:
-        self.records[attempt] = Record("STAGING", ts, keys)
+    def apply_stage(self, attempt: AttemptId, ts: int, keys: tuple[str, ...], anchor: str) -> tuple:
+        self.records[attempt] = Record("STAGING", ts, keys, anchor)
         return "staged", ts
 
-    def push(self, attempt: AttemptId, first_ts: int, ts: int, abort: bool) -> object:
+    def push(self, attempt: AttemptId, anchor: str, first_ts: int, ts: int, abort: bool) -> object:
         """Ask about an intent's transaction: a reader at ts, or (abort) a writer or someone who took its gateway for dead."""
+        if self.moved(anchor):
+            return MISMATCH
         if self.latched((attempt,)):
             return WAIT
         record = self.records.get(attempt)
@@ -53,7 +65,7 @@ class Records(RangeState):
         if not abort and record.ts > ts:
             return ("pushed",)  # it can only be staged higher from here
         if "recover_staging" in self.off:
-            return self.end(attempt, first_ts, "ABORTED", record.ts, None)
+            return self.end(attempt, anchor, first_ts, "ABORTED", record.ts, None)
         return "staging", record.ts, record.keys
 
     def push_unrecorded(self, attempt: AttemptId, first_ts: int, ts: int, abort: bool) -> tuple:
@@ -70,12 +82,20 @@ class Records(RangeState):
             self.pushes[attempt] = max(ts, self.pushes.get(attempt, 0))
         return ("pushed",)
 
-    def end(self, attempt: AttemptId, first_ts: int, status: str, ts: int, expected: int | None) -> object:
+    def end(
+        self, attempt: AttemptId, anchor: str, first_ts: int, status: str, ts: int, expected: int | None, was_one: bool = False
+    ) -> object:
         """Finish a record.  expected: the staged timestamp that recovery examined, None from the attempt's own gateway."""
+        if self.moved(anchor):
+            return MISMATCH
         if self.latched((attempt,)):
             return WAIT
         record = self.records.get(attempt)
         if record is None:
+            if attempt in self.outcomes and "split_end_outcome" not in self.off:
+                return self.outcomes[attempt]
+            if was_one and first_ts <= self.floor and "split_end_floor" not in self.off:
+                return ("gone",)
             if attempt in self.tombs:
                 return self.tombs[attempt]
             if expected is not None or self.before_lease(first_ts):
@@ -87,19 +107,23 @@ class Records(RangeState):
             return record.status.lower(), record.ts
         if expected is not None and record.ts != expected and "recover_same" not in self.off:
             return "staging", record.ts, record.keys
-        return Command((attempt,), self.apply_end, attempt, status, ts)
+        return Command((attempt,), self.apply_end, attempt, status, ts, home=(anchor,))
 
     def apply_end(self, attempt: AttemptId, status: str, ts: int) -> tuple:
-        self.records[attempt] = Record(status, ts, self.records[attempt].keys)
+        if attempt not in self.records:
+            return ("gone",)  # split_latch and split_fits_at_apply off: it went to the right side
+        self.records[attempt] = self.records[attempt]._replace(status=status, ts=ts)
         return status.lower(), ts
 
-    def remove(self, attempt: AttemptId) -> object:
+    def remove(self, attempt: AttemptId, anchor: str) -> object:
         """Take a finished record away, after all its intents are resolved."""
+        if self.moved(anchor):
+            return MISMATCH
         if self.latched((attempt,)):
             return WAIT
         if attempt not in self.records or self.records[attempt].status == "STAGING":
             return ("ok",)
-        return Command((attempt,), self.apply_remove, attempt)
+        return Command((attempt,), self.apply_remove, attempt, home=(anchor,))
 
     def apply_remove(self, attempt: AttemptId) -> tuple:
         record = self.records.pop(attempt, None)

@@ -56,6 +56,23 @@ RULES: dict[str, str] = {
     "remove_tombstone_outcome": "... that says how it ended, for its coordinator",
     "gone_unknown": "if lease and record are gone and a staging may have been applied, the outcome is unknown, not aborted",
     "push_before_lease": "a push of an attempt from before the lease concludes `drop the intent`, and leaves no tombstone",
+    # splits; see split.py for the three ways in which a right side may begin
+    "split_latch": "a split waits for what is evaluated, and all else (reads too) waits until it is applied",
+    "split_fits_at_apply": "applying a command looks whether its keys are still in the range",
+    "split_outcomes": "the right side takes over the outcomes of one-range commits",
+    "split_floor": "... and the floor",
+    "split_closed": "... and the closed timestamp",
+    "split_spans_checked": "a refresh or a commit whose read spans are not all in the range is refused, not checked in part",
+    "split_record_home": "a record is asked for where its anchor is, not where it was",
+    "split_low_water": "a right side that begins with a fresh low water: it has one",
+    "split_low_water_fresh": "... that was issued after the left side stopped serving these keys",
+    "split_copy_cache": "a right side that begins with a copy of the left one's volatile state: the timestamp cache is in it",
+    "split_copy_tombstones": "... and pushes, tombstones and their low water",
+    "split_first_lease": "such a copy, or a low water that came with the split, serves the right side's first lease only",
+    "split_stage_outcome": "staging looks first for the outcome of a one-range commit of the same attempt",
+    "split_stage_floor": "... and is refused if that may be forgotten",
+    "split_end_outcome": "giving up looks first for the outcome of a one-range commit of the same attempt",
+    "split_end_floor": "... and is `gone` if that may be forgotten",
     # closed timestamps
     "closed_bumps": "a write at or below the closed timestamp is bumped",
 }

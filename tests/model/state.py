@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from tests.model.world import World
 
-TIMEOUT, WAIT = "timeout", "wait"
-"""Instead of a reply: none came in time; a latch is held, deliver the request again later."""
+TIMEOUT, WAIT, MISMATCH = "timeout", "wait", ("mismatch",)
+"""No reply came in time; a latch is held, deliver the request again later; the range has not all of the request's keys (any more)."""
 
 AttemptId = tuple[Any, int]
 """A client transaction, and the number of its run."""
@@ -39,15 +39,20 @@ class Record(NamedTuple):
     ts: int
     keys: tuple[str, ...]
     """What was promised to be written at or below ts."""
+    anchor: str
 
 
 class Command:
     """A Raft command: evaluated, in the log, not applied yet.  Its keys are latched until it is."""
 
-    __slots__ = ("apply", "args", "closed", "keys", "task")
+    __slots__ = ("apply", "args", "closed", "home", "is_split", "keys", "task")
 
-    def __init__(self, keys: Iterable[Any], apply: Callable[..., tuple], *args: Any) -> None:
+    def __init__(self, keys: Iterable[Any], apply: Callable[..., tuple], *args: Any, home: tuple[str, ...] | None = None) -> None:
         self.keys, self.apply, self.args = tuple(keys), apply, args
+        self.home: tuple[Any, ...] = self.keys if home is None else home
+        """Keys that must still be in the range when it is applied."""
+        self.is_split = False
+        """It latches the whole range."""
         self.task: Any = None
         """Who waits for the reply that `apply` returns."""
         self.closed = 0
@@ -74,6 +79,8 @@ class RangeState:
         self.old: Stale | None = None
         """A deposed leaseholder that still serves (lease_fence off)."""
         self.lease_ts = 0
+        self.inherited: Volatile | None = None
+        """What the first lease began with, if not with a fresh low water: after a split."""
         self.reset(0)
 
     def reset(self, low: int) -> None:
@@ -97,10 +104,16 @@ class RangeState:
         """Say whether a command on any of these keys is evaluated and not applied."""
         if self.log and "read_latch" not in self.off:
             for command in self.log:
+                if command.is_split and "split_latch" not in self.off:
+                    return True
                 for k in command.keys:
                     if k in keys:
                         return True
         return False
+
+    def lacks(self, keys: Iterable[str]) -> bool:
+        """Say whether some key is not in the range."""
+        return any(k not in self.versions for k in keys)
 
     def note(self, key: str, ts: int, owner: AttemptId | None) -> None:
         """Record a read in the timestamp cache."""
@@ -138,10 +151,28 @@ class RangeState:
 
     def put(self, key: str, ts: int, value: Any, attempt: AttemptId) -> None:
         """Write a committed version, at its place."""
+        if key not in self.versions:
+            return  # split_latch and split_fits_at_apply off: it goes nowhere
         versions = self.versions[key]
         versions.append((ts, value, attempt))
         if len(versions) > 1 and versions[-2][0] > ts:
             versions.sort(key=lambda version: version[0])
+
+
+class Volatile(NamedTuple):
+    """What a leaseholder knows and a lease move loses, apart from locks."""
+
+    cache: dict[str, tuple[int, AttemptId | None]]
+    low: int
+    record_low: int
+    pushes: dict[AttemptId, int]
+    tombs: dict[AttemptId, tuple]
+
+    def give(self, state: RangeState) -> None:
+        """Let a lease begin with this."""
+        state.reset(self.low)
+        state.cache, state.pushes, state.tombs = dict(self.cache), dict(self.pushes), dict(self.tombs)
+        state.record_low = self.record_low
 
 
 class Stale:

@@ -12,7 +12,8 @@ import itertools
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from tests.model.gateway import NEVER, Client
+from tests.model.anyone import NEVER
+from tests.model.gateway import Client
 from tests.model.state import AttemptId
 from tests.model.world import World
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from tests.model.leaseholder import Range
-from tests.model.state import TIMEOUT, WAIT, Command, Stale
+from tests.model.state import MISMATCH, TIMEOUT, WAIT, Command, Stale
 
 STEPS_MAX = 40_000
 """More events than this: something waits for ever."""
@@ -58,7 +58,7 @@ class World:
         self.issued = 10
         n = pick((2, 3, 3, 4))
         keys = "abcd"[:n]
-        cuts = pick((1, 2)) if n > 2 else 1
+        cuts = pick((0, 0, 1)) if self.p_split else pick((1, 2)) if n > 2 else 1
         at = sorted(self.rng.sample(range(1, n), cuts))
         self.keys = keys
         self.ranges = [Range(self, keys[i:j]) for i, j in zip([0, *at], [*at, n])]
@@ -87,6 +87,12 @@ class World:
         self.p_crash = pick((0, 0, 0.25))
         self.p_closed = pick((0, 0, 0.03))
         self.p_past = pick((0, 0.03))
+        self.p_split = pick((0, 0, 0.01, 0.03))
+        self.split_way = pick(("fresh", "command", "copied"))
+        # Rift: one range at first, cut while its commits are under way and lost messages are tried again.
+        if self.chance(0.12):
+            self.p_split, self.p_fault, self.tries, self.p_closed = 0.05, 0.3, pick((2, 4)), pick((0, 0.1))
+            self.p_lease, self.p_slow = pick((0, 0, 0.02)), 0.6
         # How long applied commands and background work lag.
         self.p_lazy = pick((0.1, 0.6))
         self.p_shared = pick((0, 0.5)) if "oracle_unique" in self.off else 0
@@ -94,7 +100,7 @@ class World:
     def quiet(self) -> None:
         """End all faults."""
         self.tries = 4
-        self.p_fault = self.p_lease = self.p_oracle = self.p_closed = self.p_past = 0
+        self.p_fault = self.p_lease = self.p_oracle = self.p_closed = self.p_past = self.p_split = 0
 
     def chance(self, p: float) -> bool:
         return self.rnd() < p
@@ -147,6 +153,8 @@ class World:
         if "lease_fence" in off and self.chance(0.7):
             rg.old = Stale(rg)
         keep = self.rng.randint(0, len(rg.log))
+        if rg.log and self.has_right_begun(rg):
+            keep = max(keep, 1)  # applied elsewhere, so it is committed
         log, rg.log = rg.log, []
         for i, command in enumerate(log):
             if command.task:
@@ -156,6 +164,9 @@ class World:
                     self.later(self.apply, command)
                 else:
                     self.apply(command)
+        if rg.inherited and "split_first_lease" in off and self.chance(0.5):
+            rg.inherited.give(rg)
+            return
         if "lease_low_water" in off:
             low = 0
         elif "lease_low_water_fresh" in off:
@@ -168,11 +179,31 @@ class World:
     @staticmethod
     def apply(command: Command) -> tuple:
         """Apply a command to its range; gives its reply."""
-        result = command.apply(*command.args)
         rg = command.apply.__self__  # type: ignore[attr-defined]
+        if rg.lacks(command.home) and "split_fits_at_apply" not in rg.off:
+            return MISMATCH
+        result = command.apply(*command.args)
         if command.closed > rg.closed:
             rg.closed = command.closed
         return result
+
+    # ---- Splits ----
+
+    def split_somewhere(self) -> None:
+        """Ask a range to split."""
+        rg = self.rng.choice(self.ranges)
+        if len(rg.keys) > 1:
+            self.events.append((DELIVER, None, rg, Range.split, (self.rng.choice(rg.keys[1:]),)))
+
+    def has_right_begun(self, rg: Range) -> bool:
+        """Say whether the next command of a range is a split that another node has applied."""
+        return rg.log[0].is_split and self.at[rg.log[0].args[0]] is not rg
+
+    def add_right(self, left: Range, right: Range) -> None:
+        """Let requests find the right side of a split."""
+        self.seen["split"] += 1
+        self.ranges.insert(self.ranges.index(left) + 1, right)
+        self.at.update(dict.fromkeys(right.keys, right))
 
     # ---- Reads of the past ----
 
@@ -250,7 +281,7 @@ class World:
     def run(self) -> None:
         """Draw events until none is left."""
         events, rnd = self.events, self.rnd
-        moves = self.p_lease + self.p_oracle + self.p_closed + self.p_past
+        moves = self.p_lease + self.p_oracle + self.p_closed + self.p_split + self.p_past
         while True:
             self.clock += 1
             if self.clock > STEPS_MAX:
@@ -281,7 +312,7 @@ class World:
             self.step(event)
 
     def move(self, x: float) -> None:
-        """Do what happens by itself: a lease or the oracle moves, a timestamp is closed, somebody reads the past."""
+        """Do what happens by itself: a lease or the oracle moves, a timestamp is closed, a range is split, somebody reads the past."""
         if x < self.p_lease:
             self.move_lease(self.rng.choice(self.ranges))
         elif x < self.p_lease + self.p_oracle:
@@ -293,6 +324,8 @@ class World:
                 rg.closed = rg.closing  # an empty command
             if self.rnd() < 0.3:
                 rg.forget(self.issued - int(self.rnd() * 10))
+        elif x < self.p_lease + self.p_oracle + self.p_closed + self.p_split:
+            self.split_somewhere()
         else:
             self.read_past()
 
@@ -306,14 +339,25 @@ class World:
             case 2:  # ORACLE
                 self.answer_oracle(event[1])
             case 3:  # APPLY
-                rg = event[1]
-                if rg.log:
-                    command = rg.log.pop(0)
-                    result = self.apply(command)
-                    if command.task is not None:
-                        self.events.append((RESUME, command.task, result))
+                self.apply_next(event)
             case _:
                 event[1](*event[2])
+
+    def apply_next(self, event: tuple) -> None:
+        """Apply a range's next command at its leaseholder."""
+        rg = event[1]
+        if not rg.log:
+            return
+        command = rg.log[0]
+        if command.is_split and self.split_way == "fresh" and not self.has_right_begun(rg) and self.chance(0.3):
+            # Other nodes applied it first, and one of them leads the right side.
+            rg.begin_right(*command.args)
+            self.events.append(event)
+            return
+        del rg.log[0]
+        result = self.apply(command)
+        if command.task is not None:
+            self.events.append((RESUME, command.task, result))
 
     def deliver(self, event: tuple) -> None:
         """Hand a request to its range."""
