@@ -99,6 +99,12 @@ class IntentInTheWay(msgspec.Struct, frozen=True, array_like=True, tag=True):
     key: bytes
 
 
+class LockNotAvailable(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A key is locked by another transaction, and the request does not wait, or has waited long enough."""
+
+    key: bytes
+
+
 KvErrorDetail: TypeAlias = (
     NotLeaseholder
     | RangeNotFound
@@ -114,6 +120,7 @@ KvErrorDetail: TypeAlias = (
     | InvalidRequest
     | DiskTrouble
     | IntentInTheWay
+    | LockNotAvailable
 )
 
 

@@ -17,6 +17,7 @@ import msgspec
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.ids import AttemptId, RangeId, StoreId
 from dsdb.kv.intents import IntentReply, IntentRequest
+from dsdb.kv.locks import LockReply, LockRequest
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
 
@@ -240,6 +241,7 @@ Request: TypeAlias = (
     | ClearSpanRequest
     | CollectGarbageRequest
     | IntentRequest
+    | LockRequest
 )
 Reply: TypeAlias = (
     ReadReply
@@ -256,4 +258,5 @@ Reply: TypeAlias = (
     | ClearSpanReply
     | CollectGarbageReply
     | IntentReply
+    | LockReply
 )

@@ -45,6 +45,12 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Pushes, and tombstones, that a range's leaseholder remembers; with more it refuses the older half of what is committing."""
     passable_max: int = 4_096
     """Attempts whose intents a replica remembers to be passable; forgotten ones are asked about again."""
+    lock_silence_s: float = 5.0
+    """A lock whose holder was not heard of for this long may be taken by others: its gateway is probably dead."""
+    locks_max: int = 100_000
+    """Locks of one range, 20 MB of memory; more drop the oldest, which costs their holders a restart at most."""
+    lock_waiters_max: int = 10_000
+    """Requests that wait for locks in one range; more are answered Unavailable."""
     proposals_max: int = 10_000
     """Commands of one range on their way through Raft; more are answered Unavailable."""
     fresh_timestamps_max: int = 4

@@ -193,6 +193,15 @@ class LockTable:
             if held is not None and held.attempt == ask.attempt:
                 self._let_go(key)
 
+    def is_free_for(self, attempt: AttemptId, keys: Sequence[bytes]) -> bool:
+        """Say whether an attempt would get all these keys at once."""
+        held = self._held
+        for key in keys:
+            found = held.get(key)
+            if found is not None and found.attempt != attempt:
+                return False
+        return True
+
     # ---- Handing on ----
 
     def _forget(self, key: bytes) -> None:

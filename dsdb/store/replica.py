@@ -41,12 +41,15 @@ from dsdb.store.command import (
     Command,
     CommitCommand,
     EndTxnCommand,
+    RefuseCommand,
     RemoveRecordsCommand,
+    ResolveCommand,
     StageCommand,
     encode_command,
 )
 from dsdb.store.context import StoreContext
 from dsdb.store.latches import Latch, Latches
+from dsdb.store.locks import LockTable
 from dsdb.store.log import ReplicaLog
 from dsdb.store.state import (
     ReplicaKeys,
@@ -101,6 +104,7 @@ class Replica:
         self.latches = Latches()
         self.cache = TimestampCache(points_max=config.timestamp_cache_points_max, spans_max=config.timestamp_cache_spans_max)
         self.verdicts = Verdicts(verdicts_max=config.verdicts_max)
+        self.locks = LockTable(silence_max_s=config.lock_silence_s, locks_max=config.locks_max)
         self.passable: dict[bytes, Timestamp] = {}
         """Attempt id → reads at or below this timestamp pass by its intents, as it never commits there."""
         self.pending: dict[int, Proposal] = {}
@@ -271,6 +275,7 @@ class Replica:
         for waiter in waiters:
             waiter.fail(self.no_lease())
         self.verdicts.tell_all()
+        self.locks.clear()
         for latch in self.latches.waiting_latches():
             # Whoever waits looks at the lease next.
             if latch.on_granted is not None:
@@ -375,10 +380,24 @@ class Replica:
             elif isinstance(command, RemoveRecordsCommand):
                 for attempt in command.attempts:
                     self.verdicts.tell(attempt)
+        if len(self.locks):
+            self._release_locks(command)
         if is_error(result):
             proposal.waiter.fail(result)  # type: ignore[arg-type]  # is_error has looked
         else:
             proposal.waiter.settle(result)  # type: ignore[arg-type]  # as above
+
+    def _release_locks(self, command: Command) -> None:
+        """Give back the locks of attempts of whose outcome a command has told this range."""
+        attempts: tuple[AttemptId, ...] = ()
+        if isinstance(command, (CommitCommand, RefuseCommand)):
+            attempts = (command.attempt,)
+        elif isinstance(command, ResolveCommand):
+            attempts = tuple([item.attempt for item in command.items])
+        elif isinstance(command, EndTxnCommand) and command.resolve:
+            attempts = (command.meta.attempt,)
+        for attempt in attempts:
+            self.locks.release(attempt, self.context.clock.now())
 
     def take_proposal(self, index: int, term: int) -> Proposal | None:
         """Give what was proposed at a place of the log that is now committed in `term`.

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import trio
 
-from dsdb.kv.errors import InvalidRequest, KvError, RangeNotFound, Unavailable
+from dsdb.kv.errors import Conflict, InvalidRequest, KvError, RangeNotFound, Unavailable
 from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, RangeId
+from dsdb.kv.locks import LockRequest
 from dsdb.kv.requests import (
     BumpReply,
     ClearSpanRequest,
@@ -51,6 +52,7 @@ from dsdb.store.command import ClearSpanCommand, CollectGarbageCommand, CommitCo
 from dsdb.store.context import StoreContext
 from dsdb.store.evaluate import Blocked, IntentsMet
 from dsdb.store.intent_serving import IntentServing
+from dsdb.store.locking import Locking
 from dsdb.store.replica import Replica
 from dsdb.store.scan import SnapshotScan
 
@@ -65,6 +67,7 @@ class Serving:
         self._context = context
         self._replicas = replicas
         self._clearing = Clearing(context)
+        self._locking = Locking(context, self._clearing, self.fresh)
         self.handlers: dict[type, Callable[[Replica, Any], Awaitable[Reply]]] = {
             ReadRequest: self._read,
             ScanRequest: self._scan,
@@ -77,6 +80,7 @@ class Serving:
             ClearSpanRequest: self._clear,
             CollectGarbageRequest: self._collect_garbage,
             **IntentServing(context, self._clearing).handlers,
+            **self._locking.handlers,
         }
         """Request type → what serves it; `store` adds those that change ranges."""
 
@@ -98,6 +102,8 @@ class Serving:
                 replica = self.replica(request.range_id)
                 ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
                 return None if ts is None else evaluate.scan(replica, request, ts)
+            if isinstance(request, LockRequest):
+                return self._locking.try_serve(self.replica(request.range_id), request)
         except (Blocked, IntentsMet):
             return None
         return None
@@ -179,6 +185,10 @@ class Serving:
                 return await self._commit_at(replica, request, keys, writes, ts)
             except IntentsMet as error:
                 met = error
+            except KvError as error:
+                if isinstance(error.detail, Conflict):
+                    replica.locks.release(request.attempt, self._context.clock.now())
+                raise
             # Intents that its reads met were pushed above that very timestamp; what it writes may have a newer version now.
             ts = request.ts if met.is_write else met.ts
             until = until or self._clearing.deadline()

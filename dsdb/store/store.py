@@ -44,6 +44,7 @@ from dsdb.store.frame import ReplicaNotice, SnapshotHeader, StoreFrame, Timestam
 from dsdb.store.identity import StoreIdentity, read_identity, write_identity
 from dsdb.store.keeper import PERIOD_BITS, Keeper
 from dsdb.store.liveness import Liveness
+from dsdb.store.locks import LockEntry
 from dsdb.store.loop import LoopEvents, RaftLoop
 from dsdb.store.membership import MembershipChanges
 from dsdb.store.replica import Replica
@@ -385,6 +386,7 @@ class Store(LoopEvents):
         """Tell of a new applied descriptor."""
         self._by_start = None
         self._keeper.forget_peers()
+        replica.locks.clip(replica.descriptor.end_key, self._context.clock.now())
         for callback in self._descriptor_callbacks:
             callback(replica.descriptor, replica.is_leader)
 
@@ -510,10 +512,16 @@ class Store(LoopEvents):
             "groups_awake": float(len(self._loop.awake)),
             "proposals_pending": float(sum(len(replica.pending) for replica in replicas)),
             "latches": float(sum(len(replica.latches) for replica in replicas)),
+            "locks": float(sum(len(replica.locks) for replica in replicas)),
+            "lock_waiters": float(sum(replica.locks.waiting for replica in replicas)),
             "turns": float(self._loop.turns),
             "syncs": float(self._loop.syncs),
             **self._context.engine.statistics(),
         }
+
+    def locks(self) -> list[tuple[RangeId, LockEntry]]:
+        """Give the row locks that this store's leaseholders have granted, by range and key; times are those of the store's clock."""
+        return [(range_id, entry) for range_id in sorted(self._replicas) for entry in self._replicas[range_id].locks.entries()]
 
     def range_status(self, range_id: RangeId) -> RangeStatistics | None:
         """Give the state of a replica here."""

@@ -1,0 +1,191 @@
+"""Serving requests about locks: waits for them without a latch, then reads under them as any read does (rule 4).
+
+    LockedRead ─▶ lock table: queue ─▶ granted ─▶ writes on their way, foreign intents: waited for ─▶ a version above ts? NewerReply
+                     └─ wait_s is over: LockNotAvailable                                                   else read at ts, recorded
+
+Invariants:
+- Nobody waits for a lock holding a latch, nor longer than it said.
+- What is read is what a later commit finds, as long as nobody writes without the lock: no write of these keys is on its way.
+- A request that comes to nothing gives back what it took; its statement has failed, or asks again.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import trio
+
+from dsdb.kv.errors import InvalidRequest, KvError, LockNotAvailable, Unavailable
+from dsdb.kv.locks import (
+    LOCKED_KEYS_MAX,
+    KeepLocksReply,
+    KeepLocksRequest,
+    LockedReadReply,
+    LockedReadRequest,
+    NewerReply,
+    UnlockReply,
+    UnlockRequest,
+)
+from dsdb.kv.requests import ReadRequest, Reply, Request
+from dsdb.storage import mvcc
+from dsdb.storage.mvcc import Intent
+from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+from dsdb.store import evaluate
+from dsdb.store.clearing import Clearing
+from dsdb.store.context import StoreContext
+from dsdb.store.evaluate import Blocked, IntentsMet
+from dsdb.store.locks import Ask, AskState
+from dsdb.store.replica import Replica
+from dsdb.store.waiter import Waiter
+
+LOOK_S = 0.5
+"""How often somebody who waits looks whether the holder has fallen silent."""
+
+
+class Locking:
+    """One for each store.  fresh: takes a timestamp from the oracle."""
+
+    def __init__(self, context: StoreContext, clearing: Clearing, fresh: Callable[[], Awaitable[Timestamp]]) -> None:
+        self._context = context
+        self._clearing = clearing
+        self._fresh = fresh
+        self.handlers: dict[type, Callable[[Replica, Any], Awaitable[Reply]]] = {
+            LockedReadRequest: self._read,
+            UnlockRequest: self._at_once,
+            KeepLocksRequest: self._at_once,
+        }
+        """Request type → what serves it."""
+
+    def try_serve(self, replica: Replica, request: Request) -> Reply | None:
+        """Serve a request if nothing has to be waited for; None if it must wait, or is not about locks.  Raises Blocked, KvError."""
+        now = self._context.clock.now()
+        if isinstance(request, LockedReadRequest):
+            check(replica, request)
+            ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
+            if ts is None or not replica.locks.is_free_for(request.attempt, request.keys):
+                return None
+            ask = self._ask(replica, request)
+            reply = read_locked(replica, request, ask.locked, ts)
+            # A timestamp of this node's own is the newest there is, but for other nodes'.
+            return None if request.ts is None and isinstance(reply, NewerReply) else reply
+        if isinstance(request, UnlockRequest):
+            replica.locks.release(request.attempt, now)
+            return UnlockReply()
+        if isinstance(request, KeepLocksRequest):
+            for attempt in request.attempts:
+                replica.locks.touch(attempt, now)
+            return KeepLocksReply()
+        return None
+
+    async def _at_once(self, replica: Replica, request: UnlockRequest | KeepLocksRequest) -> Reply:
+        reply = self.try_serve(replica, request)
+        assert reply is not None, request
+        return reply
+
+    def _ask(self, replica: Replica, request: LockedReadRequest) -> Ask:
+        now = self._context.clock.now()
+        return replica.locks.ask(request.attempt, request.start_ts, request.keys, request.wait, holds_locks=request.holds_locks, now=now)
+
+    async def _read(self, replica: Replica, request: LockedReadRequest) -> Reply:
+        check(replica, request)
+        if replica.locks.waiting >= self._context.config.lock_waiters_max:
+            raise KvError(Unavailable(f"range {replica.range_id} has too many requests waiting for its locks"))
+        ask = self._ask(replica, request)
+        is_read = False
+        try:
+            await self._wait(replica, ask, request.wait_s)
+            reply = await self._read_locked(replica, request, ask.locked)
+            is_read = True
+        finally:
+            if not is_read:
+                replica.locks.withdraw(ask, self._context.clock.now())
+        return reply
+
+    async def _wait(self, replica: Replica, ask: Ask, wait_s: float) -> None:
+        """Wait until all keys are locked, or left out.  Raises KvError."""
+        clock = self._context.clock
+        until = clock.now() + wait_s
+        while ask.state is AskState.WAITING:
+            left_s = until - clock.now()
+            if left_s <= 0:
+                raise KvError(LockNotAvailable(ask.keys[ask.at]))
+            waiter: Waiter[None] = Waiter()
+
+            def hear(waiter: Waiter[None] = waiter) -> None:
+                waiter.settle(None)
+
+            ask.on_settled = hear
+            with trio.move_on_after(min(left_s, LOOK_S)):
+                await waiter.wait()
+            replica.locks.expire(clock.now())
+        if ask.state is AskState.REFUSED:
+            assert ask.refused is not None, "a refused ask names its key"
+            raise KvError(LockNotAvailable(ask.refused))
+        if ask.state is AskState.DROPPED:
+            check_place(replica, ask.keys)
+            raise KvError(Unavailable(f"range {replica.range_id} has lost its locks"))
+
+    async def _read_locked(self, replica: Replica, request: LockedReadRequest, locked: Sequence[bool]) -> Reply:
+        reply: Reply = NewerReply(MIN_TIMESTAMP)
+        for _ in range(self._context.config.fresh_timestamps_max):
+            reply = await self._unblocked(replica, request, locked)
+            if request.ts is not None or not isinstance(reply, NewerReply):
+                break
+        return reply
+
+    async def _unblocked(self, replica: Replica, request: LockedReadRequest, locked: Sequence[bool]) -> Reply:
+        until = 0.0
+        while True:
+            ts = await self._fresh() if request.ts is None else request.ts
+            met = None
+            try:
+                return read_locked(replica, request, locked, ts)
+            except Blocked as blocked:
+                await replica.wait_blocking(blocked.latch)
+            except IntentsMet as error:
+                met = error
+            if met is not None:
+                until = until or self._clearing.deadline()
+                # It has time: whoever laid the intent is committing.
+                await self._clearing.clear(replica, met, MAX_TIMESTAMP, until)
+
+
+def check_place(replica: Replica, keys: Sequence[bytes]) -> None:
+    """Raise KvError unless this replica serves these keys (ascending) now."""
+    replica.require_lease()
+    replica.require_keys(keys[0], keys[-1])
+
+
+def check(replica: Replica, request: LockedReadRequest) -> None:
+    """Raise KvError unless a request makes sense here."""
+    keys = request.keys
+    if not 0 < len(keys) <= LOCKED_KEYS_MAX or any(one >= other for one, other in pairwise(keys)):
+        raise KvError(InvalidRequest(f"a locking read needs ascending keys, at most {LOCKED_KEYS_MAX}"))
+    check_place(replica, keys)
+
+
+def read_locked(replica: Replica, request: LockedReadRequest, locked: Sequence[bool], ts: Timestamp) -> LockedReadReply | NewerReply:
+    """Read keys at `ts`, under their locks, unless there is something newer.  Raises Blocked, IntentsMet, KvError."""
+    keys = tuple([key for key, is_locked in zip(request.keys, locked) if is_locked])
+    if not keys:
+        return LockedReadReply(ts, (None,) * len(request.keys), tuple(locked))
+    check_place(replica, keys)
+    latches, engine = replica.latches, replica.context.engine
+    newest = MIN_TIMESTAMP
+    met: list[tuple[bytes, Intent]] = []
+    for key in keys:
+        # Also one that was evaluated above `ts`: after it this read would only be repeated.
+        latch = latches.blocking_key(key, MAX_TIMESTAMP)
+        if latch is not None:
+            raise Blocked(latch)
+        version, intent = mvcc.newest_and_intent(engine, key)
+        if intent is not None and intent.attempt_id != request.attempt:
+            met.append((key, intent))
+        if version is not None:
+            newest = max(newest, version.ts)
+    if met:
+        raise IntentsMet(met, ts, is_write=True)
+    if newest > ts:
+        return NewerReply(newest)
+    found = iter(evaluate.read(replica, ReadRequest(request.range_id, keys, ts, request.attempt), ts).values)
+    return LockedReadReply(ts, tuple([next(found) if is_locked else None for is_locked in locked]), tuple(locked))
