@@ -1,7 +1,7 @@
 """The clients of the simulated cluster, and what they know of it.
 
-Statements run on the nodes' executors, as sessions would run them; the lists (`histories`) use the transactions below SQL, as these can
-write in one range what they read in others.
+Statements run on the nodes' executors, as sessions would run them; the lists (`tests.checkers`) use the transactions below SQL, as these
+can write in one range what they read in others.
 
 A client of a host that dies sees its connection break: what it asked for is then unknown.
 """
@@ -22,10 +22,11 @@ from dsdb.sql.execute.result import Parameter
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError
 from dsdb.sql.types import INT
-from tests.sim.histories import History, Lists, Violation
+from tests.checkers.history import Append, ReadList, Recorder, Violation
 
 T = TypeVar("T")
 
+CLIENTS = 3
 COUNTERS = 3
 LISTS = 6
 STATEMENT_S = 15.0
@@ -56,7 +57,7 @@ class Model:
     acknowledged: Counter[int] = field(default_factory=Counter)
     failed: Counter[int] = field(default_factory=Counter)  # known not to have taken effect
     read: Counter[int] = field(default_factory=Counter)  # highest value that a finished read gave
-    history: History = field(default_factory=History)
+    lists: Recorder = field(default_factory=Recorder)
     events: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0  # the longest statement
     slowest_back_s: float = 0.0  # from the last fault until every host served every range
@@ -82,7 +83,7 @@ class Clients:
     async def run(self, stop: Callable[[], Awaitable[None]]) -> None:
         """Let clients work until `stop` returns."""
         async with trio.open_nursery() as nursery:
-            for client in range(3):
+            for client in range(CLIENTS):
                 nursery.start_soon(self._loop, client, self._insert)
                 nursery.start_soon(self._loop, client, self._count)
                 nursery.start_soon(self._loop, client, self._append)
@@ -145,8 +146,7 @@ class Clients:
         read = chance.sample(range(LISTS), chance.choice((1, 2, 2, 3)))
         appended = tuple(read[:1]) if chance.random() < 0.6 else ()
         pause_s = chance.choice((0, 0, 0, 0.01, 0.5))
-        record = model.history.begin()
-        record.appends = appended
+        record = model.lists.begin(client)
 
         async def transact(node: Node) -> int:
             assert node.parts is not None
@@ -154,26 +154,33 @@ class Clients:
             values = []
             for key in read:  # one after the other, so that the second read is at the timestamp that the first one took
                 values += await txn.get([self._list_keys[key]])
-            record.reads = {key: _decode_list(value) for key, value in zip(read, values)}
+            lists = {key: _decode_list(value) for key, value in zip(read, values)}
+            record.ops += [ReadList(key, seen) for key, seen in lists.items()]
             await trio.sleep(pause_s)
             for key in appended:
-                txn.put(self._list_keys[key], _encode((*record.reads[key], record.number)))
+                record.ops.append(Append(key, record.number))
+                txn.put(self._list_keys[key], _encode((*lists[key], record.number)))
             return await txn.commit()
 
         try:
             ts = await self._on_some_host(transact, STATEMENT_S + pause_s)
-        except PortError:
-            record.has_failed = True
+        except PortError as error:
+            model.lists.fail(record, str(error))
             raise
-        model.history.end(record, ts)
+        # What is unknown is not ended: a dead host's task may still append, and its operations then count.
+        model.lists.ok(record, ts)
         model.events["append acknowledged" if appended else "lists read"] += 1
-        model.note("lists", client, record)
+        model.note("lists", client, record.number, record.ops, ts)
 
-    async def read_lists(self, node: Node) -> Lists:
-        """Read all lists, at one timestamp."""
+    async def read_lists(self, node: Node) -> None:
+        """Read all lists, at one timestamp, when nobody is at them any more."""
         assert node.parts is not None
+        record = self._model.lists.begin(CLIENTS)
         txn = node.parts.transactions.begin()
-        return {key: _decode_list((await txn.get([stored]))[0]) for key, stored in enumerate(self._list_keys)}
+        for key, stored in enumerate(self._list_keys):
+            record.ops.append(ReadList(key, _decode_list((await txn.get([stored]))[0])))
+        self._model.lists.ok(record)
+        self._model.note(record.ops)
 
     # ---- How they do it ----
 

@@ -20,7 +20,7 @@ from dsdb.storage.timestamp import Timestamp
 from dsdb.store import evaluate, state_machine
 from dsdb.store.replica import Replica
 from dsdb.store.timestamp_cache import TimestampCache
-from tests.sim.histories import Violation
+from tests.checkers.history import Violation
 from tests.sim.node_sim import simulate
 
 SECONDS = 8.0
@@ -49,8 +49,9 @@ def oracle_serves_late_joiners(patch: pytest.MonkeyPatch) -> None:
     async def late(self: OracleClient, **options: Any) -> Timestamp:
         kept = spare.setdefault(id(self), [])
         if kept:
+            taken = kept.pop()
             await trio.lowlevel.checkpoint()
-            return kept.pop()
+            return taken
         kept.append(await fresh(self, **options))
         return await fresh(self, **options)
 

@@ -8,7 +8,7 @@ split and leases move.  Everything follows from the seed; each seed draws its ow
 
 Checked: every acknowledged insert is there from then on, once; a counter that is only incremented reads, at any moment, at least what was
 acknowledged before the read began, at most what was asked for before it ended, and never less than an earlier read; transactions over
-lists are strictly serializable (`histories`); every statement ends in time; when the faults are over, everything is back in BACK_S.
+lists are strictly serializable (`tests.checkers`); every statement ends in time; when the faults are over, everything is back in BACK_S.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
@@ -33,7 +34,8 @@ from dsdb.sql.errors import CannotConnectNowError, SerializationError, SqlError,
 from dsdb.sql.ports import PortError
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import StorageError
-from tests.sim.histories import Violation
+from tests.checkers import listappend, timestamps
+from tests.checkers.history import Violation, refuse
 from tests.sim.network import SimClock, SimNetwork
 from tests.sim.node_clients import COUNTERS, LISTS, Clients, Model, check_counter, execute
 
@@ -106,7 +108,9 @@ class SimDisk:
 class Simulation:
     """One run."""
 
-    def __init__(self, seed: int, seconds: float, faults: tuple[str, ...] | None = None) -> None:
+    def __init__(self, seed: int, seconds: float, faults: tuple[str, ...] | None = None, keep: Path | None = None) -> None:
+        self.seed = seed
+        self.keep = keep
         self.chance = random.Random(seed)
         self.seconds = seconds
         self.fault_kinds = faults or tuple(self.chance.sample(FAULTS, self.chance.randint(2, len(FAULTS))))
@@ -238,9 +242,9 @@ class Simulation:
             check_counter(self.model, counter, self.model.acknowledged[counter], rows)
         node = self.hosts[0].node
         assert node is not None
-        lists = await clients.read_lists(node)
-        self.model.note(sorted(lists.items()))
-        self.model.history.check(lists)
+        await clients.read_lists(node)
+        history = self.model.lists.history(f"lists of seed {self.seed}")
+        refuse(listappend.check(history) + timestamps.check(history), history, self.keep)
 
     # ---- Faults ----
 
@@ -342,10 +346,10 @@ class Simulation:
             self.model.events[f"not split: {type(error).__name__}"] += 1
 
 
-def simulate(seed: int, seconds: float, faults: tuple[str, ...] | None = None) -> Model:
-    """Run one seed.  Raises Violation, or whatever else went wrong."""
+def simulate(seed: int, seconds: float, faults: tuple[str, ...] | None = None, keep: Path | None = None) -> Model:
+    """Run one seed.  Raises Violation, or whatever else went wrong; a history of lists that is wrong is kept."""
     _seed_trio(seed)
-    simulation = Simulation(seed, seconds, faults)
+    simulation = Simulation(seed, seconds, faults, keep)
     try:
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))
     except BaseExceptionGroup as group:
@@ -411,6 +415,7 @@ def main() -> None:
     parser.add_argument("--search", type=float, metavar="MINUTES", help="run seed after seed for so long, and print the failing ones")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--faults", help="comma-separated, instead of the seed's own mix")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="where the history of lists goes that is wrong, of one seed")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     faults = tuple(options.faults.split(",")) if options.faults else None
@@ -424,7 +429,7 @@ def main() -> None:
         raise SystemExit(0 if search(options.search, options.seed, options.seconds, faults) else 1)
     began = time.perf_counter()
     try:
-        model = simulate(options.seed, options.seconds, faults)
+        model = simulate(options.seed, options.seconds, faults, options.keep)
     except Exception as error:
         if options.verbose:
             traceback.print_exc()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sim.histories import History, Violation
 from tests.sim.node_sim import simulate
 
 SEEDS = (2, 4, 5)
@@ -53,38 +52,3 @@ def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
         for hash_seed in ("0", "77")
     }
     assert len(traces) == 1, traces
-
-
-# ---- The checker of histories ----
-
-
-def history(*txns: tuple[dict[int, tuple[int, ...]], tuple[int, ...], int | None]) -> History:
-    """Make a history of transactions one after the other, of (reads, appends, timestamp)."""
-    made = History()
-    for reads, appends, ts in txns:
-        txn = made.begin()
-        txn.reads, txn.appends = reads, appends
-        if ts is not None:
-            made.end(txn, ts)
-    return made
-
-
-def test_histories_that_are_serial_pass() -> None:
-    serial = history(({1: ()}, (1,), 10), ({1: (1,)}, (), 20), ({1: (1,)}, (1,), None), ({1: (1, 3)}, (1,), 40))
-    serial.check({1: (1, 3, 4)})
-
-
-@pytest.mark.parametrize(
-    ("made", "last"),
-    [
-        (history(({1: ()}, (1,), 10), ({1: ()}, (), 20)), {1: (1,)}),  # a stale read
-        (history(({1: ()}, (1,), 20), ({1: (1,)}, (), 10)), {1: (1,)}),  # against real time
-        (history(({1: ()}, (1,), 10)), {1: ()}),  # a lost write
-        (history(({1: ()}, (1,), 10)), {1: (1, 1)}),  # applied twice
-        (history(({1: ()}, (1,), 10), ({1: ()}, (1,), 20)), {1: (1, 2)}),  # a lost update
-        (history(({1: ()}, (1,), None), ({1: (1,)}, (), 20)), {1: ()}),  # read, and gone
-    ],
-)
-def test_histories_that_are_not_serial_are_found(made: History, last: dict[int, tuple[int, ...]]) -> None:
-    with pytest.raises(Violation):
-        made.check(last)
