@@ -37,6 +37,10 @@ from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
 
 
+WAIT_MIN_S = 0.001
+"""Least wait for news, so that rounding never makes a wait of no length."""
+
+
 class IntentServing:
     """One for each store."""
 
@@ -140,7 +144,7 @@ class IntentServing:
 
         verdicts.listen(attempt, hear)
         try:
-            with trio.move_on_after(max(0.0, until - self._context.clock.now())):
+            with trio.move_on_after(max(WAIT_MIN_S, until - self._context.clock.now())):
                 await waiter.wait()
         finally:
             verdicts.unlisten(attempt, hear)
