@@ -1,10 +1,13 @@
 """A fragment: one leaf stage on one node, over the pieces of ranges that this node serves.
 
     for each piece: engine snapshot under the read latch ─▶ chunks of rows ─▶ Arrow ─▶ the stage's SQL ─▶ batches, streamed
+                      ▲      what the transaction has buffered lies over them ┘
+                      └── a foreign intent in the way: settle it, and freeze the rest of the piece anew
 
 Invariants:
 - Each batch says up to which key of which piece its rows go, so that a fragment that breaks off is taken up elsewhere at the same
   timestamp after the last key, without a row lost or given twice.
+- What the transaction had buffered when the stage began is seen as if it were stored, also by limits and by keys to go on after.
 - A query that is not row-wise sees all rows of all pieces at once, and gives nothing before it has.
 - Between two chunks the event loop runs: nothing here holds it for longer than a chunk takes (some milliseconds).
 """
@@ -23,8 +26,10 @@ from dsdb.rpc import Method, MethodKind
 from dsdb.sql.execute.engine import QueryEngine
 from dsdb.sql.ports import LeafStage
 from dsdb.storage.keys import Span, key_after
+from dsdb.storage.mvcc import Intent, IntentsFoundError
 from dsdb.storage.rowcodec import decode_batches
 from dsdb.storage.timestamp import Timestamp
+from dsdb.txn import Overlay
 
 BATCH_ROWS = 16_384
 """Rows gathered before a row-wise query runs or a batch leaves: an engine call costs a millisecond or two."""
@@ -45,7 +50,10 @@ class FragmentRequest(msgspec.Struct, frozen=True, array_like=True):
     stage: LeafStage
     pieces: tuple[Piece, ...]
     ts: Timestamp
-    attempt: AttemptId
+    attempt: AttemptId | None
+    """In whose name it reads; nobody's if it reads the past."""
+    overlay: Overlay = Overlay()
+    """What the transaction has buffered in the pieces."""
 
 
 class FragmentHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -76,7 +84,7 @@ class PieceSnapshot(Protocol):
     """The rows of a span at a timestamp, pinned."""
 
     def chunks(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Give keys and values, in key order."""
+        """Give keys and values, in key order.  Raises IntentsFoundError in place of a chunk; those before it stand."""
 
 
 class ScanSource(Protocol):
@@ -86,6 +94,9 @@ class ScanSource(Protocol):
         self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None
     ) -> AbstractContextManager[PieceSnapshot]:
         """Pin a span of a range that this store leads, after the latches that matter.  Raises KvError."""
+
+    async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
+        """Get foreign intents that a pinned span met out of the way of reads at `ts`.  Raises KvError."""
 
 
 class FragmentRunner:
@@ -148,23 +159,44 @@ class FragmentRunner:
         """Give a piece's rows as batches, each with the key after its last row; at least one batch, that may be empty."""
         scan = request.stage.scan
         layouts = {layout.layout_id: layout for layout in scan.layouts}
-        pinned = await self._source.scan_snapshot(piece.range_id, piece.span, request.ts, request.attempt)
-        with pinned as snapshot:
-            waiting: list[pa.RecordBatch] = []
-            rows = 0
-            resume = piece.span.start
-            for keys, values in snapshot.chunks():
-                if keys:
+        waiting: list[pa.RecordBatch] = []
+        rows = 0
+        resume = piece.span.start
+        async with aclosing(self._chunks(request, piece)) as chunks:
+            async for keys, values, end in chunks:
+                if values:
                     waiting.append(decode_batches(values, layouts, scan.columns))
                     rows += len(keys)
-                    resume = key_after(keys[-1])
-                await trio.lowlevel.checkpoint()
+                resume = end
                 if rows >= BATCH_ROWS or (scan.limit is not None and rows >= scan.limit):
                     yield _joined(waiting, scan.names), resume
                     waiting, rows = [], 0
-            if not waiting:
-                waiting.append(decode_batches([], layouts, scan.columns))
-            yield _joined(waiting, scan.names), piece.span.end
+        if not waiting:
+            waiting.append(decode_batches([], layouts, scan.columns))
+        yield _joined(waiting, scan.names), piece.span.end
+
+    async def _chunks(self, request: FragmentRequest, piece: Piece) -> AsyncGenerator[tuple[list[bytes], list[bytes], bytes], None]:
+        """Give a piece's rows, with what is buffered over them, in chunks; each with the key up to which it goes."""
+        rest = piece.span
+        while not rest.is_empty:
+            in_the_way: list[tuple[bytes, Intent]] = []
+            pinned = await self._source.scan_snapshot(piece.range_id, rest, request.ts, request.attempt)
+            with pinned as snapshot:
+                chunks = snapshot.chunks()
+                while True:
+                    try:
+                        found = next(chunks, None)
+                    except IntentsFoundError as error:
+                        in_the_way = error.intents
+                        break
+                    end = rest.end if found is None else key_after(found[0][-1]) if found[0] else rest.start
+                    keys, values = found or ([], [])
+                    yield *_merged(request.overlay, Span(rest.start, end), keys, values), end
+                    rest = Span(end, rest.end)
+                    await trio.lowlevel.checkpoint()
+                    if found is None:
+                        return
+            await self._source.settle_intents(piece.range_id, in_the_way, request.ts)
 
     async def _query(self, sql: str, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
         table = await self._engine.run(sql, {ENGINE_INPUT: pa.Table.from_batches(batches)})
@@ -185,6 +217,15 @@ def decode_chunk(chunk: bytes, schema: pa.Schema | None) -> tuple[FragmentOutput
     assert schema is not None, "the first batch of a fragment comes with its schema"
     batch = pa.ipc.read_record_batch(buffer.slice(schema_end), schema)
     return FragmentOutput(batch, header.piece, header.resume), schema
+
+
+def _merged(overlay: Overlay, span: Span, keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Put what is buffered in a span over its rows."""
+    buffered = overlay.clipped([span])
+    if not buffered.keys:
+        return keys, values
+    rows = buffered.merged(list(zip(keys, values)))
+    return [key for key, _ in rows], [value for _, value in rows]
 
 
 def _joined(batches: list[pa.RecordBatch], names: tuple[str, ...]) -> pa.RecordBatch:

@@ -29,7 +29,7 @@ from dsdb.sql.errors import InternalError
 from dsdb.sql.ports import LeafStage, RangeUnavailableError, Transaction
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
-from dsdb.txn import KvTransaction
+from dsdb.txn import KvTransaction, Overlay
 
 log = logging.getLogger("dsdb.flow")
 
@@ -67,8 +67,10 @@ class Gatherer:
         ts = await txn.read_timestamp()
         for span in stage.scan.spans:
             txn.note_read(span)
+        # As it is now: what is buffered while the stage runs is not seen by it.
+        overlay = txn.overlay(stage.scan.spans)
         send, receive = trio.open_memory_channel[pa.RecordBatch](CHANNEL_BATCHES)
-        job = _Job(self, stage, ts, txn.attempt, send)
+        job = _Job(self, stage, ts, txn.owner, overlay, send)
         self._nursery.start_soon(job.run)
         left = stage.scan.limit if stage.sql is None else None
         try:
@@ -146,12 +148,19 @@ class _Job:
     """One run of one stage."""
 
     def __init__(
-        self, gatherer: Gatherer, stage: LeafStage, ts: Timestamp, attempt: AttemptId, send: trio.MemorySendChannel[pa.RecordBatch]
+        self,
+        gatherer: Gatherer,
+        stage: LeafStage,
+        ts: Timestamp,
+        attempt: AttemptId | None,
+        overlay: Overlay,
+        send: trio.MemorySendChannel[pa.RecordBatch],
     ) -> None:
         self._gatherer = gatherer
         self._stage = stage
         self._ts = ts
         self._attempt = attempt
+        self._overlay = overlay
         self._send = send
         self._left: list[Span] = []  # spans that broke off and must be asked for again
         self._progress_at = gatherer.now()
@@ -214,7 +223,8 @@ class _Job:
 
     async def _fragment(self, node: NodeId, pieces: tuple[Piece, ...]) -> None:
         """Run one fragment; what it leaves undone because of where ranges are goes to `_left`."""
-        request = FragmentRequest(self._stage, pieces, self._ts, self._attempt)
+        overlay = self._overlay.clipped(sorted(piece.span for piece in pieces))
+        request = FragmentRequest(self._stage, pieces, self._ts, self._attempt, overlay)
         rest = {number: piece.span for number, piece in enumerate(pieces)}
         held: list[pa.RecordBatch] = []  # given by the fragment, but not yet followed by a key to go on after
         current = 0

@@ -24,6 +24,8 @@ from dsdb.storage.engine import Engine
 
 log = logging.getLogger("dsdb.node")
 
+FINISH_S = 1.0
+"""How long a clean stop waits for commits to be cleaned up after; others would do it."""
 LEASE_HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leases to others."""
 
@@ -108,6 +110,7 @@ class Node:
                 log.info("stopping: sessions are drained")
                 parts.readiness.stop()
                 await parts.sessions.drain(grace_seconds=DRAIN_S)
+                await parts.finisher.drain(FINISH_S)
                 with trio.move_on_after(LEASE_HANDOVER_S):
                     await parts.hand_over_leases()
                 nursery.cancel_scope.cancel()

@@ -54,7 +54,7 @@ from dsdb.storage.timestamp import Timestamp
 from dsdb.store.config import StoreConfig
 from dsdb.store.frame import SnapshotHeader, StoreFrame
 from dsdb.store.store import Store
-from dsdb.txn import AttemptIds, TransactionFactory
+from dsdb.txn import AttemptIds, Finisher, Janitor, Settlement, TransactionFactory, TxnCounters
 
 log = logging.getLogger("dsdb.node")
 
@@ -122,7 +122,18 @@ class NodeParts:
             self.router.cache.update(desc)
         self.oracle = OracleClient(node_id=node_id, issuer=self.issuer, cache=self.router.cache, peers=self.peers, clock=clock)
         self._timestamps.source = self.oracle
-        self.transactions = TransactionFactory(router=self.router, oracle=self.oracle, attempts=AttemptIds(node_id, own.started_ms))
+        self.txn_counters = TxnCounters()
+        self.finisher = Finisher(self.router, self.oracle, self.txn_counters)
+        settlement = Settlement(self.router, self.oracle, self.txn_counters)
+        self.store.use_settler(settlement)
+        self.janitor = Janitor(self.store, self.router, self.oracle, settlement, self.finisher, self.txn_counters)
+        self.transactions = TransactionFactory(
+            router=self.router,
+            oracle=self.oracle,
+            attempts=AttemptIds(node_id, own.started_ms),
+            finisher=self.finisher,
+            counters=self.txn_counters,
+        )
 
     def _wire_cluster(self, own: NodeEntry) -> None:
         """What keeps the cluster together: the addressing index, the coordinator, the directory."""
@@ -182,12 +193,14 @@ class NodeParts:
         await nursery.start(self.peers.run)
         await nursery.start(self.store.run)
         await nursery.start(self.issuer.run)
+        await nursery.start(self.finisher.run)
         await nursery.start(self.gatherer.serve)
         await nursery.start(self.meta.run)
         await nursery.start(self.membership.run)
         await nursery.start(self.coordinator.run)
         await nursery.start(self.cleanup.run)
         await nursery.start(self.sessions.run)
+        nursery.start_soon(self.janitor.run)
         nursery.start_soon(self._run_leases)
         if self._config.http is not None:
             await nursery.start(self.readiness.run)
@@ -292,6 +305,8 @@ class NodeParts:
             "nodes_known": ("Nodes in the directory", float(len(self.directory.entries())), False),
         }
         found["store_lease_changes"] = ("Leases begun or ended on this store", float(self.lease_changes), True)
+        for name, description, count in self.txn_counters.entries():
+            found[f"txn_{name}"] = (description, float(count), True)
         for name, value in self.store.statistics().items():
             found[f"store_{name}"] = (f"Store: {name.replace('_', ' ')}", value, False)
         return found

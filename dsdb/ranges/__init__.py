@@ -5,6 +5,6 @@
 
 from dsdb.ranges.cache import CachedRange, RangeCache
 from dsdb.ranges.methods import KV_CALL
-from dsdb.ranges.router import LocalStore, Router
+from dsdb.ranges.router import Copies, LocalStore, Router
 
-__all__ = ["KV_CALL", "CachedRange", "LocalStore", "RangeCache", "Router"]
+__all__ = ["KV_CALL", "CachedRange", "Copies", "LocalStore", "RangeCache", "Router"]

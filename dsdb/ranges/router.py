@@ -7,7 +7,8 @@
                           ◀── a reply that was lost: ask again, if the request allows it
 
 Invariants:
-- A request whose effect would be different the second time is sent again only under the same attempt id (`kv.requests`).
+- A request whose effect would be different the second time is sent again only under the same attempt id (`kv.requests`): commits and
+  refusals, whose first outcome stands, and everything about intents and records, which decide and not the order of requests.
 - It ends within `deadline_s`: with an answer, with a KvError of the range, or with Unavailable (known to have had no effect) or
   AmbiguousResult (not known). Never a hang (B22).
 
@@ -15,6 +16,7 @@ Not here: transactions (`dsdb.txn`), and what a leaseholder checks (`dsdb.store`
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -35,6 +37,7 @@ from dsdb.kv.errors import (
     Unavailable,
 )
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
+from dsdb.kv.intents import IntentRequest
 from dsdb.kv.requests import (
     CommitRequest,
     DescribeRequest,
@@ -63,6 +66,8 @@ META_PREFETCH_ROWS = 16
 """Descriptors read by one look-up: neighbours are often wanted next."""
 
 _Commit = CommitRequest | RefuseRequest
+_Repeatable = _Commit | IntentRequest
+"""What has an effect, and may be sent again after a reply was lost."""
 _WithoutEffect = DescribeRequest | ReadRequest | RefreshRequest | ScanRequest
 _FINAL = AmbiguousResult | Conflict | DeadlinePassed | Refused
 """What no later copy of the same attempt can turn into a commit.  KeyExists is not among them: the key may be removed meanwhile."""
@@ -77,6 +82,16 @@ class LocalStore(Protocol):
 
     async def serve(self, request: Request) -> Reply:
         """Answer.  Raises KvError."""
+
+
+class Copies:
+    """What became of the copies of a request: of one `send`, or of all that carry one attempt's commit."""
+
+    __slots__ = ("in_doubt",)
+
+    def __init__(self) -> None:
+        self.in_doubt = False
+        """One was sent and not answered: it may have taken effect, or may still do so, whatever a later one was told."""
 
 
 class Router:
@@ -105,18 +120,27 @@ class Router:
                 return None
             raise
 
-    async def send(self, key: bytes, make: Callable[[RangeDescriptor], Request], *, deadline_s: float = DEADLINE_S) -> Reply:
+    async def send(
+        self,
+        key: bytes,
+        make: Callable[[RangeDescriptor], Request],
+        *,
+        deadline_s: float = DEADLINE_S,
+        copies: Copies | None = None,
+    ) -> Reply:
         """Get an answer from the range that holds `key`; `make` builds the request for its descriptor, again for each try.
 
+        copies: told whether some copy stays unanswered; those of an earlier `send` of the same commit count too.
         Raises KvError: the range's own answer, RangeKeyMismatch if what `make` builds does not fit the range even after learning
         the newest descriptor (the caller must cut it up again), Unavailable or AmbiguousResult.
         """
-        search = _Search(self.clock.now() + deadline_s)
+        search = _Search(self.clock.now() + deadline_s, Copies() if copies is None else copies)
         try:
             return await self._send(key, make, search)
         except KvError as error:
-            if search.maybe_committed and not isinstance(error.detail, _FINAL):
+            if search.is_ambiguous and not isinstance(error.detail, _FINAL | RangeKeyMismatch):
                 # An earlier copy may have been applied, or still be on its way: whatever this one met does not decide.
+                # After a mismatch the caller cuts again, and looks at `copies`.
                 raise KvError(AmbiguousResult(str(error))) from error
             raise
 
@@ -124,6 +148,7 @@ class Router:
         while True:
             entry = await self._entry(key, search)
             request = make(entry.desc)
+            search.is_commit = isinstance(request, _Commit)
             target = search.next_replica(entry)
             try:
                 return await self._ask(target, request, search)
@@ -135,20 +160,20 @@ class Router:
                 await self._pause(search)
             except (ReplyLost, CallFailed) as error:
                 is_lost = isinstance(error, ReplyLost)
-                search.note(f"range {entry.desc.range_id}: {error}", maybe_committed=is_lost and isinstance(request, _Commit))
+                search.note(f"range {entry.desc.range_id}: {error}", in_doubt=is_lost and isinstance(request, _Repeatable))
                 entry.leaseholder = None
                 await self._pause(search)
 
     async def lookup(self, key: bytes) -> CachedRange:
         """Give the range that holds a key.  Raises KvError Unavailable."""
-        return await self._entry(key, _Search(self.clock.now() + DEADLINE_S))
+        return await self._entry(key, _Search(self.clock.now() + DEADLINE_S, Copies()))
 
     async def ranges(self, span: Span) -> list[CachedRange]:
         """Give all ranges that overlap a span, in key order, as the cache or meta has them.  Raises KvError Unavailable."""
         found: list[CachedRange] = []
         key = span.start
         while key < span.end:
-            entry = await self.lookup(key)
+            entry = self.cache.lookup(key) or await self.lookup(key)
             found.append(entry)
             key = entry.end_key
         return found
@@ -161,6 +186,27 @@ class Router:
                 pieces.append((entry, span.clipped(Span(entry.start_key, entry.end_key))))
         return pieces
 
+    async def cut_keys(self, keys: Sequence[bytes]) -> list[tuple[CachedRange, tuple[bytes, ...]]]:
+        """Put ascending keys together by ranges."""
+        groups = []
+        at = 0
+        while at < len(keys):
+            entry = self.cache.lookup(keys[at]) or await self.lookup(keys[at])
+            end = bisect_left(keys, entry.end_key, at)
+            groups.append((entry, tuple(keys[at:end])))
+            at = end
+        return groups
+
+    async def cut_spans(self, spans: Sequence[Span]) -> list[tuple[CachedRange, tuple[Span, ...]]]:
+        """Cut ascending spans at range boundaries, and put them together by ranges."""
+        groups: list[tuple[CachedRange, list[Span]]] = []
+        for entry, span in await self.cut(spans):
+            if groups and groups[-1][0] is entry:
+                groups[-1][1].append(span)
+            else:
+                groups.append((entry, [span]))
+        return [(entry, tuple(group)) for entry, group in groups]
+
     async def _ask(self, replica: ReplicaDescriptor, request: Request, search: "_Search") -> Reply:
         left_s = max(search.deadline - self.clock.now(), 0.0)
         if replica.node_id != self.node_id:
@@ -171,7 +217,10 @@ class Router:
         with trio.move_on_after(left_s):
             return await self._local.serve(request)
         reason = f"range {request.range_id} did not answer in time"
-        raise KvError(Unavailable(reason) if isinstance(request, _WithoutEffect) else AmbiguousResult(reason))
+        if isinstance(request, _WithoutEffect):
+            raise KvError(Unavailable(reason))
+        search.note(reason, in_doubt=True)
+        raise KvError(AmbiguousResult(reason))
 
     async def _after_error(self, error: KvError, entry: CachedRange, request: Request, search: "_Search") -> None:
         """Learn from an error and return to try again, or raise it."""
@@ -189,9 +238,9 @@ class Router:
             case Unavailable():
                 search.note(error.detail.reason)
                 await self._pause(search)
-            case AmbiguousResult() if isinstance(request, _Commit):
-                # The same attempt may be sent again: it is applied once and its outcome is recorded.
-                search.note(error.detail.reason, maybe_committed=True)
+            case AmbiguousResult() if isinstance(request, _Repeatable):
+                # The same attempt may be sent again: it is applied once, and its outcome, record or intents are there.
+                search.note(error.detail.reason, in_doubt=True)
                 await self._pause(search)
             case _:
                 raise error
@@ -243,10 +292,11 @@ class Router:
 class _Search:
     """What one `send` has learned so far."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, copies: Copies) -> None:
         self.deadline = deadline
         self.reason = "nobody was asked"
-        self.maybe_committed = False
+        self.is_commit = False
+        self._copies = copies
         self.mismatches = 0
         self.tries_without_news = 0
         self._pause_s = PAUSE_MIN_S
@@ -271,10 +321,18 @@ class _Search:
             return self._turn < 8  # two replicas that name each other get pauses too
         return False
 
-    def note(self, reason: str, *, maybe_committed: bool = False) -> None:
-        """Remember why a try failed, and whether it was a commit that may have taken effect all the same, or still may."""
+    @property
+    def is_ambiguous(self) -> bool:
+        """Say whether this is a commit of which an unanswered copy decides.
+
+        Who sends about intents and records asks the record after an error, whatever it is.
+        """
+        return self.is_commit and self._copies.in_doubt
+
+    def note(self, reason: str, *, in_doubt: bool = False) -> None:
+        """Remember why a try failed, and whether it may have taken effect all the same, or still may."""
         self.reason = reason
-        self.maybe_committed = self.maybe_committed or maybe_committed
+        self._copies.in_doubt = self._copies.in_doubt or in_doubt
 
     def pause(self) -> float:
         """Give the next pause, in seconds."""

@@ -1,5 +1,14 @@
-"""Transactions at the gateway: reads at one timestamp, buffered writes, and their commit (`transaction`)."""
+"""Transactions at the gateway: reads at one timestamp, buffered writes, and their commit in one range or in many.
 
-from dsdb.txn.transaction import AttemptIds, KvTransaction, TransactionFactory
+`transaction` is what execution sees; `settle` and `janitor` end the transactions of others.
+"""
 
-__all__ = ["AttemptIds", "KvTransaction", "TransactionFactory"]
+from dsdb.txn.buffer import Overlay
+from dsdb.txn.counters import TxnCounters
+from dsdb.txn.factory import AttemptIds, TransactionFactory
+from dsdb.txn.finish import Finisher
+from dsdb.txn.janitor import Janitor
+from dsdb.txn.settle import Settlement
+from dsdb.txn.transaction import KvTransaction
+
+__all__ = ["AttemptIds", "Finisher", "Janitor", "KvTransaction", "Overlay", "Settlement", "TransactionFactory", "TxnCounters"]

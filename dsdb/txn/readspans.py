@@ -1,0 +1,70 @@
+"""The spans that a transaction has read: what a refresh must cover (rule 7).
+
+Invariants:
+- They cover every key that was read, and every key that was asked for and not found; they may cover more, never less.
+- They are bounded: too many are made fewer by filling the gaps between neighbours, which costs at worst a needless restart.
+
+Sans-I/O.
+"""
+
+from collections.abc import Iterable
+
+from dsdb.storage.keys import Span, point_span
+
+SPANS_MAX = 50_000
+"""Spans remembered: about 10 MB at a gateway, and 50 refreshes of 1,000."""
+
+
+class ReadSpans:
+    """What one transaction has read."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._is_merged = True
+
+    def add(self, span: Span) -> None:
+        """Remember a span."""
+        if span.is_empty:
+            return
+        self._spans.append(span)
+        self._is_merged = False
+        if len(self._spans) >= 2 * SPANS_MAX:
+            self._merge()
+
+    def add_keys(self, keys: Iterable[bytes]) -> None:
+        """Remember keys."""
+        for key in keys:
+            self.add(point_span(key))
+
+    def merged(self) -> tuple[Span, ...]:
+        """Give them disjoint and ascending."""
+        if not self._is_merged:
+            self._merge()
+        return tuple(self._spans)
+
+    def _merge(self) -> None:
+        spans = merge(self._spans)
+        while len(spans) > SPANS_MAX:
+            spans = [Span(spans[at].start, spans[min(at + 1, len(spans) - 1)].end) for at in range(0, len(spans), 2)]
+        self._spans, self._is_merged = spans, True
+
+
+def merge(spans: Iterable[Span]) -> list[Span]:
+    """Give the same keys as disjoint spans that do not touch, ascending."""
+    found: list[Span] = []
+    for span in sorted(spans):
+        if found and span.start <= found[-1].end:
+            if span.end > found[-1].end:
+                found[-1] = Span(found[-1].start, span.end)
+        else:
+            found.append(span)
+    return found
+
+
+def outside(spans: Iterable[Span], whole: Span) -> list[Span]:
+    """Give the parts of spans that lie outside of another one, in their order."""
+    found = []
+    for span in spans:
+        left, right = Span(span.start, min(span.end, whole.start)), Span(max(span.start, whole.end), span.end)
+        found += [part for part in (left, right) if not part.is_empty]
+    return found
