@@ -47,7 +47,7 @@ def write(addresses: list[str], writer: int, stop: Event, reports: Pipe) -> None
         key += 1
         try:
             if connection is None:
-                connection = dsdb.connect(f"dsdb://{addresses[turn % len(addresses)]}")
+                connection = dsdb.connect(f"dsdb://{addresses[turn % len(addresses)]}", autocommit=True)
             connection.execute("INSERT INTO failover VALUES (?, ?)", (key, "x" * 100))
             acknowledged.append((key, time.monotonic()))
         except Error:
@@ -65,7 +65,7 @@ def leaders(cluster: ProcessCluster) -> dict[str, NodeProcess]:
     nodes = {node.node_id: node for node in cluster.nodes}
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        with dsdb.connect(cluster.url) as connection:
+        with dsdb.connect(cluster.url, autocommit=True) as connection:
             rows = connection.execute("SHOW RANGES").fetchall()
         holders = {row[_RANGE_ID]: row[_LEASEHOLDER] for row in rows}
         if None not in holders.values():
@@ -119,12 +119,12 @@ def failover(kills: int, victims: tuple[str, ...], writers: int) -> None:
     try:
         with ProcessCluster(scratch) as cluster:
             cluster.wait_replicated(3)
-            with dsdb.connect(cluster.url) as connection:
+            with dsdb.connect(cluster.url, autocommit=True) as connection:
                 connection.execute("CREATE TABLE failover (id BIGINT PRIMARY KEY, v VARCHAR(100))")
             expected: list[int] = []
             for name in victims:
                 missed += _measure(cluster, name, kills, writers, expected)
-            with dsdb.connect(cluster.url) as connection:
+            with dsdb.connect(cluster.url, autocommit=True) as connection:
                 found = {row[0] for row in connection.execute("SELECT id FROM failover").fetchall()}
             lost = [key for key in expected if key not in found]
             click.echo(f"{len(expected):,} acknowledged rows, {len(lost)} lost")

@@ -60,7 +60,7 @@ def measure_lag(side: DsdbSide, chosen: Sequence[Workload], *, seconds: float, s
         side.make_table(table)
         say(f"  {table} is there after {time.monotonic() - begun:.1f} s")
     with ExitStack() as stack:
-        watcher = stack.enter_context(dsdb.connect(side.url))
+        watcher = stack.enter_context(dsdb.connect(side.url, autocommit=True))
         pools = {}
         for node, loop in zip(side.nodes, chosen):
             spec = ClientSpec(module="dsdb_cluster", address=f"dsdb://{node.address}")

@@ -51,11 +51,14 @@ threadsafety = 2
 paramstyle = "qmark"
 
 
-def connect(target: str | os.PathLike[str] | None = None) -> "Connection":
-    """Connect to a cluster (a dsdb:// URL), to an embedded node over a directory (a path), or to one in memory (None)."""
+def connect(target: str | os.PathLike[str] | None = None, *, autocommit: bool | None = None) -> "Connection":
+    """Connect to a cluster (a dsdb:// URL), to an embedded node over a directory (a path), or to one in memory (None).
+
+    Without `autocommit=True` the first statement begins a transaction, which `commit()` ends.
+    """
     from dsdb.driver.connection import connect as connect_driver  # noqa: PLC0415, RUF100
 
-    return connect_driver(target)
+    return connect_driver(target, autocommit=autocommit)
 
 
 __all__ = [

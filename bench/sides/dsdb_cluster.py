@@ -77,7 +77,7 @@ class DsdbSide:
         if table in self._prepared:
             return
         assert self._cluster is not None, "not started"
-        with dsdb.connect(self.url) as connection:
+        with dsdb.connect(self.url, autocommit=True) as connection:
             match table:
                 case "kv":
                     connection.execute(rows.KV_TABLE)
@@ -109,7 +109,7 @@ class DsdbSide:
             begun = time.monotonic()
             while True:
                 try:
-                    with dsdb.connect(f"dsdb://{node.address}") as connection:
+                    with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
                         connection.execute(f"SELECT count(*) FROM {table}").fetchone()
                     break
                 except dsdb.ProgrammingError as error:
@@ -132,7 +132,7 @@ class DsdbSide:
         if table in self._prepared:
             return
         assert self._cluster is not None, "not started"
-        with dsdb.connect(self.url) as connection:
+        with dsdb.connect(self.url, autocommit=True) as connection:
             _check_transactions(connection)
             connection.execute(bank.table(accounts))
             connection.execute(f"ALTER TABLE {table} SPLIT AT VALUES " + ", ".join(f"({bound})" for bound in bank.bounds(accounts)))
@@ -144,14 +144,14 @@ class DsdbSide:
     def check(self, workload: str) -> None:
         """Add up the balances."""
         if (accounts := bank.ACCOUNTS.get(workload)) is not None:
-            with dsdb.connect(self.url) as connection:
+            with dsdb.connect(self.url, autocommit=True) as connection:
                 found = connection.execute(bank.sum_query(accounts)).fetchone()
             assert found is not None
             bank.check(self.name, accounts, found)
 
     def leaseholders(self, table: str = "") -> dict[int, int]:
         """Give range → node that leads it, of a table or of the whole cluster."""
-        with dsdb.connect(self.url) as connection:
+        with dsdb.connect(self.url, autocommit=True) as connection:
             return read_leaseholders(connection, table)
 
     def wait_leases_settled(self) -> None:
@@ -237,7 +237,7 @@ def _timed_start(node: NodeProcess) -> float:
     begun = time.perf_counter()
     try:
         node.start()
-        with dsdb.connect(f"dsdb://{node.address}") as connection:
+        with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         return time.perf_counter() - begun
     finally:
@@ -250,7 +250,7 @@ class DsdbClient:
     errors: tuple[type[Exception], ...] = (dsdb.OperationalError, bank.Aborted)
 
     def __init__(self, url: str) -> None:
-        self._connection = dsdb.connect(url)
+        self._connection = dsdb.connect(url, autocommit=True)
         self._cursor = self._connection.cursor()
         self._chance = random.Random()
 

@@ -87,7 +87,7 @@ def _tour(cluster: ProcessCluster) -> None:
             cluster.wait_replicated(3)
     elif len(nodes) == 2:
         click.echo("Two nodes keep one replica of each range: add a third, then all have three.")
-    with dsdb.connect(cluster.url) as connection:
+    with dsdb.connect(cluster.url, autocommit=True) as connection:
         _load(connection)
         _show_ranges(connection)
         for title, query in QUERIES:
@@ -165,7 +165,7 @@ def _run(connection: Any, title: str, query: str) -> None:
 
 
 def _kill_and_return(cluster: ProcessCluster) -> None:
-    with dsdb.connect(cluster.url) as connection, connection.cursor() as cursor:
+    with dsdb.connect(cluster.url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE heartbeats (n INT PRIMARY KEY, at TIMESTAMPTZ DEFAULT now())")
     victim = _leader_of(cluster, "heartbeats")
     survivors = [node for node in cluster.nodes if node is not victim]
@@ -179,7 +179,7 @@ def _kill_and_return(cluster: ProcessCluster) -> None:
     writer.wait_for(lambda: writer.acknowledged >= before + 200)
     writer.stop()
     click.echo(f"  longest pause between two acknowledged writes: {writer.longest_pause_s:.2f} s")
-    with dsdb.connect(writer.url) as connection, connection.cursor() as cursor:
+    with dsdb.connect(writer.url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM heartbeats")
         ((kept,),) = cursor.fetchall()
         cursor.execute("SELECT count(*), sum(distance) FROM flights")
@@ -190,7 +190,7 @@ def _kill_and_return(cluster: ProcessCluster) -> None:
     with _step(f"Restarting node {victim.node_id}, {time.perf_counter() - killed_at:.1f} s after it was killed"):
         victim.start()
     url = f"dsdb://{victim.address}"
-    with _step("Reading through the node that came back"), dsdb.connect(url) as connection, connection.cursor() as cursor:
+    with _step("Reading through the node that came back"), dsdb.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM heartbeats")
         ((kept_there,),) = cursor.fetchall()
     click.echo(f"  it sees {kept_there} heartbeats: nothing was lost, and it has caught up")
@@ -200,7 +200,7 @@ def _kill_and_return(cluster: ProcessCluster) -> None:
 
 def _leader_of(cluster: ProcessCluster, table: str) -> NodeProcess:
     """Give the node that leads the first range of a table: the worst one to lose for whoever writes there."""
-    with dsdb.connect(cluster.url) as connection, connection.cursor() as cursor:
+    with dsdb.connect(cluster.url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"SHOW RANGES FROM TABLE {table}")
         position = [column[0] for column in cursor.description or ()].index("leaseholder")
         leader = cursor.fetchall()[0][position]
@@ -220,7 +220,7 @@ class _Writer(threading.Thread):
     def run(self) -> None:
         number = 0
         last = time.perf_counter()
-        with dsdb.connect(self.url) as connection, connection.cursor() as cursor:
+        with dsdb.connect(self.url, autocommit=True) as connection, connection.cursor() as cursor:
             while not self._is_stopping.is_set():
                 number += 1
                 try:

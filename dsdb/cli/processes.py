@@ -154,7 +154,7 @@ class ProcessCluster:
         import dsdb
 
         deadline = time.monotonic() + timeout_s
-        with dsdb.connect(self.url) as connection, connection.cursor() as cursor:
+        with dsdb.connect(self.url, autocommit=True) as connection, connection.cursor() as cursor:
             while True:
                 cursor.execute("SHOW RANGES")
                 names = [column[0] for column in cursor.description or ()]

@@ -18,17 +18,18 @@ from dsdb.cli.shell_meta import MetaCommands, QuitShell
 from dsdb.cli.shell_run import Shell
 from dsdb.cli.shell_text import StatementSplitter
 from dsdb.driver.errors import Error
+from dsdb.sql.transaction_status import TransactionStatus
 
 HISTORY_FILE = "~/.dsdb_history"
 COMPLETED_TABLES_MAX = 200
 """Tables whose columns are looked up for completion."""
 
 _KEYWORD_TEXT = """
-ALTER TABLE,AND,AS,ASC,BETWEEN,BY,CASE,CAST,CHECK,COALESCE,CREATE DATABASE,CREATE TABLE,CROSS JOIN,DEFAULT,DELETE FROM,DESC,DISTINCT,
-DROP DATABASE,DROP TABLE,ELSE,END,EXISTS,EXPLAIN,EXPLAIN ANALYZE,FROM,FULL JOIN,GROUP BY,HAVING,IF EXISTS,IF NOT EXISTS,IN,INNER JOIN,
-INSERT INTO,INTERVAL,IS NOT NULL,IS NULL,JOIN,LEFT JOIN,LIKE,LIMIT,NOT,NOT NULL,NULL,OFFSET,ON,ON CONFLICT,OR,ORDER BY,OVER,PARTITION BY,
-PRIMARY KEY,RETURNING,RIGHT JOIN,SELECT,SET,SHOW COLUMNS FROM,SHOW CREATE TABLE,SHOW DATABASES,SHOW RANGES,SHOW TABLES,SPLIT AT,THEN,
-TRUNCATE TABLE,UNION,UNION ALL,UPDATE,USING,VALUES,WHEN,WHERE,WITH
+ALTER TABLE,AND,AS,ASC,BEGIN,BETWEEN,BY,CASE,CAST,CHECK,COALESCE,COMMIT,CREATE DATABASE,CREATE TABLE,CROSS JOIN,DEFAULT,DELETE FROM,DESC,
+DISTINCT,DROP DATABASE,DROP TABLE,ELSE,END,EXISTS,EXPLAIN,EXPLAIN ANALYZE,FROM,FULL JOIN,GROUP BY,HAVING,IF EXISTS,IF NOT EXISTS,IN,
+INNER JOIN,INSERT INTO,INTERVAL,IS NOT NULL,IS NULL,JOIN,LEFT JOIN,LIKE,LIMIT,NOT,NOT NULL,NULL,OFFSET,ON,ON CONFLICT,OR,ORDER BY,OVER,
+PARTITION BY,PRIMARY KEY,RETURNING,RIGHT JOIN,ROLLBACK,SAVEPOINT,SELECT,SET,SHOW COLUMNS FROM,SHOW CREATE TABLE,SHOW DATABASES,
+SHOW RANGES,SHOW TABLES,SPLIT AT,THEN,TRUNCATE TABLE,UNION,UNION ALL,UPDATE,USING,VALUES,WHEN,WHERE,WITH
 """
 _KEYWORDS = [keyword.strip() for keyword in _KEYWORD_TEXT.split(",")]
 
@@ -70,6 +71,11 @@ class SqlCompleter(Completer):
         return self._names
 
 
+def prompt_mark(status: TransactionStatus) -> str:
+    """Give the prompt's sign of an open transaction (`*`), or one that has failed (`!`), as psql has it."""
+    return {TransactionStatus.ACTIVE: "*", TransactionStatus.FAILED: "!"}.get(status, "")
+
+
 def _is_complete(text: str) -> bool:
     """Say whether Enter runs the text: a command, or statements that all have their `;`."""
     if not text.strip() or text.lstrip().startswith("\\"):
@@ -102,7 +108,7 @@ def run_prompt(shell: Shell, meta: MetaCommands) -> None:
     session.multiline = Condition(lambda: not _is_complete(_buffer(session).text))
     while True:
         try:
-            text = session.prompt(f"{shell.target.database}=> ")
+            text = session.prompt(f"{shell.target.database}={prompt_mark(shell.connection.transaction_status)}> ")
         except KeyboardInterrupt:
             continue
         except EOFError:

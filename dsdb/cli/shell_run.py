@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+import msgspec
+
 from dsdb.cli.formats import BINARY_WRITERS, TEXT_WRITERS, FormatError, write_expanded, write_table
 from dsdb.cli.shell_text import StatementSplitter, describe_error
 from dsdb.driver.connection import Connection, connect_to
@@ -71,8 +73,9 @@ class Shell:
     """
 
     def __init__(self, target: Target, *, output_format: str, out: IO[str], err: IO[str]) -> None:
-        self.target = target
-        self.connection: Connection = connect_to(target)
+        # Every statement that is typed commits by itself, unless BEGIN was typed before it.
+        self.target = msgspec.structs.replace(target, autocommit=True)
+        self.connection: Connection = connect_to(self.target)
         self.output_format = output_format
         self.out = out
         self.err = err
@@ -89,15 +92,7 @@ class Shell:
 
     def change_database(self, name: str) -> None:
         """Go on in another database.  Raises Error."""
-        target = Target(
-            hosts=self.target.hosts,
-            directory=self.target.directory,
-            user=self.target.user,
-            database=name,
-            load_balance=self.target.load_balance,
-            connect_timeout=self.target.connect_timeout,
-            options=self.target.options,
-        )
+        target = msgspec.structs.replace(self.target, database=name)
         connection = connect_to(target)
         self.connection.close()
         self.target, self.connection = target, connection

@@ -3,15 +3,17 @@
     execute ─▶ settle what still streams ─▶ a usable wire (else reconnect) ─▶ send ─▶ first message of the answer
                                                                               │
               broken before the whole statement left, or refused unrun ◀──────┤  sent once more, elsewhere
-              broken after it left: 08006 for a read, 40003 for a write ◀─────┘  never again by itself
+              broken after it left: 08006 for a read, 40003 for a write ◀─────┤  never again by itself
+              broken in a transaction: 08006, but 40003 for its COMMIT ◀──────┘  the next statement begins another, elsewhere
 
 Invariants:
 - A statement that may have run is never sent twice.
 - A statement that is larger than the node takes is refused here (54000), and nothing of it is sent.
 - After a reconnect the session has the settings that its SET statements made.
 - The lock is held for whole exchanges; `cancel` alone goes past it, so that another thread may call it.
+- What the node said last of the transaction is what the connection believes (`Wire.transaction`); nothing is asked for it.
 
-Every statement commits by itself: autocommit is always on.
+Without autocommit a statement that finds no transaction open begins one, in the same message (`Execute.begin`).
 """
 
 import contextlib
@@ -24,15 +26,18 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from dsdb.driver import errors, results
 from dsdb.driver.adapt import dump_parameters
+from dsdb.driver.blocks import TransactionBlock
 from dsdb.driver.cursor import Cursor
 from dsdb.driver.embedded import open_node
-from dsdb.driver.errors import DataError, InterfaceError, NotSupportedError, OperationalError, SerializationFailure, error_of
+from dsdb.driver.errors import DataError, InterfaceError, OperationalError, SerializationFailure, error_of
 from dsdb.driver.hosts import open_wire
 from dsdb.driver.results import INLINE_ROWS_MAX, Answer, Streamed
 from dsdb.driver.target import Target, parse_target
-from dsdb.driver.text import is_read_only, is_setting
+from dsdb.driver.text import is_read_only, is_setting, may_commit
 from dsdb.driver.wire import Wire, WireClosedError
 from dsdb.protocol.messages import (
     Cancel,
@@ -48,6 +53,7 @@ from dsdb.protocol.messages import (
     encode_message,
     encode_request,
 )
+from dsdb.sql.transaction_status import Begin, TransactionStatus
 
 T = TypeVar("T")
 
@@ -55,6 +61,7 @@ RUN_ATTEMPTS_MAX = 20
 _BACKOFF_FIRST_SECONDS = 0.005
 _BACKOFF_MAX_SECONDS = 1.0
 _SETTINGS_KEPT_MAX = 100
+_LOST = "The transaction is lost: nothing of it took effect."
 
 
 class EmbeddedNode(Protocol):
@@ -92,6 +99,13 @@ class Connection:
         self._streaming: weakref.ref[Streamed] | None = None
         # SET statements that were run, by their text, to run again after a reconnect.
         self._settings: dict[str, tuple[bytes, list[Any]]] = {}
+        # Those of the open transaction, which go if it is rolled back.
+        self._new_settings: dict[str, tuple[bytes, list[Any]]] = {}
+        self._autocommit = target.autocommit
+        # `with transaction()` blocks that are open; whether the outermost is the transaction, and whether that was lost.
+        self._blocks = 0
+        self._is_block_transaction = False
+        self._is_block_lost = False
         self._wire: Wire = open_wire(target)
 
     # PEP 249
@@ -111,25 +125,44 @@ class Connection:
             self._node.close()
 
     def commit(self) -> None:
-        """Do nothing: every statement has committed by itself."""
-        self._check_open()
+        """Commit the open transaction; without one do nothing.
+
+        Raises SerializationFailure (run it again), UnknownOutcome; ProgrammingError (25P02) if a statement had failed: it is rolled back.
+        """
+        self._refuse_in_block("commit")
+        self.end_transaction(commit=True)
 
     def rollback(self) -> None:
-        """Refuse: every statement has committed by itself.  Raises NotSupportedError."""
-        self._check_open()
-        raise NotSupportedError("there is no transaction to roll back: every statement commits by itself in this version", sqlstate="0A000")
+        """Roll the open transaction back; without one do nothing."""
+        self._refuse_in_block("rollback")
+        self.end_transaction(commit=False)
 
     # Beyond PEP 249
 
     @property
     def autocommit(self) -> bool:
-        """True: every statement commits by itself.  Setting it to False raises NotSupportedError."""
-        return True
+        """Whether every statement commits by itself; else the first one begins a transaction.  It cannot be changed in a transaction."""
+        return self._autocommit
 
     @autocommit.setter
     def autocommit(self, value: bool) -> None:
-        if not value:
-            raise NotSupportedError("autocommit cannot be turned off: every statement commits by itself in this version", sqlstate="0A000")
+        if self.in_transaction or self._blocks:
+            raise error_of("25001", "autocommit cannot be changed in a transaction", hint="Commit or roll back first.")
+        self._autocommit = bool(value)
+
+    @property
+    def transaction_status(self) -> TransactionStatus:
+        """Say whether a transaction is open (ACTIVE), has FAILED and waits for its rollback, or neither (NONE)."""
+        return self._wire.transaction
+
+    @property
+    def in_transaction(self) -> bool:
+        """Say whether a transaction is open."""
+        return self._wire.transaction is not TransactionStatus.NONE
+
+    def transaction(self) -> TransactionBlock:
+        """Give a block: `with connection.transaction():` commits at its end, and rolls back on an exception; one inside is a savepoint."""
+        return TransactionBlock(self)
 
     @property
     def closed(self) -> bool:
@@ -175,25 +208,37 @@ class Connection:
             assert type(answer) is Pong, answer
 
     def run(self, work: Callable[["Connection"], T], *, attempts_max: int = RUN_ATTEMPTS_MAX) -> T:
-        """Call `work(connection)`, again whenever it fails with SQLSTATE 40001, with a growing, random pause between.
+        """Call `work(connection)` in a transaction and commit it; again, after a random pause, whenever that fails with SQLSTATE 40001.
 
-        Every statement commits by itself: what `work` did before the statement that failed stays, and is done again.  So give it one
-        statement that writes, after any that read.
+        `work` may so be called several times: what it does besides the database must bear that.
         """
+        if self.in_transaction:
+            raise error_of("25001", "run() begins a transaction of its own, and one is open", hint="Commit or roll back first.")
         pause = _BACKOFF_FIRST_SECONDS
-        for _ in range(attempts_max - 1):
+        for attempt in range(1, attempts_max + 1):
             try:
-                return work(self)
+                with self.transaction():
+                    result = work(self)
             except SerializationFailure:
+                if attempt == attempts_max:
+                    raise
                 time.sleep(random.uniform(0, pause))
                 pause = min(pause * 2, _BACKOFF_MAX_SECONDS)
-        return work(self)
+            else:
+                return result
+        raise ValueError(f"attempts_max is {attempts_max}")
 
     def __enter__(self) -> "Connection":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
+        """Commit, or on an exception roll back; then close."""
+        try:
+            if not self._is_closed and kind is None:
+                self.end_transaction(commit=True)
+        finally:
+            # The node rolls back what is open.
+            self.close()
 
     def __del__(self) -> None:
         # Not politely: a finalizer must not wait.
@@ -214,6 +259,8 @@ class Connection:
             stream, first = self._exchange(sql, types, values)
             self._current_stream = stream
             assert type(first) is Rows or type(first) is Schema, first
+            if self._new_settings and type(first) is Rows and first.tag in ("COMMIT", "ROLLBACK"):
+                self._note_end(first.tag)
             answer = Answer(self, stream, first)
             if answer.streaming is not None:
                 self._answer, self._streaming = weakref.ref(answer), weakref.ref(answer.streaming)
@@ -234,8 +281,9 @@ class Connection:
             self._settle()
             wire = self._usable_wire()
             streams = [wire.side.open_stream() for _ in dumped]
+            begin = self._begins()
             executes = [
-                Execute(stream=stream, sql=sql, types=types, values=values, chained=at > 0)
+                Execute(stream=stream, sql=sql, types=types, values=values, chained=at > 0, begin=begin)
                 for at, (stream, (types, values)) in enumerate(zip(streams, dumped))
             ]
             try:
@@ -250,20 +298,20 @@ class Connection:
             except WireClosedError as error:
                 # All but the last may have arrived.
                 self._current_stream = 0
-                raise _lost(sql, error) from None
-            return self._pipeline_answers(sql, streams)
+                raise self._lost(sql, error, begin) from None
+            return self._pipeline_answers(sql, streams, begin)
 
-    def _pipeline_answers(self, sql: str, streams: list[int]) -> int:
+    def _pipeline_answers(self, sql: str, streams: list[int], begin: Begin) -> int:
         row_count, failure = 0, None
         for stream in streams:
             self._current_stream = stream
             try:
-                message = self.next_message(stream)
+                message = self._receive(stream)
                 assert type(message) is Rows, message
                 row_count += message.row_count or 0
+            except WireClosedError as error:
+                raise self._lost(sql, error, begin) from None
             except errors.DatabaseError as error:
-                if self._wire.is_closed:
-                    raise _lost(sql, WireClosedError(error.message)) from None
                 failure = failure or error
         self._current_stream = 0
         if failure is not None:
@@ -276,16 +324,13 @@ class Connection:
         """Give the next message of a statement.  Raises its error, or OperationalError if the connection broke."""
         with self._lock:
             try:
-                message = self._wire.receive()
+                return self._receive(stream)
             except WireClosedError as error:
-                self._end_statement(stream)
-                raise OperationalError(f"the connection broke while the result was read: {error}", sqlstate="08006") from None
-            if type(message) is ErrorMessage:
-                self._end_statement(stream)
-                raise _error_of(message)
-            if (type(message) is Complete or type(message) is Rows) and not message.more:
-                self._end_statement(stream)
-            return message
+                raise OperationalError(
+                    f"the connection broke while the result was read: {error}",
+                    sqlstate="08006",
+                    hint=_LOST if self.in_transaction else None,
+                ) from None
 
     def give_credit(self, stream: int, credit_bytes: int) -> None:
         """Allow more batches."""
@@ -306,8 +351,9 @@ class Connection:
     def _exchange(self, sql: str, types: bytes, values: list[Any]) -> tuple[int, ServerMessage]:
         """Send a statement and read the first message of its answer; once more elsewhere if it surely has not run."""
         last_chance = False
+        begin = self._begins()
         while True:
-            wire = self._wire if self._wire.is_usable() else self._reconnect()
+            wire = self._usable_wire()
             stream = wire.side.open_stream()
             try:
                 data = _encode_execute(
@@ -319,6 +365,7 @@ class Connection:
                         values=values,
                         inline_rows_max=INLINE_ROWS_MAX,
                         credit_bytes=results.CREDIT_BYTES,
+                        begin=begin,
                     ),
                 )
             except errors.DatabaseError:
@@ -333,18 +380,44 @@ class Connection:
             except WireClosedError as error:
                 self._current_stream = 0
                 # A node that says its last word before any answer has not begun the statement, nor will it.
-                if last_chance or (has_left and error.last_word is None):
-                    raise _lost(sql, error) from None
+                was_begun = has_left and error.last_word is None
+                if wire.transaction:
+                    raise self._lost(sql if was_begun else "", error, begin) from None
+                if last_chance or was_begun:
+                    raise self._lost(sql, error, begin) from None
                 last_chance = True
                 continue
             if type(message) is ErrorMessage:
                 self._current_stream = 0
                 raise _error_of(message)
+            if type(message) is Schema and begin and not wire.transaction:
+                # Said for sure by the result's end, which may be long in coming.
+                wire.transaction = TransactionStatus.ACTIVE
             return stream, message
 
+    def _receive(self, stream: int) -> ServerMessage:
+        try:
+            message = self._wire.receive()
+        except WireClosedError:
+            self._end_statement(stream)
+            raise
+        if type(message) is ErrorMessage:
+            self._end_statement(stream)
+            raise _error_of(message)
+        if (type(message) is Complete or type(message) is Rows) and not message.more:
+            self._end_statement(stream)
+        return message
+
     def _usable_wire(self) -> Wire:
+        """Give a connection that stands: another one, if it broke; but first say so, if a transaction was lost with it."""
         self._check_open()
-        return self._wire if self._wire.is_usable() else self._reconnect()
+        wire = self._wire
+        if wire.is_usable():
+            return wire
+        if wire.transaction:
+            why = wire.last_word.message if wire.last_word is not None else "the connection broke"
+            raise self._lost("", WireClosedError(why), Begin.NO)
+        return self._reconnect()
 
     def _reconnect(self) -> Wire:
         self._wire.close()
@@ -382,9 +455,92 @@ class Connection:
             self._answer = self._streaming = None
 
     def _keep_setting(self, sql: str, types: bytes, values: list[Any]) -> None:
-        if is_setting(sql) and len(self._settings) < _SETTINGS_KEPT_MAX:
-            self._settings.pop(sql, None)
-            self._settings[sql] = (types, values)
+        kept = self._new_settings if self.in_transaction else self._settings
+        if is_setting(sql) and len(kept) < _SETTINGS_KEPT_MAX:
+            kept.pop(sql, None)
+            kept[sql] = (types, values)
+
+    # Transactions.
+
+    def enter_block(self) -> str | None:
+        """Begin a `transaction()` block; give the name of its savepoint, None for one that is the transaction."""
+        with self._lock:
+            self._check_open()
+            name = None
+            if self._blocks or self.in_transaction:
+                name = f"_dsdb_{self._blocks + 1}"
+                self.run_statement(f"SAVEPOINT {name}", ())
+            else:
+                self._is_block_transaction = True
+            self._blocks += 1
+            return name
+
+    def leave_block(self) -> None:
+        """End a `transaction()` block, before its transaction or savepoint is ended."""
+        self._blocks -= 1
+        if not self._blocks:
+            self._is_block_transaction = False
+
+    def end_transaction(self, *, commit: bool) -> None:
+        """Commit or roll back what is open."""
+        with self._lock:
+            self._check_open()
+            self._settle()
+            is_lost, self._is_block_lost = self._is_block_lost, False
+            if is_lost and commit:
+                raise OperationalError("the transaction was lost with its connection", sqlstate="08006")
+            if not self.in_transaction:
+                return
+            if not commit and not self._wire.is_usable():
+                self._lose_transaction()
+                self._is_block_lost = False
+                return
+            _, answer = self._exchange("COMMIT" if commit else "ROLLBACK", b"", [])
+            assert type(answer) is Rows, answer
+            self._current_stream = 0
+            self._note_end(answer.tag)
+            if commit and answer.tag != "COMMIT":
+                raise error_of("25P02", "a statement of the transaction had failed: it was rolled back", hint="Call rollback().")
+
+    def _refuse_in_block(self, what: str) -> None:
+        if self._blocks:
+            raise error_of("25001", f"{what}() is not possible in a transaction() block", hint="Leave the block; raise to roll back.")
+
+    def _begins(self) -> Begin:
+        """Say what a statement begins if no transaction is open.  Raises OperationalError in a block whose transaction was lost."""
+        if self._is_block_transaction:
+            if self._is_block_lost:
+                raise OperationalError("the transaction of this block was lost with its connection", sqlstate="08006")
+            return Begin.BLOCK
+        return Begin.NO if self._autocommit else Begin.IMPLICIT
+
+    def _note_end(self, tag: str) -> None:
+        """Keep the settings of a transaction that was committed."""
+        if tag == "COMMIT":
+            self._settings.update(self._new_settings)
+        if not self.in_transaction:
+            self._new_settings.clear()
+
+    def _lose_transaction(self) -> bool:
+        """Note that the connection broke; say whether a transaction was open."""
+        wire, self._new_settings = self._wire, {}
+        was_open = self.in_transaction
+        wire.transaction = TransactionStatus.NONE
+        self._is_block_lost = self._is_block_transaction
+        return was_open
+
+    def _lost(self, sql: str, error: WireClosedError, begin: Begin) -> errors.DatabaseError:
+        """Say what a broken connection means for a statement (empty: the node has not begun it) and its transaction."""
+        if not self._lose_transaction() and begin is Begin.NO:
+            return _outcome_of(sql, error)
+        if sql and may_commit(sql):
+            return error_of(
+                "40003",
+                f"the connection broke while the transaction may have been committed: {error}",
+                detail="Whether it took effect is not known.",
+                hint="Look before you run it again.",
+            )
+        return error_of("08006", f"the connection broke in a transaction: {error}", hint=_LOST)
 
 
 def _encode_execute(wire: Wire, message: Execute) -> bytes:
@@ -407,7 +563,7 @@ def _error_of(message: ErrorMessage) -> errors.DatabaseError:
     return error_of(message.sqlstate, message.message, detail=message.detail, hint=message.hint, position=message.position)
 
 
-def _lost(sql: str, error: WireClosedError) -> errors.DatabaseError:
+def _outcome_of(sql: str, error: WireClosedError) -> errors.DatabaseError:
     if is_read_only(sql):
         return error_of("08006", f"the connection broke before the answer came: {error}", hint="The statement may be run again.")
     return error_of(
@@ -418,9 +574,14 @@ def _lost(sql: str, error: WireClosedError) -> errors.DatabaseError:
     )
 
 
-def connect(target: str | os.PathLike[str] | None = None) -> Connection:
-    """Connect to a cluster (a dsdb:// URL), to an embedded node over a directory (a path), or to one in memory (None)."""
-    return connect_to(parse_target(target))
+def connect(target: str | os.PathLike[str] | None = None, *, autocommit: bool | None = None) -> Connection:
+    """Connect to a cluster (a dsdb:// URL), to an embedded node over a directory (a path), or to one in memory (None).
+
+    autocommit: every statement commits by itself; else (as PEP 249 has it) the first one begins a transaction, which `commit` or
+    `rollback` ends; None for what the URL says.
+    """
+    parsed = parse_target(target)
+    return connect_to(parsed if autocommit is None else msgspec.structs.replace(parsed, autocommit=autocommit))
 
 
 def connect_to(target: Target) -> Connection:
@@ -429,7 +590,7 @@ def connect_to(target: Target) -> Connection:
         return Connection(target)
     node, address = open_node(target.directory)
     try:
-        return Connection(Target(hosts=(address,), user=target.user, database=target.database, options=target.options), node)
+        return Connection(msgspec.structs.replace(target, hosts=(address,), directory=None), node)
     except BaseException:
         node.close()
         raise

@@ -8,6 +8,7 @@ from dsdb.driver.errors import InterfaceError, NotSupportedError, ProgrammingErr
 from dsdb.driver.many import run_many
 from dsdb.driver.results import Answer, Inline, Streamed, loaded_rows
 from dsdb.driver.values import Description
+from dsdb.sql.transaction_status import TransactionStatus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 class Statements(Protocol):
     """The connection, as a cursor sees it."""
+
+    @property
+    def transaction_status(self) -> TransactionStatus:
+        """How the session stands to transactions."""
 
     def run_statement(self, sql: str, parameters: Sequence[Any]) -> Answer:
         """Send a statement and read its answer up to what streams."""
@@ -186,6 +191,11 @@ class Cursor:
         return frame
 
     # What `run_many` calls.
+
+    @property
+    def has_failed(self) -> bool:
+        """Say whether an open transaction has failed."""
+        return self._connection.transaction_status is TransactionStatus.FAILED
 
     def run_rows(self, sql: str, parameters: Sequence[Any]) -> int:
         """Run one statement that gives no rows; give the rows touched."""

@@ -5,7 +5,7 @@
     anything else                       one by one
 
 A chunk whose columns mix types (an int here, a str there) is pipelined: a VALUES list has one type a column, single rows do not need to.
-So is a chunk that is refused as one statement, with 0A000 (it would be one transaction over several ranges) or 54000 (it is too large).
+So is a chunk that is refused as one statement, with 0A000 or 54000 (it is too large), unless an open transaction has failed by that.
 """
 
 import itertools
@@ -27,6 +27,10 @@ _REFUSED_AS_ONE = ("0A000", "54000")
 
 class Runner(Protocol):
     """What runs statements: a cursor's connection."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Say whether an open transaction has failed, so that nothing more can be run in it."""
 
     def run_rows(self, sql: str, parameters: Sequence[Any]) -> int:
         """Run one statement that gives no rows; give the rows touched."""
@@ -59,7 +63,7 @@ def _as_one(runner: Runner, sql: str, insert: InsertText, chunk: list[Sequence[A
     try:
         return runner.run_rows(insert.of_rows(len(chunk)), flat)
     except DatabaseError as error:
-        if error.sqlstate not in _REFUSED_AS_ONE:
+        if error.sqlstate not in _REFUSED_AS_ONE or runner.has_failed:
             raise
         return _pipelined(runner, sql, chunk)
 

@@ -1,6 +1,6 @@
 """What `connect` is given: a URL of nodes, a directory, or nothing.
 
-dsdb://user@h1:7432,h2:7432/db?load_balance=random&connect_timeout=5
+dsdb://user@h1:7432,h2:7432/db?autocommit=true&load_balance=random
 path/                                        an embedded node over this directory
 None                                         an embedded node in memory
 """
@@ -19,12 +19,14 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 LOAD_BALANCES = ("first", "random", "round_robin", "least_loaded")
 
 _SCHEME = "dsdb://"
+_SETTINGS = ("application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where to connect, and as whom.
 
-    hosts: (host, port) in the order given; load_balance: which is tried first; options: settings of the session.
+    hosts: (host, port) in the order given; load_balance: which is tried first; autocommit: every statement commits by itself; options:
+    settings of the session.
     """
 
     hosts: tuple[tuple[str, int], ...] = ()
@@ -33,6 +35,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     database: str = DEFAULT_DATABASE
     load_balance: str = "first"
     connect_timeout: float = CONNECT_TIMEOUT_SECONDS
+    autocommit: bool = False
     options: dict[str, str] = {}
 
     @property
@@ -62,6 +65,7 @@ def parse_target(target: str | os.PathLike[str] | None) -> Target:
         database=unquote(path) or DEFAULT_DATABASE,
         load_balance=_load_balance(known.get("load_balance", "first")),
         connect_timeout=_seconds(known.get("connect_timeout")),
+        autocommit=_boolean("autocommit", known.get("autocommit", "false")),
         options=options,
     )
 
@@ -70,14 +74,14 @@ def _split_query(query: str) -> tuple[dict[str, str], dict[str, str]]:
     known: dict[str, str] = {}
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in ("load_balance", "connect_timeout"):
+        if name in ("autocommit", "load_balance", "connect_timeout"):
             known[name] = value
-        elif name in ("application_name", "statement_timeout"):
+        elif name in _SETTINGS:
             options[name] = value
         else:
             raise InterfaceError(
                 f"the URL has an unknown option {name!r}",
-                hint="Known are load_balance, connect_timeout, application_name, statement_timeout.",
+                hint=f"Known are autocommit, load_balance, connect_timeout, {', '.join(_SETTINGS)}.",
             )
     return known, options
 
@@ -97,6 +101,12 @@ def _load_balance(text: str) -> str:
     if text not in LOAD_BALANCES:
         raise InterfaceError(f"load_balance is {text!r}, expected one of {', '.join(LOAD_BALANCES)}")
     return text
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise InterfaceError(f"{name} is {text!r}, expected true or false")
+    return text.lower() == "true"
 
 
 def _seconds(text: str | None) -> float:

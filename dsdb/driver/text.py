@@ -35,6 +35,14 @@ def is_setting(sql: str) -> bool:
     return first_word(sql) in ("set", "reset") and ";" not in sql.rstrip().removesuffix(";")
 
 
+_COMMITTING = frozenset({"commit", "end", "create", "drop", "alter", "truncate", ""})
+
+
+def may_commit(sql: str) -> bool:
+    """Say whether a text that runs in a transaction might commit it, or something of its own: COMMIT, changes of the catalogue."""
+    return first_word(sql) in _COMMITTING or ";" in sql.rstrip().removesuffix(";")
+
+
 def is_pipelined(sql: str) -> bool:
     """Say whether a text may be sent many times before its first answer is read: it changes rows and gives none."""
     return first_word(sql) in ("insert", "update", "delete") and "returning" not in sql.lower()

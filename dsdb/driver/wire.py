@@ -16,15 +16,18 @@ from dsdb.protocol.frames import RESPONSE_BYTES_MAX, SQL_MAGIC, FrameReader
 from dsdb.protocol.messages import (
     SESSION_STREAM,
     Bye,
+    Complete,
     ErrorMessage,
     Hello,
     Notice,
+    Rows,
     ServerMessage,
     Welcome,
     decode_server_message,
     encode_message,
 )
 from dsdb.protocol.states import ClientSide
+from dsdb.sql.transaction_status import TransactionStatus
 
 _READ_BYTES = 64 << 10
 _READ_BYTES_INSIDE_FRAME = 1 << 20
@@ -52,6 +55,9 @@ class Wire:
         self.side = ClientSide()
         self.notices: list[str] = []
         self.is_closed = False
+        # What the node said last of the session's transaction; if the socket breaks meanwhile, that is what is lost with it.
+        self.transaction = TransactionStatus.NONE
+        self.last_word: ErrorMessage | None = None
         self.welcome = Welcome(session_id=0, node_id=0, server_version="")
 
     @classmethod
@@ -107,13 +113,19 @@ class Wire:
                     self._read()
                 message = self._waiting.popleft()
                 self.side.heard(message)
+                if type(message) is Rows or type(message) is Complete:
+                    self.transaction = message.transaction
+                    return message
                 if type(message) is Notice:
                     self._keep_notice(message)
-                elif type(message) is ErrorMessage and message.stream == SESSION_STREAM:
-                    self.close()
-                    raise WireClosedError(message.message, message)
-                else:
-                    return message
+                    continue
+                if type(message) is ErrorMessage:
+                    if message.stream == SESSION_STREAM:
+                        self.close()
+                        self.last_word = message
+                        raise WireClosedError(message.message, message)
+                    self.transaction = message.transaction
+                return message
         except ProtocolError as error:
             self.close()
             raise WireClosedError(f"the peer does not speak dsdb's protocol: {error}") from None
@@ -146,10 +158,11 @@ class Wire:
             return False
         try:
             # Between statements a node says nothing but its last word.
-            self._socket.recv(1, _PEEK)
+            if self._socket.recv(1, _PEEK):
+                self.receive()
         except BlockingIOError:
             return True
-        except OSError:
+        except (OSError, WireClosedError):
             pass
         self.close()
         return False

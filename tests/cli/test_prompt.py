@@ -12,9 +12,10 @@ from prompt_toolkit.output import DummyOutput
 from scripted import Node
 
 from dsdb.cli.shell_meta import MetaCommands
-from dsdb.cli.shell_prompt import SqlCompleter, run_prompt
+from dsdb.cli.shell_prompt import SqlCompleter, prompt_mark, run_prompt
 from dsdb.cli.shell_run import Shell
 from dsdb.driver.target import parse_target
+from dsdb.sql.transaction_status import TransactionStatus
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +63,7 @@ def test_completion_without_a_catalogue_gives_keywords() -> None:
         assert found == ["SELECT"]
         assert [completion.text for completion in completer.get_completions(Document("\\d"), CompleteEvent())] == []
         shell.close()
+
+
+def test_the_prompt_shows_the_transaction() -> None:
+    assert [prompt_mark(status) for status in TransactionStatus] == ["", "*", "!"]

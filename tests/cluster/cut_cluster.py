@@ -75,7 +75,7 @@ class CutCluster:
 
 def ask(url: str, sql: str, *, column: int | None = None) -> list[tuple[object, ...]]:
     """Run a query on a connection of its own; give its rows, or one column of them."""
-    with dsdb.connect(url) as connection:
+    with dsdb.connect(url, autocommit=True) as connection:
         rows = connection.execute(sql).fetchall()
     return rows if column is None else [(row[column],) for row in rows]
 

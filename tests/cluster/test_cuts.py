@@ -62,7 +62,7 @@ class Counter:
 
 
 def ask_nothing(url: str, sql: str) -> None:
-    with dsdb.connect(url) as connection:
+    with dsdb.connect(url, autocommit=True) as connection:
         connection.execute(sql)
 
 
@@ -107,7 +107,7 @@ def test_a_leaseholder_that_was_frozen_wakes_without_its_lease(cuttable: CutClus
     counter = Counter(cuttable, "frozen")
     old = cuttable.leader(counter.table)
     others = cuttable.others(old)
-    with dsdb.connect(cuttable.url(old)) as connection, ThreadPoolExecutor(1) as pool:
+    with dsdb.connect(cuttable.url(old), autocommit=True) as connection, ThreadPoolExecutor(1) as pool:
         connection.execute("SELECT v FROM frozen WHERE k = 1").fetchall()
         old.send_signal(signal.SIGSTOP)
         try:

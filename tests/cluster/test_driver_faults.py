@@ -22,7 +22,7 @@ def node(store: Path):  # type: ignore[no-untyped-def]
 
 
 def test_a_statement_is_cancelled_from_another_thread_and_the_connection_goes_on(node: NodeProcess) -> None:
-    with dsdb.connect(f"dsdb://{node.address}") as connection:
+    with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
         timer = threading.Timer(0.3, connection.cancel)
         timer.start()
         began = time.monotonic()
@@ -34,7 +34,7 @@ def test_a_statement_is_cancelled_from_another_thread_and_the_connection_goes_on
 
 
 def test_a_write_that_is_cancelled_before_its_commit_is_known_to_have_had_no_effect(node: NodeProcess) -> None:
-    with dsdb.connect(f"dsdb://{node.address}") as connection:
+    with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
         connection.execute("CREATE TABLE t (n BIGINT)")
         connection.execute("SET statement_timeout = '300ms'")
         with pytest.raises(dsdb.OperationalError, match="statement timeout") as caught:
@@ -44,7 +44,7 @@ def test_a_write_that_is_cancelled_before_its_commit_is_known_to_have_had_no_eff
 
 
 def test_statement_timeout_ends_a_statement_and_not_its_session(node: NodeProcess) -> None:
-    with dsdb.connect(f"dsdb://{node.address}?statement_timeout=300ms") as connection:
+    with dsdb.connect(f"dsdb://{node.address}?statement_timeout=300ms", autocommit=True) as connection:
         began = time.monotonic()
         with pytest.raises(dsdb.OperationalError, match="statement timeout") as caught:
             connection.execute(LONG)
@@ -53,7 +53,7 @@ def test_statement_timeout_ends_a_statement_and_not_its_session(node: NodeProces
 
 
 def test_a_result_whose_node_dies_while_it_streams_ends_with_an_error_and_is_never_short(node: NodeProcess) -> None:
-    with dsdb.connect(f"dsdb://{node.address}") as connection, connection.cursor() as cursor:
+    with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT * FROM generate_series(1, 5000000)")
         rows = len(cursor.fetchmany(1_000))
         node.kill()
@@ -73,12 +73,12 @@ def test_a_result_whose_node_dies_while_it_streams_ends_with_an_error_and_is_nev
 def test_an_insert_whose_node_ends_is_never_silently_lost_or_done_twice(node: NodeProcess, end: str) -> None:
     """B21: an ambiguous commit is reported as failed, or sent again."""
     told: dict[int, str] = {}
-    with dsdb.connect(f"dsdb://{node.address}") as connection:
+    with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
         connection.execute("CREATE TABLE t (n INT PRIMARY KEY)")
     is_over = threading.Event()
 
     def write(first: int) -> None:
-        with dsdb.connect(f"dsdb://{node.address}") as connection:
+        with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
             for number in range(first, first + 1_000_000):
                 try:
                     connection.execute("INSERT INTO t VALUES (?)", (number,))
@@ -100,7 +100,7 @@ def test_an_insert_whose_node_ends_is_never_silently_lost_or_done_twice(node: No
         writer.join(PATIENCE_S)
         assert not writer.is_alive()
     node.start()
-    with dsdb.connect(f"dsdb://{node.address}") as connection:
+    with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
         found = {n for (n,) in connection.execute("SELECT n FROM t").fetchall()}
     for number, said in told.items():
         assert said == "unknown" or (number in found) == (said == "done"), (number, said)

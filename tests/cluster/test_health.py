@@ -39,7 +39,7 @@ def test_a_node_without_a_quorum_says_that_it_cannot_serve(cluster: ProcessClust
 
 def test_a_node_that_stops_says_so(cluster: ProcessCluster) -> None:
     leaving = cluster.nodes[2]
-    with dsdb.connect(f"dsdb://{leaving.address}") as connection, ThreadPoolExecutor(2) as pool:
+    with dsdb.connect(f"dsdb://{leaving.address}", autocommit=True) as connection, ThreadPoolExecutor(2) as pool:
         running = pool.submit(connection.execute, LONG)
         threading.Event().wait(0.3)
         assert health(leaving) == (200, None)

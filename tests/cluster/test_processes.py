@@ -23,13 +23,13 @@ def run_start(*arguments: str) -> tuple[int, str]:
 
 
 def test_every_range_is_on_three_nodes_and_sql_works_through_each(cluster: ProcessCluster) -> None:
-    with dsdb.connect(cluster.url) as connection, connection.cursor() as cursor:
+    with dsdb.connect(cluster.url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE each_node (id INT PRIMARY KEY, node INT)")
     for number, node in enumerate(cluster.nodes):
-        with dsdb.connect(f"dsdb://{node.address}") as connection, connection.cursor() as cursor:
+        with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection, connection.cursor() as cursor:
             cursor.execute("INSERT INTO each_node VALUES (?, ?)", (number, node.node_id))
     for node in cluster.nodes:
-        with dsdb.connect(f"dsdb://{node.address}") as connection, connection.cursor() as cursor:
+        with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT id, node FROM each_node ORDER BY id")
             assert cursor.fetchall() == [(0, 1), (1, 2), (2, 3)]
             cursor.execute("SHOW RANGES")
@@ -39,7 +39,7 @@ def test_every_range_is_on_three_nodes_and_sql_works_through_each(cluster: Proce
 
 def test_a_table_made_through_one_node_is_there_at_once_through_the_others(cluster: ProcessCluster) -> None:
     """B17: a default that is NULL, or a table that is not there, right after CREATE."""
-    connections = [dsdb.connect(f"dsdb://{node.address}") for node in cluster.nodes]
+    connections = [dsdb.connect(f"dsdb://{node.address}", autocommit=True) for node in cluster.nodes]
     try:
         for number in range(3):
             with connections[number % 3].cursor() as cursor:
@@ -58,7 +58,7 @@ def test_a_table_made_through_one_node_is_there_at_once_through_the_others(clust
 
 
 def test_statements_run_over_several_ranges_on_several_leaseholders(cluster: ProcessCluster) -> None:
-    with dsdb.connect(cluster.url) as connection, connection.cursor() as cursor:
+    with dsdb.connect(cluster.url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE spread (id INT PRIMARY KEY, grp INT, v TEXT)")
         cursor.execute("ALTER TABLE spread SPLIT AT VALUES (100), (200), (300)")
         for start in range(0, 400, 100):
@@ -81,7 +81,7 @@ def test_statements_run_over_several_ranges_on_several_leaseholders(cluster: Pro
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_nothing_acknowledged_is_lost_when_a_node_is_killed(cluster: ProcessCluster, position: int) -> None:
     table = f"kill{position}"
-    with dsdb.connect(cluster.url) as connection, connection.cursor() as cursor:
+    with dsdb.connect(cluster.url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"CREATE TABLE {table} (n INT PRIMARY KEY)")
     victim = cluster.nodes[position]
     others = ",".join(node.address for node in cluster.nodes if node is not victim)
@@ -110,7 +110,7 @@ def test_health_and_metrics(cluster: ProcessCluster) -> None:
 
 
 def test_a_client_fails_over_to_another_host_of_its_url(cluster: ProcessCluster) -> None:
-    with dsdb.connect(f"dsdb://127.0.0.1:1,{cluster.nodes[0].address}") as connection, connection.cursor() as cursor:
+    with dsdb.connect(f"dsdb://127.0.0.1:1,{cluster.nodes[0].address}", autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT 1")
         assert cursor.fetchall() == [(1,)]
 
@@ -118,13 +118,13 @@ def test_a_client_fails_over_to_another_host_of_its_url(cluster: ProcessCluster)
 def test_a_node_restarts_with_what_it_had(store: Path) -> None:
     node = NodeProcess(store).start()
     try:
-        with dsdb.connect(f"dsdb://{node.address}") as connection, connection.cursor() as cursor:
+        with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection, connection.cursor() as cursor:
             cursor.execute("CREATE TABLE t (id INT PRIMARY KEY, v TEXT)")
             cursor.execute("INSERT INTO t VALUES (1, 'kept')")
         for end in (node.terminate, node.kill):
             end()
             node.start()
-            with dsdb.connect(f"dsdb://{node.address}") as connection, connection.cursor() as cursor:
+            with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection, connection.cursor() as cursor:
                 cursor.execute("SELECT v FROM t WHERE id = 1")
                 assert cursor.fetchall() == [("kept",)]
     finally:

@@ -33,14 +33,14 @@ def leader(cluster: ProcessCluster, url: str) -> NodeProcess:
 
 
 def test_a_stopping_node_ends_its_statements_and_hands_its_leases_over(cluster: ProcessCluster, url: str) -> None:
-    with dsdb.connect(url) as connection:
+    with dsdb.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE stopping (n INT PRIMARY KEY)")
     leaving = leader(cluster, url)
     stayers = ",".join(node.address for node in cluster.nodes if node is not leaving)
     writer = Writer(f"dsdb://{stayers}", "stopping")
     writer.start()
     writer.wait_acknowledged(20)
-    with dsdb.connect(f"dsdb://{leaving.address}") as connection, ThreadPoolExecutor(1) as pool:
+    with dsdb.connect(f"dsdb://{leaving.address}", autocommit=True) as connection, ThreadPoolExecutor(1) as pool:
         running = pool.submit(lambda: connection.execute(STATEMENT).fetchall())
         threading.Event().wait(0.1)
         before = time.monotonic()
@@ -58,7 +58,7 @@ def test_a_stopping_node_ends_its_statements_and_hands_its_leases_over(cluster: 
 
 def test_a_second_sigterm_stops_at_once(cluster: ProcessCluster, url: str) -> None:
     victim = cluster.nodes[2]
-    connection = dsdb.connect(f"dsdb://{victim.address}")
+    connection = dsdb.connect(f"dsdb://{victim.address}", autocommit=True)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(connection.execute, LONG)
         threading.Event().wait(0.3)
@@ -73,7 +73,7 @@ def test_a_second_sigterm_stops_at_once(cluster: ProcessCluster, url: str) -> No
 
 
 def test_all_nodes_restarted_at_once_keep_everything(cluster: ProcessCluster, url: str) -> None:
-    with dsdb.connect(url) as connection:
+    with dsdb.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE kept (n INT PRIMARY KEY)")
         connection.execute("INSERT INTO kept VALUES " + ", ".join(f"({n})" for n in range(500)))
     with ThreadPoolExecutor(3) as pool:

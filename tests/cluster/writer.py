@@ -32,7 +32,7 @@ class Writer(threading.Thread):
     def _write(self) -> None:
         number = 0
         last = time.monotonic()
-        with dsdb.connect(self._url) as connection, connection.cursor() as cursor:
+        with dsdb.connect(self._url, autocommit=True) as connection, connection.cursor() as cursor:
             while not self._is_stopping.is_set():
                 number += 1
                 try:
@@ -70,7 +70,7 @@ class Writer(threading.Thread):
 
     def check(self, url: str) -> None:
         """Read everything back: what was acknowledged is there, what was refused is not."""
-        with dsdb.connect(url) as connection, connection.cursor() as cursor:
+        with dsdb.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
             cursor.execute(f"SELECT n FROM {self._table}")
             found = {n for (n,) in cursor.fetchall()}
         missing = sorted(set(self.acknowledged) - found)

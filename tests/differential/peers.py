@@ -70,7 +70,7 @@ class Dsdb:
     """An embedded node of dsdb."""
 
     def __init__(self) -> None:
-        self.connection = dsdb.connect()
+        self.connection = dsdb.connect(autocommit=True)
 
     def run(self, sql: str) -> Outcome:
         try:

@@ -21,11 +21,11 @@ def fresh(path: str) -> None:
     global _kept
     if _kept is not None:
         _kept.close()
-    _kept = dsdb.connect()
+    _kept = dsdb.connect(autocommit=True)
 
 
 def connect() -> Connection:
     """Connect to the script's database."""
     if _kept is None:
         fresh("")
-    return dsdb.connect()
+    return dsdb.connect(autocommit=True)

@@ -19,6 +19,7 @@ from dsdb.driver import results
 from dsdb.driver.connection import Connection
 from dsdb.protocol.messages import Execute, encode_message
 from dsdb.session import SessionLimits
+from tests.driver.breaking_proxy import BreakingProxy
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def node() -> Iterator[Node]:
 
 @pytest.fixture
 def connection(node: Node) -> Iterator[Connection]:
-    with dsdb.connect(node.url) as opened:
+    with dsdb.connect(node.url, autocommit=True) as opened:
         yield opened
 
 
@@ -130,14 +131,12 @@ def test_closed_cursors_and_connections(connection: Connection) -> None:
         connection.cursor()
 
 
-def test_every_statement_commits_by_itself(connection: Connection) -> None:
-    connection.commit()
+def test_with_autocommit_every_statement_commits_by_itself(connection: Connection) -> None:
     assert connection.autocommit
-    connection.autocommit = True
-    with pytest.raises(dsdb.NotSupportedError, match="commits by itself"):
-        connection.rollback()
-    with pytest.raises(dsdb.NotSupportedError, match="commits by itself"):
-        connection.autocommit = False
+    connection.execute("rows 1")
+    assert not connection.in_transaction
+    connection.commit()
+    connection.rollback()
 
 
 def test_errors_carry_all_that_the_node_said(connection: Connection) -> None:
@@ -271,7 +270,7 @@ def test_what_is_larger_than_the_node_takes_is_not_sent(node: Node, connection: 
 
 
 def test_executemany_of_rows_that_are_too_large_as_one_statement() -> None:
-    with Node(SessionLimits(request_bytes_max=10_000)) as small, dsdb.connect(small.url) as connection:
+    with Node(SessionLimits(request_bytes_max=10_000)) as small, dsdb.connect(small.url, autocommit=True) as connection:
         rows = [(n, "x" * 1_000) for n in range(64)]
         assert connection.cursor().executemany("INSERT INTO t VALUES (?, ?)", rows).rowcount == 64
         assert small.executor.inserted == rows
@@ -280,7 +279,7 @@ def test_executemany_of_rows_that_are_too_large_as_one_statement() -> None:
 def test_few_rows_that_are_large_are_streamed_and_one_that_is_too_large_is_an_error() -> None:
     with (
         Node(SessionLimits(inline_bytes_max=10_000, batch_bytes=2_000, response_bytes_max=5_000)) as small,
-        dsdb.connect(small.url) as connection,
+        dsdb.connect(small.url, autocommit=True) as connection,
     ):
         assert connection.execute("large 20 1000").fetchall() == [("x" * 1_000,)] * 20
         for sql in ("large 1 10001", "large 3 6000"):
@@ -291,7 +290,7 @@ def test_few_rows_that_are_large_are_streamed_and_one_that_is_too_large_is_an_er
 
 
 def test_the_node_says_how_much_it_takes() -> None:
-    with Node(SessionLimits(request_bytes_max=1_000)) as small, dsdb.connect(small.url) as connection:
+    with Node(SessionLimits(request_bytes_max=1_000)) as small, dsdb.connect(small.url, autocommit=True) as connection:
         # Up to the last byte, and not beyond: the node would have ended the session.
         overhead = len(encode_message(Execute(stream=1, sql="echo ?", types=b"\x0b", values=[b"x" * 900], credit_bytes=4 << 20))) - 904
         connection.execute("echo ?", [b"x" * (1_000 - overhead)])
@@ -333,36 +332,36 @@ def test_executemany_stops_at_the_first_failure(node: Node, connection: Connecti
 def test_fail_over_at_connect(node: Node) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         dead = unused.getsockname()[1]
-    with dsdb.connect(f"dsdb://127.0.0.1:{dead},127.0.0.1:{node.port}/d") as connection:
+    with dsdb.connect(f"dsdb://127.0.0.1:{dead},127.0.0.1:{node.port}/d", autocommit=True) as connection:
         assert connection.node_id == 1
     with pytest.raises(dsdb.OperationalError, match="none of the 2 hosts"):
-        dsdb.connect(f"dsdb://127.0.0.1:{dead},127.0.0.1:{dead}/d?load_balance=random")
+        dsdb.connect(f"dsdb://127.0.0.1:{dead},127.0.0.1:{dead}/d?load_balance=random", autocommit=True)
 
 
 def test_load_balances(node: Node) -> None:
     with Node(node_id=2) as second:
         hosts = f"dsdb://127.0.0.1:{node.port},127.0.0.1:{second.port}/d"
-        turns = [dsdb.connect(f"{hosts}?load_balance=round_robin") for _ in range(4)]
+        turns = [dsdb.connect(f"{hosts}?load_balance=round_robin", autocommit=True) for _ in range(4)]
         assert sorted(connection.node_id for connection in turns) == [1, 1, 2, 2]
-        held = [dsdb.connect(node.url) for _ in range(3)]
-        least = [dsdb.connect(f"{hosts}?load_balance=least_loaded") for _ in range(2)]
+        held = [dsdb.connect(node.url, autocommit=True) for _ in range(3)]
+        least = [dsdb.connect(f"{hosts}?load_balance=least_loaded", autocommit=True) for _ in range(2)]
         assert [connection.node_id for connection in least] == [2, 2]
         for connection in turns + held + least:
             connection.close()
 
 
 def test_a_full_node_passes_the_client_on() -> None:
-    with Node(SessionLimits(sessions_max=1)) as full, Node(node_id=2) as other, dsdb.connect(full.url):
-        with dsdb.connect(f"dsdb://127.0.0.1:{full.port},127.0.0.1:{other.port}/d") as connection:
+    with Node(SessionLimits(sessions_max=1)) as full, Node(node_id=2) as other, dsdb.connect(full.url, autocommit=True):
+        with dsdb.connect(f"dsdb://127.0.0.1:{full.port},127.0.0.1:{other.port}/d", autocommit=True) as connection:
             assert connection.node_id == 2
         with pytest.raises(dsdb.OperationalError) as caught:
-            dsdb.connect(full.url)
+            dsdb.connect(full.url, autocommit=True)
         assert caught.value.sqlstate == "53300"
 
 
 def test_reconnect_between_statements(node: Node) -> None:
     with Node(node_id=2) as second:
-        connection = dsdb.connect(f"dsdb://127.0.0.1:{node.port},127.0.0.1:{second.port}/d")
+        connection = dsdb.connect(f"dsdb://127.0.0.1:{node.port},127.0.0.1:{second.port}/d", autocommit=True)
         connection.execute("set application_name mine")
         node.stop()
         assert connection.execute("show application_name").fetchall() == [("mine",)]
@@ -371,63 +370,10 @@ def test_reconnect_between_statements(node: Node) -> None:
 
 
 def test_a_drained_node_passes_its_clients_on(node: Node) -> None:
-    with Node(node_id=2) as second, dsdb.connect(f"dsdb://127.0.0.1:{node.port},127.0.0.1:{second.port}/d") as connection:
+    with Node(node_id=2) as second, dsdb.connect(f"dsdb://127.0.0.1:{node.port},127.0.0.1:{second.port}/d", autocommit=True) as connection:
         node.call(lambda: node.server.drain(grace_seconds=1))
         assert connection.execute("rows 1").fetchall() == [(0,)]
         assert connection.node_id == 2
-
-
-class BreakingProxy:
-    """Passes bytes on until told to break: from then on it swallows answers, and closes."""
-
-    def __init__(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._target = port
-        self.breaks_after: bytes | None = None
-        self._is_swallowing = False
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            threads = [threading.Thread(target=self._pump, args=pair, daemon=True) for pair in ((near, far), (far, near))]
-            for thread in threads:
-                thread.start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with source:
-            while True:
-                try:
-                    data = source.recv(65536)
-                    # Before the bytes go on: their answer may be quick.
-                    is_last = self.breaks_after is not None and self.breaks_after in data
-                    self._is_swallowing |= is_last
-                    if data and (is_last or not self._is_swallowing):
-                        sink.sendall(data)
-                except OSError:
-                    data = b""
-                if not data or is_last:
-                    for end in (source, sink):
-                        try:
-                            end.shutdown(socket.SHUT_RDWR)
-                        except OSError:
-                            pass
-                    return
-
-    def heal(self) -> None:
-        self.breaks_after = None
-        self._is_swallowing = False
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +388,7 @@ class BreakingProxy:
 )
 def test_a_connection_that_breaks_inside_a_statement(node: Node, sql: str, sqlstate: str) -> None:
     proxy = BreakingProxy(node.port)
-    connection = dsdb.connect(f"dsdb://127.0.0.1:{proxy.port}/d")
+    connection = dsdb.connect(f"dsdb://127.0.0.1:{proxy.port}/d", autocommit=True)
     connection.execute("rows 1")
     before = node.server.statistics().statements
     proxy.breaks_after = b"0.2"
@@ -469,7 +415,7 @@ def test_a_peer_that_is_no_node() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(dsdb.OperationalError, match="does not speak"):
-            dsdb.connect(f"dsdb://127.0.0.1:{listener.getsockname()[1]}/d")
+            dsdb.connect(f"dsdb://127.0.0.1:{listener.getsockname()[1]}/d", autocommit=True)
         thread.join()
 
 
@@ -477,12 +423,12 @@ def test_connect_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         began = time.monotonic()
         with pytest.raises(dsdb.OperationalError, match="timed out"):
-            dsdb.connect(f"dsdb://127.0.0.1:{listener.getsockname()[1]}/d?connect_timeout=0.1")
+            dsdb.connect(f"dsdb://127.0.0.1:{listener.getsockname()[1]}/d?connect_timeout=0.1", autocommit=True)
         assert time.monotonic() - began < 5
 
 
 def test_a_reset_while_streaming(node: Node) -> None:
-    connection = dsdb.connect(node.url)
+    connection = dsdb.connect(node.url, autocommit=True)
     cursor = connection.execute("batches 1000 10000")
     assert cursor.fetchone() == (0,)
     sock = connection._wire._socket

@@ -26,7 +26,7 @@ DAYS_MAX = 100_000
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[Connection]:
-    with Node() as node, dsdb.connect(node.url) as opened:
+    with Node() as node, dsdb.connect(node.url, autocommit=True) as opened:
         yield opened
 
 
@@ -155,14 +155,15 @@ def test_type_objects_cover_every_type_once() -> None:
         ("dsdb://h", Target(hosts=(("h", 7432),))),
         ("dsdb:///db", Target(hosts=(("localhost", 7432),), database="db")),
         (
-            "dsdb://me@h1:1,[::1]:2,h3/my%20db?load_balance=random&connect_timeout=2.5&application_name=x",
+            "dsdb://me@h1:1,[::1]:2,h3/my%20db?load_balance=random&connect_timeout=2.5&application_name=x&autocommit=true&lock_timeout=1s",
             Target(
                 hosts=(("h1", 1), ("::1", 2), ("h3", 7432)),
                 user="me",
                 database="my db",
                 load_balance="random",
                 connect_timeout=2.5,
-                options={"application_name": "x"},
+                autocommit=True,
+                options={"application_name": "x", "lock_timeout": "1s"},
             ),
         ),
     ],
@@ -173,7 +174,16 @@ def test_targets(text: str | None, wanted: Target) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["http://h", "dsdb://h:0", "dsdb://h:x", "dsdb://h?load_balance=x", "dsdb://h?connect_timeout=-1", "dsdb://h?x=1", "dsdb://u:p@h"],
+    [
+        "http://h",
+        "dsdb://h:0",
+        "dsdb://h:x",
+        "dsdb://h?load_balance=x",
+        "dsdb://h?connect_timeout=-1",
+        "dsdb://h?x=1",
+        "dsdb://h?autocommit=on",
+        "dsdb://u:p@h",
+    ],
 )
 def test_bad_targets(text: str) -> None:
     with pytest.raises(dsdb.InterfaceError):

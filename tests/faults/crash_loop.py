@@ -55,7 +55,7 @@ class CrashLoop:
 
     def _begin(self) -> None:
         self.cluster.wait_replicated(3)
-        with dsdb.connect(self.cluster.url) as connection:
+        with dsdb.connect(self.cluster.url, autocommit=True) as connection:
             for number in range(WRITERS):
                 connection.execute(f"CREATE TABLE written{number} (n INT PRIMARY KEY)")
         for number in range(WRITERS):
@@ -87,7 +87,7 @@ class CrashLoop:
 
     def _check(self, *, is_final: bool) -> None:
         """Read all rows; while rows are written, only what was known before the read can be missed or be too much."""
-        with dsdb.connect(f"{self.cluster.url}?load_balance=random") as connection:
+        with dsdb.connect(f"{self.cluster.url}?load_balance=random", autocommit=True) as connection:
             for number, writer in enumerate(self.writers):
                 acknowledged, refused = set(writer.acknowledged), set(writer.refused)
                 found = read_with_patience(connection, f"SELECT n FROM written{number}")

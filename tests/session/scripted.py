@@ -9,7 +9,7 @@ import pyarrow as pa
 import trio
 from sqlglot import exp
 
-from dsdb.session import SessionLimits, SessionServer
+from dsdb.session import SessionLimits, SessionServer, StatementPort
 from dsdb.sql import errors
 from dsdb.sql.execute.open_transaction import OpenTransaction
 from dsdb.sql.execute.result import Parameter, Result, ResultColumn, batch_of_rows
@@ -124,9 +124,11 @@ async def _once(batch: pa.RecordBatch) -> AsyncIterator[pa.RecordBatch]:
 class Node:
     """A listener in a thread of its own."""
 
-    def __init__(self, limits: SessionLimits | None = None, *, node_id: int = 1, port: int = 0) -> None:
+    def __init__(
+        self, limits: SessionLimits | None = None, *, node_id: int = 1, port: int = 0, executor: StatementPort | None = None
+    ) -> None:
         self.executor = ScriptedExecutor()
-        self.server = SessionServer(self.executor, node_id=node_id, limits=limits)
+        self.server = SessionServer(executor or self.executor, node_id=node_id, limits=limits)
         self.port = port
         self._ready = threading.Event()
         self._stopping = trio.Event()

@@ -10,7 +10,7 @@ ROUNDS = 40
 
 
 def test_rows_read_in_other_ranges_are_written() -> None:
-    with dsdb.connect() as connection:
+    with dsdb.connect(autocommit=True) as connection:
         connection.execute("CREATE TABLE source (id INT PRIMARY KEY, v INT NOT NULL)")
         connection.execute("CREATE TABLE target (id INT PRIMARY KEY, v INT NOT NULL)")
         connection.execute("INSERT INTO source VALUES (1, 10), (2, 20), (3, 30)")
@@ -26,14 +26,14 @@ def test_two_that_each_leave_if_the_other_stays_never_both_leave(tmp_path: Path)
 
     def leave(own: str, other: str) -> list[bool]:
         left = []
-        with dsdb.connect(tmp_path) as connection:
+        with dsdb.connect(tmp_path, autocommit=True) as connection:
             for number in range(ROUNDS):
                 text = f"UPDATE {own} SET duty = false WHERE id = {number} AND (SELECT duty FROM {other} WHERE id = {number})"
                 start.wait(20)
                 left.append(connection.run(lambda it, text=text: it.execute(text).rowcount) == 1)  # type: ignore[misc]
         return left
 
-    with dsdb.connect(tmp_path) as connection, ThreadPoolExecutor(2) as threads:
+    with dsdb.connect(tmp_path, autocommit=True) as connection, ThreadPoolExecutor(2) as threads:
         for name in ("ada", "grace"):
             connection.execute(f"CREATE TABLE {name} (id INT PRIMARY KEY, duty BOOL NOT NULL)")
             connection.execute(f"INSERT INTO {name} SELECT n, true FROM generate_series(0, {ROUNDS - 1}) AS rounds(n)")

@@ -43,7 +43,7 @@ class WireFuzz:
         self.worst_by = ""
         self.is_verbose = False
         self._pid = self.target.pid
-        self._bystander = dsdb.connect(f"dsdb://{self.target.address}")
+        self._bystander = dsdb.connect(f"dsdb://{self.target.address}", autocommit=True)
         self._bystander.execute("CREATE TABLE IF NOT EXISTS wire_rows (id BIGINT PRIMARY KEY, v TEXT)")
         self._wait_balanced()
         self._lease_changes = self._count_lease_changes()
@@ -65,7 +65,7 @@ class WireFuzz:
             loris = SlowLoris(self.port, connections)
             for _ in range(5):
                 loris.say_more()
-                dsdb.connect(f"dsdb://{self.target.address}").close()
+                dsdb.connect(f"dsdb://{self.target.address}", autocommit=True).close()
             loris.close()
         self.counts["slow loris: others connected"] += 1
 
@@ -81,7 +81,7 @@ class WireFuzz:
             began = time.monotonic()
             with self.watched(name):
                 try:
-                    with dsdb.connect(url) as connection, connection.cursor() as cursor:
+                    with dsdb.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
                         cursor.execute(sql, parameters)
                         state = "a result"
                 except dsdb.Error as error:
