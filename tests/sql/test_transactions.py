@@ -57,7 +57,7 @@ async def _stale_read(one: Client, two: Client) -> None:
     await one.run("BEGIN; SELECT n FROM t WHERE id = 1")
     await two.run("UPDATE t SET n = 11 WHERE id = 1")
     assert await one.run("SELECT n FROM t WHERE id = 1") == [(10,)]
-    await one.run("UPDATE t SET n = n + 100 WHERE id = 2")
+    await one.run("INSERT INTO t VALUES (3, 30)")
     error = await one.fail("COMMIT")
     assert error.sqlstate == "40001"
     assert error.message == 'could not serialize access: row (1) of "t" was changed by another transaction'
