@@ -78,7 +78,9 @@ class StageRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     keys: all keys that the transaction writes, the anchor first.  is_final: they are all known to be laid at or below `ts`, so the
     record is COMMITTED at once, and `keys` may be empty.
-    Answered by a RecordReply (STAGING at `ts` or above; COMMITTED; ABORTED; GONE) or a BumpReply (it must be staged above `bound`).
+    was_one_range: a commit of the attempt in one range was sent before, and may have an outcome (rule 26).
+    Answered by a RecordReply (STAGING at `ts` or above, without the keys; COMMITTED; ABORTED; GONE) or a BumpReply (it must be staged
+    above `bound`).
     """
 
     range_id: RangeId
@@ -86,6 +88,7 @@ class StageRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     ts: Timestamp
     keys: tuple[bytes, ...]
     is_final: bool = False
+    was_one_range: bool = False
 
 
 class PushRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -123,6 +126,7 @@ class EndTxnRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     commit_ts: COMMITTED at it, or None: ABORTED.  expected: the staged timestamp that recovery examined; None: from the coordinator
     itself.  resolve: keys of the anchor's range whose intents are resolved in the same command, if the record ends as asked.
+    was_one_range: as of `StageRequest`.
     Answered by a RecordReply.
     """
 
@@ -131,6 +135,7 @@ class EndTxnRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     commit_ts: Timestamp | None
     expected: Timestamp | None = None
     resolve: tuple[bytes, ...] = ()
+    was_one_range: bool = False
 
 
 class ResolveItem(msgspec.Struct, frozen=True, array_like=True):

@@ -36,7 +36,6 @@ from dsdb.store.intents import SLICE_KEYS, Awaited, record_latch
 from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
 
-
 WAIT_MIN_S = 0.001
 """Least wait for news, so that rounding never makes a wait of no length."""
 

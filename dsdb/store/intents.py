@@ -33,6 +33,7 @@ from dsdb.kv.intents import (
 )
 from dsdb.kv.requests import BumpReply
 from dsdb.storage import mvcc
+from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, after
 from dsdb.store.command import EndTxnCommand, PrewriteCommand, RemoveRecordsCommand, ResolveCommand, StageCommand
 from dsdb.store.evaluate import IntentsMet
@@ -43,6 +44,8 @@ SLICE_KEYS = 512
 
 _RECORD_LATCH = b"\xff\xff\xff"
 """Above every key."""
+RECORD_LATCHES = Span(_RECORD_LATCH, b"\xff" * 32)
+"""Where the latches of all records are: a split takes them all (rule 24)."""
 
 
 def record_latch(attempt: AttemptId) -> bytes:
@@ -149,7 +152,7 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | RecordReply
     verdicts = replica.verdicts
     record = replica.machine.records.get(meta.attempt)
     if record is None:
-        outcome = verdicts.outcome(meta.attempt)
+        outcome = _one_range_outcome(replica, request) or verdicts.outcome(meta.attempt)
         if outcome is not None:
             return outcome
         if meta.first_ts <= verdicts.low:
@@ -160,6 +163,17 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | RecordReply
     elif record.is_final or record.ts > ts or (record.ts == ts and not request.is_final):
         return record.reply(has_keys=False)
     return StageCommand(replica.descriptor.generation, replica.lease_term, meta, ts, keys, request.is_final)
+
+
+def _one_range_outcome(replica: Replica, request: StageRequest | EndTxnRequest) -> RecordReply | None:
+    """Give what became of a commit in one range that the attempt sent before a split parted its keys (rule 26); None: nothing did."""
+    machine, meta = replica.machine, request.meta
+    outcome = machine.outcomes.get(meta.attempt)
+    if outcome is not None:
+        return RecordReply(TxnStatus.ABORTED) if outcome.ts is None else RecordReply(TxnStatus.COMMITTED, outcome.ts)
+    if request.was_one_range and meta.first_ts <= machine.state.floor:
+        return RecordReply(TxnStatus.GONE)
+    return None
 
 
 class Awaited(enum.Enum):
@@ -210,7 +224,7 @@ def end(replica: Replica, request: EndTxnRequest, resolved: tuple[bytes, ...]) -
     verdicts = replica.verdicts
     record = replica.machine.records.get(meta.attempt)
     if record is None:
-        outcome = verdicts.outcome(meta.attempt)
+        outcome = _one_range_outcome(replica, request) or verdicts.outcome(meta.attempt)
         if outcome is not None:
             return outcome
         if expected is not None or meta.first_ts <= verdicts.low:

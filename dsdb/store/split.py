@@ -7,7 +7,7 @@ outcomes of the left side, and the txn records whose anchors it has.  Its first 
 that the left side served, and all that it said of attempts without a record.
 
 Invariants:
-- No read or write of the range is evaluated between the evaluation of the split and its application.
+- No read or write of the range, and nothing about a txn record, is evaluated between the evaluation of the split and its application.
 - A right side is made only where its replica was not removed already; else its keys are cleared.
 - Nobody splits the system range, or at a key that is not inside.
 """
@@ -24,6 +24,7 @@ from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP
 from dsdb.store.command import SplitCommand
 from dsdb.store.context import StoreContext
+from dsdb.store.intents import RECORD_LATCHES
 from dsdb.store.records import put_record
 from dsdb.store.replica import Replica
 from dsdb.store.serving import VERSION_SUFFIX_BYTES, Serving
@@ -62,7 +63,7 @@ class Splitting:
         if replica.low_term != replica.lease_term:
             await replica.wait_low_water()
         self._check(replica, request)
-        latch = replica.latches.acquire((), (replica.descriptor.span,))
+        latch = replica.latches.acquire((), (replica.descriptor.span, RECORD_LATCHES))
         await replica.wait_latch(latch)
         is_proposed = False
         try:

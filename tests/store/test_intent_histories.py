@@ -93,7 +93,7 @@ class Gateway:
 
             async def prewrite(key: bytes, answers: dict[bytes, object] = answers, ts: Timestamp = ts) -> None:  # type: ignore[assignment]
                 try:
-                    answers[key] = await desk.prewrite(meta, ts, {key: missing[key]})
+                    answers[key] = await desk.prewrite(meta, ts, {key: writes[key]})
                 except KvError:
                     answers[key] = None
 

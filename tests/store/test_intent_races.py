@@ -13,6 +13,7 @@ from dsdb.kv.requests import (
     CommitReply,
     CommitRequest,
     RefreshRequest,
+    RefuseRequest,
     ScanReply,
     ScanRequest,
     SplitRequest,
@@ -178,6 +179,66 @@ def test_a_split_hands_records_and_intents_to_the_side_of_their_keys() -> None:
         await desk.cluster.restart(StoreId(1))
         assert [await desk.read(keys[1]) for _, keys in both] == [b"1", b"1"]
         assert [await desk.push(txn, ts) for txn in (left, right)] == [RecordReply(COMMITTED, ts)] * 2
+
+    on_two_ranges(body)
+
+
+def test_a_split_waits_for_the_records_and_they_wait_for_it() -> None:
+    async def body(desk: TxnDesk) -> None:
+        staged, pushed = desk.meta(C), desk.meta(C)
+        disk = desk.cluster.disks[StoreId(1)]
+        disk.hold()
+        told: list[object] = []
+
+        async def split() -> None:
+            await desk.cluster.call(lambda range_id: SplitRequest(range_id, B, 9), A)  # type: ignore[arg-type]
+            told.append("split")
+
+        async def push() -> None:
+            told.append(await desk.push(pushed, desk.now(), abort=True))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.stage, staged, staged.first_ts, C)
+            await trio.sleep(0.01)
+            nursery.start_soon(split)
+            await trio.sleep(0.01)
+            nursery.start_soon(push)
+            await trio.sleep(0.1)
+            assert told == []
+            disk.let_go()
+        assert told == ["split", RecordReply(ABORTED)]
+        # The push was answered by the right side.
+        assert await desk.push(staged, staged.first_ts, abort=True) == RecordReply(STAGING, staged.first_ts, (C,))
+        assert (await desk.store(9))._replicas[LEFT].verdicts.outcome(pushed.attempt) is None  # type: ignore[arg-type]
+
+    on_two_ranges(body)
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_rule_26_a_commit_in_one_range_that_a_split_parts_goes_on_in_many(is_forgotten: bool) -> None:
+    async def body(desk: TxnDesk) -> None:
+        done, refused, silent = desk.meta(A), desk.meta(C), desk.meta(C)
+        writes = (Write(A, b"1"), Write(C, b"1"))
+        made = await desk.call(A, lambda range_id: CommitRequest(range_id, done.attempt, done.first_ts, None, writes))
+        await desk.call(A, lambda range_id: RefuseRequest(range_id, refused.attempt, refused.first_ts))
+        await desk.cluster.call(lambda range_id: SplitRequest(range_id, B, 9), A)  # type: ignore[arg-type]
+        if is_forgotten:
+            await trio.sleep(120)
+            for key in (A, C):
+                await desk.write(key, b"2")
+            for txn in (done, refused, silent):
+                assert await desk.stage(txn, desk.now(), A, C, was_one_range=True) == RecordReply(GONE)
+                assert await desk.end(txn, None, was_one_range=True) == RecordReply(GONE)
+        else:
+            for _ in range(2):
+                assert await desk.stage(done, desk.now(), A, C) == RecordReply(COMMITTED, made.ts)
+                assert await desk.end(done, None) == RecordReply(COMMITTED, made.ts)
+                assert await desk.stage(refused, desk.now(), C, A) == RecordReply(ABORTED)
+                assert await desk.end(refused, None) == RecordReply(ABORTED)
+            # Intents of an attempt that had committed lie above its versions, and are dropped.
+            assert await desk.prewrite(done, done.first_ts, {A: b"1"}) > made.ts
+            await desk.resolve(done, made.ts, A)
+            assert await desk.read(A) == b"1"
 
     on_two_ranges(body)
 

@@ -68,8 +68,10 @@ class TxnDesk:
         assert isinstance(reply, PrewriteReply)
         return reply.ts
 
-    async def stage(self, meta: TxnMeta, ts: Timestamp, *keys: bytes, is_final: bool = False) -> RecordReply | BumpReply:
-        reply: Reply = await self.call(meta.anchor, lambda range_id: StageRequest(range_id, meta, ts, keys, is_final))
+    async def stage(
+        self, meta: TxnMeta, ts: Timestamp, *keys: bytes, is_final: bool = False, was_one_range: bool = False
+    ) -> RecordReply | BumpReply:
+        reply: Reply = await self.call(meta.anchor, lambda range_id: StageRequest(range_id, meta, ts, keys, is_final, was_one_range))
         assert isinstance(reply, RecordReply | BumpReply)
         return reply
 
@@ -83,8 +85,10 @@ class TxnDesk:
         assert isinstance(reply, QueryIntentsReply)
         return reply.found
 
-    async def end(self, meta: TxnMeta, commit_ts: Timestamp | None, *resolve: bytes, expected: Timestamp | None = None) -> RecordReply:
-        reply = await self.call(meta.anchor, lambda range_id: EndTxnRequest(range_id, meta, commit_ts, expected, resolve))
+    async def end(
+        self, meta: TxnMeta, commit_ts: Timestamp | None, *resolve: bytes, expected: Timestamp | None = None, was_one_range: bool = False
+    ) -> RecordReply:
+        reply = await self.call(meta.anchor, lambda range_id: EndTxnRequest(range_id, meta, commit_ts, expected, resolve, was_one_range))
         assert isinstance(reply, RecordReply)
         return reply
 
