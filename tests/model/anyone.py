@@ -25,7 +25,8 @@ class Attempt:
     """One execution of a client transaction; a restart is a new attempt with a new id."""
 
     __slots__ = (
-        *("anchor", "client", "commit_ts", "first_ts", "id", "ignored", "may_be_staged", "read_ts", "reads", "spans", "was_one", "writes"),
+        *("anchor", "client", "commit_ts", "first_ts", "id", "ignored", "laid", "may_be_staged", "misread", "read_ts", "reads", "seq"),
+        *("spans", "statements", "was_one", "writes"),
     )
 
     def __init__(self, attempt: AttemptId, client: Any) -> None:
@@ -36,7 +37,15 @@ class Attempt:
         self.spans: dict[str, bool] = {}
         """key → whether it existed: what a refresh must cover."""
         self.writes: dict[str, Any] = {}
-        """The gateway's buffer."""
+        """What it writes, as of now."""
+        self.statements: list[tuple[int, str, Any]] = []
+        """(sequence, key, value) of every write that is not rolled back."""
+        self.seq = 0
+        """The last write's sequence."""
+        self.laid: dict[str, tuple[int, int]] = {}
+        """key → (sequence, timestamp) of the last intent that was flushed; timestamp 0: not acknowledged."""
+        self.misread = False
+        """A read did not give its own flushed write."""
         self.anchor: str | None = None
         """The key that the record lives beside."""
         self.ignored: Ignored = {}
@@ -45,6 +54,25 @@ class Attempt:
         """A staging was acknowledged, or was sent and not answered."""
         self.was_one = False
         """A one-range commit was sent."""
+
+    def write(self, key: str, value: Any) -> None:
+        """Buffer a write."""
+        self.seq += 1
+        self.statements.append((self.seq, key, value if value is None else (*value, self.seq)))
+        self.writes[key] = self.statements[-1][2]
+
+    def rollback(self, savepoint: int) -> None:
+        """Forget the writes after a savepoint."""
+        self.statements = [statement for statement in self.statements if statement[0] <= savepoint]
+        self.writes = {key: value for _, key, value in self.statements}
+
+    def sequences(self) -> dict[str, int]:
+        """Give which write stands at each key."""
+        return {key: seq for seq, key, _ in self.statements}
+
+    def touched(self) -> list[str]:
+        """Give all keys with intents, or to be written."""
+        return list(dict.fromkeys((*self.laid, *self.writes)))
 
 
 class Anyone:
@@ -123,8 +151,13 @@ class Anyone:
             if not todo:
                 continue
             x, record = world.rng.choice(todo)
-            found = (record.status.lower(), record.ts, record.keys)
-            reply = yield from self.recover(x, world.attempts[x].first_ts, record.anchor, found)
+            first_ts = world.attempts[x].first_ts
+            if record.status == "PENDING":
+                # Its gateway gave no sign of life for long.
+                reply = yield from self.ask(record.anchor, Range.push, x, record.anchor, first_ts, NEVER, True)
+            else:
+                found = (record.status.lower(), record.ts, record.keys)
+                reply = yield from self.recover(x, first_ts, record.anchor, found)
             if reply is TIMEOUT or x not in self.records():
                 continue
             ts = reply[1] if reply[0] == "committed" else None

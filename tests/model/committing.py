@@ -1,5 +1,7 @@
 """How a gateway commits: in one range, or in many.  To be read beside `dsdb/txn/transaction.py`."""
 
+from typing import Any
+
 from tests.model.anyone import Anyone, Attempt, Steps
 from tests.model.leaseholder import Range
 from tests.model.state import MISMATCH, TIMEOUT
@@ -105,11 +107,10 @@ class Committing(Anyone):
 
     # ---- Many-range commit ----
 
-    def prewrite(self, attempt: Attempt, key: str, ts: int) -> Steps:
+    def prewrite(self, attempt: Attempt, key: str, ts: int, value: Any, seq: int = 0) -> Steps:
         """Lay one intent.  Gives ("ok", its timestamp), ("fail",) or TIMEOUT."""
         for _ in range(PREWRITE_TRIES_MAX):
-            args = (attempt.id, key, attempt.writes[key], ts, attempt.anchor, attempt.first_ts)
-            reply = yield from self.ask(key, Range.prewrite, *args)
+            reply = yield from self.ask(key, Range.prewrite, attempt.id, key, value, ts, attempt.anchor, attempt.first_ts, seq)
             if reply is TIMEOUT or reply[0] == "ok":
                 return reply
             if self.world.chance(0.1):
@@ -120,12 +121,12 @@ class Committing(Anyone):
                 yield None
         return ("fail",)
 
-    def stage(self, attempt: Attempt, ts: int) -> Steps:
-        """Stage the record at ts."""
-        args = (attempt.id, ts, attempt.first_ts, tuple(attempt.writes), attempt.anchor, attempt.was_one)
+    def stage(self, attempt: Attempt, ts: int, handler: Any = Range.stage) -> Steps:
+        """Stage the record at ts, or (Range.commit_flushed) make it COMMITTED."""
+        args = (attempt.id, ts, attempt.first_ts, tuple(attempt.touched()), attempt.anchor, attempt.was_one)
         tries = 0
         while tries < self.world.tries:
-            reply = yield self.world.at[attempt.anchor], Range.stage, args
+            reply = yield self.world.at[attempt.anchor], handler, args
             if reply is TIMEOUT or reply[0] == "staged":
                 attempt.may_be_staged = True
             if reply is not TIMEOUT and reply != MISMATCH:
@@ -166,7 +167,7 @@ class Committing(Anyone):
 
     def stage_and_prewrite(self, attempt: Attempt, ts: int, missing: list[str], late_refresh: Steps | None) -> Steps:
         """Do one round of a parallel commit.  Gives ("committed", at), ("failed",) or ("bump", what to stage above)."""
-        jobs = [self.stage(attempt, ts)] + [self.prewrite(attempt, k, ts) for k in missing]
+        jobs = [self.stage(attempt, ts)] + [self.prewrite(attempt, k, ts, attempt.writes[k]) for k in missing]
         if late_refresh:
             jobs.append(late_refresh)
         results = yield jobs
@@ -212,7 +213,7 @@ class Committing(Anyone):
             if reply is TIMEOUT:
                 return
         ts = attempt.commit_ts if committed else None
-        jobs = [self.ask(k, Range.resolve, attempt.id, k, ts) for k in attempt.writes]
+        jobs = [self.ask(k, Range.resolve, attempt.id, k, ts) for k in attempt.touched()]
         if "remove_after_resolve" in off:
             yield [*jobs, self.ask(anchor, Range.remove, attempt.id, anchor)]
             return

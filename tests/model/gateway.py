@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.anyone import NEVER, Attempt, Steps
-from tests.model.committing import Committing
+from tests.model.flushing import Flushing
 from tests.model.leaseholder import Range
 from tests.model.state import MISMATCH, TIMEOUT
 from tests.model.workload import Program
@@ -28,7 +28,7 @@ class Client:
         self.steps = 0
 
 
-class Gateway(Committing):
+class Gateway(Flushing):
     """The gateways of a history."""
 
     # ---- Statements ----
@@ -39,7 +39,8 @@ class Gateway(Committing):
         for _ in range(READ_TRIES_MAX):
             rg = self.world.at[keys[0]]
             holder = attempt.id if lock else None
-            reply = yield from self.call(rg, Range.read, attempt.id, attempt.ignored, keys, attempt.read_ts, holder)
+            own = attempt.sequences() if attempt.laid else None
+            reply = yield from self.call(rg, Range.read, attempt.id, attempt.ignored, keys, attempt.read_ts, holder, own)
             if reply is TIMEOUT:
                 return None
             if reply == MISMATCH:
@@ -66,21 +67,41 @@ class Gateway(Committing):
 
     def execute(self, attempt: Attempt, program: Program) -> Steps:
         """Run the statements.  Gives False: restart or abort."""
+        savepoint = 0
         for op, keys in program:
-            if op in "wd":
-                attempt.writes[keys[0]] = None if op == "d" else (attempt.id, keys[0])
-                continue
-            todo = [k for k in keys if k not in attempt.writes]
-            while todo:
-                values = yield from self.read(attempt, self.together(todo), op == "u")
-                if values is None:
-                    return False
-                for k, value in values.items():
-                    attempt.reads.append((k, value))
-                    attempt.spans[k] = attempt.spans.get(k, False) or value is not None or op != "s"
-                todo = [k for k in todo if k not in values]
-            if op == "u":
-                attempt.writes[keys[0]] = (attempt.id, keys[0])
+            match op:
+                case "w" | "d":
+                    attempt.write(keys[0], None if op == "d" else (attempt.id, keys[0]))
+                case "f":
+                    if not (yield from self.flush(attempt, attempt.read_ts)):
+                        return False
+                case "p":
+                    savepoint = attempt.seq
+                case "b":
+                    attempt.rollback(savepoint)
+                case _:
+                    if not (yield from self.query(attempt, op, keys)):
+                        return False
+                    if op == "u":
+                        attempt.write(keys[0], (attempt.id, keys[0]))
+        return True
+
+    def query(self, attempt: Attempt, op: str, keys: str) -> Steps:
+        """Run a statement that reads.  Gives False: restart or abort."""
+        # What was flushed is not in the buffer any more, and read from its intents.
+        stands = attempt.sequences()
+        todo = [k for k in keys if k not in attempt.writes or attempt.laid.get(k, (0, 0))[0] == stands[k]]
+        while todo:
+            values = yield from self.read(attempt, self.together(todo), op == "u")
+            if values is None:
+                return False
+            for k, value in values.items():
+                if k in attempt.writes:
+                    attempt.misread = attempt.misread or value != attempt.writes[k]
+                    continue
+                attempt.reads.append((k, value))
+                attempt.spans[k] = attempt.spans.get(k, False) or value is not None or op != "s"
+            todo = [k for k in todo if k not in values]
         return True
 
     # ---- A client's transaction ----
@@ -110,14 +131,22 @@ class Gateway(Committing):
             return (yield from self.read_latest(attempt, keys[0]))
         attempt.read_ts = yield "oracle"
         ok = yield from self.execute(attempt, client.program)
-        if not ok:
+        if attempt.laid and not (ok and attempt.writes):
+            outcome = "committed" if ok else "restart"
+            attempt.commit_ts = attempt.read_ts
+            yield from self.abort_many(attempt)
+            world.start(self.finish_many(attempt, "refused"), client)
+        elif not ok:
             outcome = "restart"
         elif not attempt.writes:
             attempt.commit_ts = attempt.read_ts
             return "committed"
         else:
             outcome = "moved"
-            if self.is_one(attempt) and world.chance(0.85):
+            if attempt.laid:
+                outcome = yield from self.commit_flushed(attempt)
+                world.start(self.finish_many(attempt, outcome) if outcome != "unknown" else nothing(), client)
+            elif self.is_one(attempt) and world.chance(0.85):
                 outcome = yield from self.commit_one(attempt)
             if outcome == "moved":
                 outcome = yield from self.commit_many(attempt)

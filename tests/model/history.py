@@ -11,7 +11,7 @@ def history(seed: int, off: frozenset[str] = frozenset(), trace: bool = False) -
     world = World(seed, off, trace)
     rng = world.rng
     gateway = Gateway(world)
-    made = programs(rng, world.keys)
+    made = programs(rng, world.keys, world.p_flush)
     if world.drill:
         made[:2] = [[("w", k) for k in rng.sample(world.keys, 2)] for _ in range(2)]
     clients = [Client(number, program) for number, program in enumerate(made)]

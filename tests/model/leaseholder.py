@@ -13,7 +13,7 @@ Command's keys stay latched until it is applied, and its reply is what `apply` r
 from typing import Any
 
 from tests.model.split import Splitting
-from tests.model.state import MISMATCH, WAIT, AttemptId, Command, Intent
+from tests.model.state import MISMATCH, NOTHING, WAIT, AttemptId, Command, Intent
 
 Ignored = dict[AttemptId, int]
 """attempt → its intents may be ignored below this timestamp, as it was pushed or aborted."""
@@ -24,8 +24,13 @@ class Range(Splitting):
 
     # ---- Reads ----
 
-    def read(self, attempt: AttemptId, ignored: Ignored, keys: list[str], ts: int, lock: AttemptId | None) -> object:
-        """Give values at ts, or the first foreign intent that may matter.  lock: the attempt that wants an unreplicated lock."""
+    def read(
+        self, attempt: AttemptId, ignored: Ignored, keys: list[str], ts: int, lock: AttemptId | None, own: dict[str, int] | None = None
+    ) -> object:
+        """Give values at ts, or the first foreign intent that may matter.
+
+        lock: the attempt that wants an unreplicated lock; own: key → which of its own writes stands there.
+        """
         if self.lacks(keys):
             return MISMATCH
         side = self.old if self.old and self.world.chance(0.5) else self
@@ -43,7 +48,7 @@ class Range(Splitting):
             self.locks[k] = lock
             if self.versions[k] and self.versions[k][-1][0] > ts:
                 return "newer", self.versions[k][-1][0]
-        values = {k: side.visible(k, ts) for k in keys}
+        values = {k: self.intents[k].value if self.is_own(attempt, k, own) else side.visible(k, ts) for k in keys}
         if side is self and "read_cache" not in self.off:
             for k in keys:
                 if values[k] is not None or len(keys) == 1 or "read_cache_absent" not in self.off:
@@ -52,6 +57,13 @@ class Range(Splitting):
                     else:
                         self.note(k, ts, attempt)
         return "ok", values
+
+    def is_own(self, attempt: AttemptId, key: str, own: dict[str, int] | None) -> bool:
+        """Say whether a read must give the transaction's own flushed value."""
+        intent = self.intents.get(key)
+        if not own or not intent or intent.attempt != attempt or intent.value == NOTHING or "flush_read_own" in self.off:
+            return False
+        return intent.seq == own.get(key) or "savepoint_read" in self.off
 
     def read_latest(self, attempt: AttemptId, key: str) -> object:
         """Give whatever is there, at no timestamp (read_timestamp off)."""
@@ -185,17 +197,19 @@ class Range(Splitting):
 
     # ---- Many-range commit: intents ----
 
-    def prewrite(self, attempt: AttemptId, key: str, value: Any, ts: int, anchor: str, first_ts: int) -> object:
+    def prewrite(self, attempt: AttemptId, key: str, value: Any, ts: int, anchor: str, first_ts: int, seq: int = 0) -> object:
         """Lay an intent, at ts or above."""
         if self.lacks((key,)):
             return MISMATCH
         if self.latched((key,)):
             return WAIT
         intent = self.intents.get(key)
-        if intent:
-            return ("ok", intent.ts) if intent.attempt == attempt else ("intent", key, intent, None)
+        if intent and intent.attempt != attempt:
+            return "intent", key, intent, None
+        if intent and (intent.seq == seq or (intent.seq > seq and "flush_sequence" not in self.off)):
+            return "ok", intent.ts
         bound = self.bump(key, ts, attempt)
-        return Command((key,), self.apply_prewrite, key, Intent(attempt, bound + 1 if bound else ts, value, anchor, first_ts))
+        return Command((key,), self.apply_prewrite, key, Intent(attempt, bound + 1 if bound else ts, value, anchor, first_ts, seq))
 
     def apply_prewrite(self, key: str, intent: Intent) -> tuple:
         self.intents[key] = intent
@@ -223,6 +237,9 @@ class Range(Splitting):
         intent = self.intents.get(key)
         if not intent or intent.attempt != attempt:
             return ("ok",)
+        if intent.value == NOTHING and ts is not None and "savepoint_resolve_notes" not in self.off:
+            # No version stays that would bump a late copy of what was rolled back.
+            self.note(key, ts, None)
         return Command((key,), self.apply_resolve, attempt, key, ts)
 
     def apply_resolve(self, attempt: AttemptId, key: str, ts: int | None) -> tuple:
@@ -230,6 +247,6 @@ class Range(Splitting):
         if intent and intent.attempt == attempt:
             del self.intents[key]
             # An intent above the commit timestamp was not promised: it is a late copy of a prewrite that is resolved already.
-            if ts is not None and (intent.ts <= ts or "resolve_at_or_below" in self.off):
+            if ts is not None and intent.value != NOTHING and (intent.ts <= ts or "resolve_at_or_below" in self.off):
                 self.put(key, ts, intent.value, attempt)
         return ("ok",)

@@ -4,7 +4,11 @@ The record of a many-range commit lives beside the first key that the transactio
 attempt's id.
 
     no record ──stage──▶ STAGING ──end──▶ COMMITTED | ABORTED ──remove──▶ no record, a tombstone with the outcome
+        ├──begin──▶ PENDING ──commit_flushed, push to abort──▶ ┘
+        ├──commit_flushed─────────────────────────────────────▶ ┘
         └──push to abort, or the gateway's own abort──▶ a tombstone
+
+PENDING is the record of a transaction that flushed writes before its commit: it needs none, but with one it survives a lease move.
 """
 
 from tests.model.state import MISMATCH, WAIT, AttemptId, Command, RangeState, Record
@@ -21,7 +25,28 @@ class Records(RangeState):
         """Say whether a split took the anchor away."""
         return anchor not in self.versions and "split_record_home" not in self.off
 
-    def stage(self, attempt: AttemptId, ts: int, first_ts: int, keys: tuple[str, ...], anchor: str, was_one: bool) -> object:
+    def begin(self, attempt: AttemptId, first_ts: int, anchor: str) -> object:
+        """Make a PENDING record, for a transaction that flushes writes."""
+        if self.moved(anchor):
+            return MISMATCH
+        if self.latched((attempt,)):
+            return WAIT
+        record = self.records.get(attempt)
+        if record is not None:
+            return record.status.lower(), record.ts
+        if attempt in self.tombs and "pending_tombstone" not in self.off:
+            return self.tombs[attempt]
+        if self.before_lease(first_ts):
+            return ("gone",)
+        return Command((attempt,), self.apply_stage, attempt, 0, (), anchor, "PENDING", home=(anchor,))
+
+    def commit_flushed(self, attempt: AttemptId, ts: int, first_ts: int, keys: tuple[str, ...], anchor: str, was_one: bool) -> object:
+        """Commit at ts, after every write and refresh was acknowledged.  keys: all that have intents."""
+        return self.stage(attempt, ts, first_ts, keys, anchor, was_one, "COMMITTED")
+
+    def stage(
+        self, attempt: AttemptId, ts: int, first_ts: int, keys: tuple[str, ...], anchor: str, was_one: bool, status: str = "STAGING"
+    ) -> object:
         """Promise writes of these keys at or below ts.  was_one: a one-range commit of the attempt was sent before."""
         if self.moved(anchor):
             return MISMATCH
@@ -40,16 +65,20 @@ class Records(RangeState):
             pushed = self.pushes.get(attempt, 0)
             if pushed >= ts:
                 return "bump", pushed
+        elif record.status == "PENDING":
+            pushed = max(self.pushes.get(attempt, 0), self.record_low if "pending_low_water" not in self.off else 0)
+            if pushed >= ts:
+                return "bump", pushed
         elif record.status == "STAGING":
             if record.ts >= ts:
                 return "staged", record.ts
         else:
             return record.status.lower(), record.ts
-        return Command((attempt,), self.apply_stage, attempt, ts, keys, anchor, home=(anchor,))
+        return Command((attempt,), self.apply_stage, attempt, ts, keys, anchor, status, home=(anchor,))
 
-    def apply_stage(self, attempt: AttemptId, ts: int, keys: tuple[str, ...], anchor: str) -> tuple:
-        self.records[attempt] = Record("STAGING", ts, keys, anchor)
-        return "staged", ts
+    def apply_stage(self, attempt: AttemptId, ts: int, keys: tuple[str, ...], anchor: str, status: str) -> tuple:
+        self.records[attempt] = Record(status, ts, keys, anchor)
+        return {"STAGING": "staged"}.get(status, status.lower()), ts
 
     def push(self, attempt: AttemptId, anchor: str, first_ts: int, ts: int, abort: bool) -> object:
         """Ask about an intent's transaction: a reader at ts, or (abort) a writer or someone who took its gateway for dead."""
@@ -60,6 +89,10 @@ class Records(RangeState):
         record = self.records.get(attempt)
         if record is None:
             return self.push_unrecorded(attempt, first_ts, ts, abort)
+        if record.status == "PENDING":
+            if abort:
+                return Command((attempt,), self.apply_end, attempt, "ABORTED", 0, home=(anchor,))
+            return self.remember_push(attempt, ts)
         if record.status != "STAGING":
             return record.status.lower(), record.ts
         if not abort and record.ts > ts:
@@ -78,6 +111,9 @@ class Records(RangeState):
             if "stage_tombstone" not in self.off:
                 self.tombs[attempt] = ("aborted",)
             return ("aborted",)
+        return self.remember_push(attempt, ts)
+
+    def remember_push(self, attempt: AttemptId, ts: int) -> tuple:
         if "stage_push" not in self.off:
             self.pushes[attempt] = max(ts, self.pushes.get(attempt, 0))
         return ("pushed",)
@@ -103,7 +139,7 @@ class Records(RangeState):
             if "stage_tombstone" not in self.off:
                 self.tombs[attempt] = ("aborted",)
             return ("aborted",)
-        if record.status != "STAGING":
+        if record.status not in ("STAGING", "PENDING"):
             return record.status.lower(), record.ts
         if expected is not None and record.ts != expected and "recover_same" not in self.off:
             return "staging", record.ts, record.keys
@@ -121,7 +157,7 @@ class Records(RangeState):
             return MISMATCH
         if self.latched((attempt,)):
             return WAIT
-        if attempt not in self.records or self.records[attempt].status == "STAGING":
+        if attempt not in self.records or self.records[attempt].status in ("STAGING", "PENDING"):
             return ("ok",)
         return Command((attempt,), self.apply_remove, attempt, home=(anchor,))
 

@@ -73,6 +73,20 @@ RULES: dict[str, str] = {
     "split_stage_floor": "... and is refused if that may be forgotten",
     "split_end_outcome": "giving up looks first for the outcome of a one-range commit of the same attempt",
     "split_end_floor": "... and is `gone` if that may be forgotten",
+    # large buffers, flushed as intents before the commit; with a PENDING record or without
+    "flush_first_ts": "first_ts is issued before the first flush, and goes with the commit too",
+    "flush_sequence": "a late copy of an earlier flush does not replace a later value",
+    "flush_read_own": "a read sees what its own transaction flushed",
+    "flush_two_rounds": "every write is acknowledged before the record says COMMITTED",
+    "flush_at_or_below": "... at or below the commit timestamp",
+    "flush_refresh": "... and every refresh has succeeded",
+    "pending_tombstone": "a PENDING record is not created, nor one made COMMITTED, after somebody aborted the attempt",
+    "pending_low_water": "a PENDING record of before the lease commits only above its low water, as pushes may be lost",
+    # savepoints
+    "savepoint_undo": "a flushed write that was rolled back is overwritten before the commit, with what was there before",
+    "savepoint_nothing": "... or with an intent of nothing, not just removed: a late copy could be laid again",
+    "savepoint_resolve_notes": "resolving an intent of nothing records the key as read by nobody, against late copies",
+    "savepoint_read": "a read does not see a flushed write that was rolled back",
     # closed timestamps
     "closed_bumps": "a write at or below the closed timestamp is bumped",
 }

@@ -6,7 +6,7 @@ Each is a function of the rules taken away that gives what went wrong, as in `ve
 from collections.abc import Callable, Iterable
 
 from tests.model.leaseholder import Range
-from tests.model.state import MISMATCH, Command
+from tests.model.state import MISMATCH, NOTHING, Command
 from tests.model.world import World
 
 T, U, W = ("T", 0), ("U", 0), ("W", 0)
@@ -155,12 +155,51 @@ def late_copy_after_a_split(off: Iterable[str]) -> str | None:
     return None if reply == MISMATCH else "order"
 
 
+def pushed_while_pending(off: Iterable[str], lease_moves: bool) -> str | None:
+    """T flushed b; a reader at 15 pushed it and read below its intent; maybe the lease moves; T commits."""
+    stage = Stage(off, "ab")
+    stage.do("b", Range.begin, T, 11, "b")
+    assert stage.do("b", Range.prewrite, T, "b", "vb", 11, "b", 11, 1) == ("ok", 11)
+    assert stage.do("b", Range.read, W, {}, ["b"], 15, None)[0] == "intent"
+    assert stage.do("b", Range.push, T, "b", 11, 15, False) == ("pushed",)
+    assert stage.do("b", Range.read, W, {T: 15}, ["b"], 15, None) == ("ok", {"b": None})
+    if lease_moves:
+        stage.world.move_lease(stage.world.at["b"])
+    return "order" if stage.do("b", Range.commit_flushed, T, 11, 11, ("b",), "b", False)[0] == "committed" else None
+
+
+def read_below_a_pending_one(off: Iterable[str]) -> str | None:
+    """A reader that pushed a pending transaction stays right, also after a lease move."""
+    return pushed_while_pending(off, False) or pushed_while_pending(off, True)
+
+
+def rolled_back_comes_late(off: Iterable[str]) -> str | None:
+    """T flushed a and b, rolled b back, and committed; a copy of b's prewrite arrives before the record is removed."""
+    stage = Stage(off, "ab")
+    prewrite_b = (T, "b", "vb", 11, "a", 11, 2)
+    stage.do("a", Range.prewrite, T, "a", "va", 11, "a", 11, 1)
+    stage.do("b", Range.prewrite, *prewrite_b)
+    if "savepoint_nothing" in off:
+        stage.do("b", Range.resolve, T, "b", None)
+    else:
+        stage.do("b", Range.prewrite, T, "b", NOTHING, 11, "a", 11, 3)
+    assert stage.do("a", Range.commit_flushed, T, 11, 11, ("a", "b"), "a", False) == ("committed", 11)
+    for k in "ab":
+        stage.do(k, Range.resolve, T, k, 11)
+    stage.do("b", Range.prewrite, *prewrite_b)
+    assert stage.do("a", Range.push, T, "a", 11, 30, True) == ("committed", 11)
+    stage.do("b", Range.resolve, T, "b", 11)
+    return "lost" if stage.versions("b") else None
+
+
 SCENARIOS: dict[Callable[[Iterable[str]], str | None], tuple[str, ...]] = {
     told_behind_its_back: ("remove_tombstone", "remove_tombstone_outcome", "gone_unknown", "push_before_lease"),
     told_after_a_split: ("split_stage_outcome", "split_stage_floor", "split_end_outcome", "split_end_floor"),
     resent_after_a_split: ("split_outcomes", "split_floor"),
     aborted_before_a_split: ("split_copy_tombstones",),
     closed_before_a_split: ("split_closed",),
+    rolled_back_comes_late: ("savepoint_nothing", "savepoint_resolve_notes"),
+    read_below_a_pending_one: ("stage_push", "pending_low_water"),
     late_copy_after_a_split: ("split_spans_checked",),
 }
 """Scenario → the rules without which it goes wrong."""

@@ -29,13 +29,19 @@ class Intent(NamedTuple):
     anchor: str
     """The key beside which the attempt's record lives."""
     first_ts: int
+    seq: int = 0
+    """Which of the attempt's writes it is."""
+
+
+NOTHING = "nothing"
+"""The value of an intent in the place of one that was rolled back: resolving it leaves no version."""
 
 
 class Record(NamedTuple):
     """A transaction record, replicated."""
 
     status: str
-    """STAGING, COMMITTED or ABORTED."""
+    """PENDING, STAGING, COMMITTED or ABORTED."""
     ts: int
     keys: tuple[str, ...]
     """What was promised to be written at or below ts."""

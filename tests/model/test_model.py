@@ -14,6 +14,8 @@ SEEDS = range(3000)
 
 AT_LEAST = {
     "lease moved": 6000,
+    "flush": 3000,
+    "flushed commit": 700,
     "one-range commit": 1500,
     "oracle moved": 3000,
     "parallel commit": 900,
@@ -40,7 +42,10 @@ CAUGHT_WITHIN_HISTORIES = {
     "remove_tombstone": 400,
     "split_latch+split_fits_at_apply": 400,
     "split_outcomes": 1000,
-    "split_record_home": 1500,
+    "split_record_home": 2000,
+    "flush_first_ts": 400,
+    "flush_two_rounds": 200,
+    "savepoint_undo": 200,
 }
 """Rule taken away → how many histories, from seed 0, are enough to notice."""
 

@@ -5,6 +5,7 @@ lost    what a client was told is committed is not there, whole, at one timestam
 zombie  what a client was told is aborted is there, or something is that its client did not ask for
 twice   one client transaction is applied more than once (its restarts included), or a key in two versions
 past    a read of the past (at the leaseholder, or on a follower at or below the closed timestamp) was not final
+own     a transaction did not read its own write
 stuck   an intent or a record cannot be cleaned up, or something waits for ever
 """
 
@@ -16,6 +17,9 @@ from tests.model.anyone import NEVER
 from tests.model.gateway import Client
 from tests.model.state import AttemptId
 from tests.model.world import World
+
+Applied = dict[AttemptId, dict[str, tuple[int, Any]]]
+"""attempt → key → (timestamp, value) of its versions."""
 
 
 class Committed(NamedTuple):
@@ -32,17 +36,17 @@ def verdict(world: World, clients: list[Client]) -> str | None:
     """Give the kind of violation, or None."""
     if world.problem:
         return world.problem
-    applied: dict[AttemptId, dict[str, int]] = defaultdict(dict)
+    applied: Applied = defaultdict(dict)
     final: dict[str, list[tuple]] = {}
     for rg in world.ranges:
         if rg.intents or rg.records or rg.log:
             return "stuck"
         final.update(rg.versions)
         for k, versions in rg.versions.items():
-            for ts, _, attempt in versions:
+            for ts, value, attempt in versions:
                 if k in applied[attempt]:
                     return "twice"
-                applied[attempt][k] = ts
+                applied[attempt][k] = (ts, value)
     committed = []
     for client in clients:
         found = effect(client, applied)
@@ -55,7 +59,7 @@ def verdict(world: World, clients: list[Client]) -> str | None:
     return None if serializable(committed) else "order"
 
 
-def effect(client: Client, applied: dict[AttemptId, dict[str, int]]) -> Committed | str | None:
+def effect(client: Client, applied: Applied) -> Committed | str | None:
     """Give what a client's transaction did, None for nothing, or what is wrong with it."""
     done = [attempt for attempt in client.attempts if attempt.id in applied]
     if len(done) > 1:
@@ -64,9 +68,11 @@ def effect(client: Client, applied: dict[AttemptId, dict[str, int]]) -> Committe
         attempt = done[0]
         if client.told == "aborted" or (client.told == "committed" and client.attempt is not attempt):
             return "zombie"
-        stamps = set(applied[attempt.id].values())
-        if set(applied[attempt.id]) != set(attempt.writes) or len(stamps) != 1:
+        stamps = {ts for ts, _ in applied[attempt.id].values()}
+        if {k: value for k, (_, value) in applied[attempt.id].items()} != attempt.writes or len(stamps) != 1:
             return "lost"
+        if attempt.misread:
+            return "own"
         if client.told == "committed" and attempt.commit_ts not in stamps:
             return "lost"
         ts = stamps.pop()

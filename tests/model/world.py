@@ -89,6 +89,8 @@ class World:
         self.p_past = pick((0, 0.03))
         self.p_split = pick((0, 0, 0.01, 0.03))
         self.split_way = pick(("fresh", "command", "copied"))
+        self.p_flush = pick((0, 0, 0.3, 0.6))
+        self.flush_way = pick(("none", "pending"))
         # Rift: one range at first, cut while its commits are under way and lost messages are tried again.
         if self.chance(0.12):
             self.p_split, self.p_fault, self.tries, self.p_closed = 0.05, 0.3, pick((2, 4)), pick((0, 0.1))
@@ -267,8 +269,8 @@ class World:
                 if not parent.missing:
                     self.events.append((RESUME, parent, parent.results))
             return
-        if request is None:
-            self.events.append((RESUME, task, None))
+        if request is None or request == []:
+            self.events.append((RESUME, task, request))
         elif type(request) is list:  # run generators side by side, resume with all their results
             task.results, task.missing = [None] * len(request), len(request)
             for i, gen in enumerate(request):
