@@ -329,6 +329,12 @@ class InvalidTableDefinitionError(SqlError):
     sqlstate = "42P16"
 
 
+class InsufficientPrivilegeError(SqlError):
+    """What nobody may do."""
+
+    sqlstate = "42501"
+
+
 class WrongObjectTypeError(SqlError):
     """An object of another kind than the statement needs."""
 

@@ -77,6 +77,9 @@ class Transaction(Protocol):
     def rollback_to(self, savepoint: int) -> None:
         """Forget the writes that were buffered behind a mark; what was read stays read."""
 
+    def describe(self) -> "TransactionState":
+        """Say what it has done so far."""
+
     async def rollback(self) -> None:
         """Give the transaction up; not needed of one that neither wrote nor locked anything.  Never raises."""
 
@@ -125,7 +128,7 @@ class CatalogSnapshot(Protocol):
 
 
 class ClusterView(Protocol):
-    """What statements about the cluster itself (SHOW RANGES, SPLIT AT) ask of the node."""
+    """What statements about the cluster itself (SHOW RANGES, SPLIT AT, the tables of schema `system`) ask of the node."""
 
     async def split(self, key: bytes) -> None:
         """Make `key` the start of a range of its own; nothing if it is one."""
@@ -135,6 +138,12 @@ class ClusterView(Protocol):
 
     async def nodes(self) -> list["NodeInfo"]:
         """Describe the nodes of the cluster, by id."""
+
+    async def transactions(self) -> tuple[list["OpenTransactionInfo"], list[str]]:
+        """Describe open transactions and running statements of all nodes; and give sentences about what is missing."""
+
+    async def locks(self) -> tuple[list["LockInfo"], list[str]]:
+        """Describe the row locks of all ranges, by key; and give sentences about what is missing."""
 
 
 class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +165,46 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     is_live: bool
     ranges: int
     leases: int
+
+
+class TransactionState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a transaction has done so far.  writes: keys that it has written; bytes: that these writes take in memory."""
+
+    attempt: bytes
+    read_timestamp: Timestamp | None
+    writes: int
+    bytes: int
+    is_committing: bool
+
+
+class OpenTransactionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An open transaction, or a statement that runs outside one, for people.
+
+    attempt: None if it has none yet; started_us: wall clock of its node, in microseconds since the epoch; state: running, committing,
+    idle, or failed (until ROLLBACK); statement: that runs or ran last, cut if it is long; writes, bytes: as in `TransactionState`.
+    """
+
+    node_id: int
+    session_id: int
+    attempt: bytes | None
+    started_us: int
+    state: str
+    statement: str
+    read_timestamp: Timestamp | None
+    writes: int
+    bytes: int
+
+
+class LockInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A row lock, for people.  since_us: wall clock of its leaseholder's node; waiters: statements that wait for it."""
+
+    range_id: int
+    key: bytes
+    holder: bytes
+    """Attempt id of the transaction that holds it."""
+    holder_node: int
+    since_us: int
+    waiters: int
 
 
 class PortError(Exception):

@@ -11,6 +11,12 @@ RangeId = NewType("RangeId", int)
 AttemptId = NewType("AttemptId", bytes)
 """One attempt of a transaction: 16 bytes, unique for all time (node id, start of the node, counter).  A restart takes a new one."""
 
+
+def node_of_attempt(attempt: AttemptId) -> NodeId:
+    """Give the node whose session began an attempt."""
+    return NodeId(int.from_bytes(attempt[:3], "big"))
+
+
 SYSTEM_RANGE = RangeId(1)
 """The range that holds meta and system keys; see `dsdb.storage.keys`."""
 FIRST_TABLE_RANGE = RangeId(2)

@@ -1,4 +1,4 @@
-"""What statements about the cluster itself ask of the node: SPLIT AT, SHOW RANGES, and who is there."""
+"""What statements about the cluster itself ask of the node: SPLIT AT, SHOW RANGES, who is there, and what they all do (`activity`)."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,7 @@ from dsdb.flow import Gatherer
 from dsdb.kv.errors import InvalidRequest, KvError, RangeKeyMismatch
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.requests import DescribeReply, DescribeRequest, SplitReply, SplitRequest
+from dsdb.node.activity import Activity
 from dsdb.node.directory import Directory
 from dsdb.node.membership import take_id
 from dsdb.ranges import Router
@@ -28,6 +29,7 @@ class NodeClusterView:
         directory: Directory,
         stores: Callable[[], Sequence[StoreView]],
         wake_coordinator: Callable[[], None],
+        activity: Activity,
     ) -> None:
         self._router = router
         self._gatherer = gatherer
@@ -36,6 +38,8 @@ class NodeClusterView:
         self._directory = directory
         self._stores = stores
         self._wake_coordinator = wake_coordinator
+        self.transactions = activity.transactions
+        self.locks = activity.locks
 
     async def split(self, key: bytes) -> None:
         """Make `key` the start of a range.  Raises PortError."""

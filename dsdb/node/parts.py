@@ -22,6 +22,7 @@ from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 from dsdb.kv.requests import RaiseMarkReply, RaiseMarkRequest, TransferLeaseRequest
+from dsdb.node.activity import ACTIVITY, Activity
 from dsdb.node.cluster_view import NodeClusterView
 from dsdb.node.config import NodeConfig
 from dsdb.node.directory import Directory, NodeEntry
@@ -166,6 +167,14 @@ class NodeParts:
             fresh_timestamp=self._fresh_timestamp,
             notify=self._ask_to_renew,
         )
+        self.activity = Activity(
+            node_id=self.identity.node_id,
+            transactions=lambda now_us: self.sessions.open_transactions(now_us),
+            store=self.store,
+            clock=self._clock,
+            directory=self.directory,
+            peers=self.peers,
+        )
         cluster = NodeClusterView(
             router=self.router,
             gatherer=self.gatherer,
@@ -174,6 +183,7 @@ class NodeParts:
             directory=self.directory,
             stores=self.store_views,
             wake_coordinator=self.coordinator.wake,
+            activity=self.activity,
         )
         self.executor = StatementExecutor(
             Services(
@@ -336,6 +346,7 @@ class NodeParts:
         registry.serve_calls(JOIN, self.membership.serve_join)
         registry.serve_calls(MEET, self.membership.serve_meet)
         registry.serve_calls(CATALOG_RENEW, self._renew_catalog)
+        registry.serve_calls(ACTIVITY, self.activity.serve)
         registry.serve_oneway(FRAME, self._receive_frame)
         registry.serve_uploads(SNAPSHOT, self._receive_snapshot)
         return registry

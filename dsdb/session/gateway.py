@@ -66,7 +66,9 @@ from dsdb.sql.errors import (
 )
 from dsdb.sql.execute.result import Parameter, Result, batch_of_rows, rows_of_batch
 from dsdb.sql.execute.session import SessionState
+from dsdb.sql.ports import OpenTransactionInfo
 from dsdb.sql.rows import Row
+from dsdb.sql.transaction_status import TransactionStatus
 
 NEVER = float("inf")
 
@@ -119,6 +121,8 @@ class GatewaySession:
         # The stream whose statement runs, 0 for none; when it began and must end, in trio's time.
         self._running_stream = 0
         self._began = 0.0
+        # The text of the statement that runs, or ran last, cut for those who look on.
+        self._statement = ""
         self._deadline = NEVER
         # Since when an open transaction waits for its next statement.
         self._idle_since = 0.0
@@ -175,6 +179,30 @@ class GatewaySession:
             "terminating connection due to idle-in-transaction timeout", detail="The open transaction was rolled back."
         )
         self.interrupt(self._ending)
+
+    def describe(self, node_id: int, now_us: int) -> OpenTransactionInfo | None:
+        """Describe the open transaction, or the statement that runs outside one; None if there is neither.  now_us: the wall clock."""
+        transaction, is_running = self.state.transaction, bool(self._running_stream)
+        if transaction is None and not is_running:
+            return None
+        txn = self.state.statement_txn if transaction is None else transaction.txn
+        done = None if txn is None else txn.describe()
+        if is_running:
+            state = "committing" if done is not None and done.is_committing else "running"
+        else:
+            state = "failed" if self.state.status is TransactionStatus.FAILED else "idle"
+        running_us = int((trio.current_time() - self._began) * 1_000_000)
+        return OpenTransactionInfo(
+            node_id=node_id,
+            session_id=self.session_id,
+            attempt=None if done is None else done.attempt,
+            started_us=now_us - running_us if transaction is None else transaction.now,
+            state=state,
+            statement=self._statement,
+            read_timestamp=None if done is None else done.read_timestamp,
+            writes=0 if done is None else done.writes,
+            bytes=0 if done is None else done.bytes,
+        )
 
     async def run(self) -> None:
         """Serve the session until either side ends it.  Cancellation: ends it without a word."""
@@ -294,6 +322,7 @@ class GatewaySession:
     def _begin_statement(self, message: Execute) -> None:
         self.state.has_committed = False
         self._running_stream = message.stream
+        self._statement = message.sql[: self._limits.shown_statement_chars_max]
         self._began = trio.current_time()
         timeout_ms = message.timeout_ms or self.state.statement_timeout_ms
         self._deadline = self._began + timeout_ms / 1000 if timeout_ms else NEVER
@@ -302,6 +331,7 @@ class GatewaySession:
 
     def _end_statement(self) -> int:
         stream, self._running_stream = self._running_stream, 0
+        self.state.statement_txn = None
         if self.state.transaction is not None:
             self._idle_since = trio.current_time()
         self._running_statements.statement_ended(self)

@@ -30,5 +30,7 @@ class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """For a client to take bytes of a stream that it gave credit for; then it counts as gone."""
     linger_seconds: float = 1.0
     """For a client to hang up after the gateway's last word."""
+    shown_statement_chars_max: int = 1_000
+    """Of a statement's text, kept for those who ask what runs."""
     sweep_seconds: float = 0.02
     """Between looks at running statements: the resolution of timeouts, and how long a statement runs before its Cancel is listened to."""

@@ -25,6 +25,7 @@ from dsdb.session.gateway import NEVER, GatewaySession, say_last_word
 from dsdb.session.limits import SessionLimits
 from dsdb.session.port import StatementPort
 from dsdb.sql.errors import ProtocolViolationError, ShutdownError, SqlError, TooManyConnectionsError
+from dsdb.sql.ports import OpenTransactionInfo
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,6 +65,11 @@ class SessionServer:
     def statistics(self) -> SessionStatistics:
         """Give what the server does now."""
         return SessionStatistics(sessions=len(self._sessions), running=len(self._running), statements=self._statements)
+
+    def open_transactions(self, now_us: int) -> list[OpenTransactionInfo]:
+        """Describe open transactions, and the statements that run outside one, by session.  now_us: the wall clock."""
+        found = [session.describe(self._node_id, now_us) for session in self._sessions]
+        return [info for info in found if info is not None]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Sweep over running statements, until cancelled."""

@@ -67,6 +67,11 @@ class WriteBuffer:
     def __len__(self) -> int:
         return len(self._writes)
 
+    @property
+    def size_bytes(self) -> int:
+        """Give what counts against `BUFFER_BYTES_MAX`."""
+        return self._bytes
+
     def get(self, key: bytes) -> Write | None:
         """Give the write of a key."""
         return self._writes.get(key)

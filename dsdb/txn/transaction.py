@@ -22,7 +22,7 @@ from dsdb.kv.ids import AttemptId
 from dsdb.kv.requests import ReadReply, ReadRequest, ScanReply, ScanRequest
 from dsdb.ranges import CachedRange
 from dsdb.sql.errors import InvalidParameterError, InvalidTransactionStateError, SqlError
-from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError
+from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError, TransactionState
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.txn.buffer import Overlay, WriteBuffer
@@ -68,6 +68,7 @@ class KvTransaction:
         """When read_ts was taken, by this node's clock."""
         self._reads = ReadSpans()
         self._buffer = WriteBuffer()
+        self._is_committing = False
 
     @property
     def owner(self) -> AttemptId | None:
@@ -154,6 +155,16 @@ class KvTransaction:
         """Forget the writes that were buffered behind a mark."""
         self._buffer.rollback_to(savepoint)
 
+    def describe(self) -> TransactionState:
+        """Say what it has done so far."""
+        return TransactionState(
+            attempt=self.attempt,
+            read_timestamp=self._read_ts,
+            writes=len(self._buffer),
+            bytes=self._buffer.size_bytes,
+            is_committing=self._is_committing,
+        )
+
     async def rollback(self) -> None:
         """Give the transaction up: nothing has left yet."""
         self._buffer.rollback_to(0)
@@ -171,6 +182,7 @@ class KvTransaction:
             if deadline is not None and ts >= deadline and self._past is None:
                 raise deadline_exceeded()
             return ts
+        self._is_committing = True
         committed_at = MIN_TIMESTAMP
         with trio.CancelScope(shield=True):
             committed_at = await self._commit(deadline)

@@ -30,6 +30,7 @@ from dsdb.sql.errors import (
     UndefinedColumnError,
 )
 from dsdb.sql.parse import position_of
+from dsdb.sql.system_tables import SYSTEM_SCHEMA, is_virtual
 
 NOTHING = FromItem(tree=None, joins=[], relations=(), visible=(), filterable=())
 """A query without FROM."""
@@ -145,10 +146,12 @@ def _bind_table(state: QueryState, node: exp.Table, environment: Environment) ->
     relation = Relation(
         alias=alias.name if alias else name,
         columns=_renamed(columns, alias, name),
-        qualifier=() if alias else (state.database, "public"),
+        qualifier=() if alias else (state.database, SYSTEM_SCHEMA if is_virtual(table) else "public"),
     )
     tree = exp.Table(this=exp.to_identifier(source.input_name))
-    return FromItem(tree=tree, joins=[], relations=(relation,), visible=relation.columns, filterable=(source,))
+    # All rows of a virtual table are gathered: nobody below the gateway's query would apply a condition.
+    filterable = () if is_virtual(table) else (source,)
+    return FromItem(tree=tree, joins=[], relations=(relation,), visible=relation.columns, filterable=filterable)
 
 
 def _bind_derived(state: QueryState, node: exp.Subquery, environment: Environment) -> FromItem:

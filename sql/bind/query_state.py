@@ -20,6 +20,7 @@ from dsdb.sql.errors import FeatureNotSupportedError, SqlSyntaxError, UndefinedT
 from dsdb.sql.parse import position_of
 from dsdb.sql.ports import CatalogSnapshot
 from dsdb.sql.schema import TableDescriptor
+from dsdb.sql.system_tables import SYSTEM_SCHEMA, system_table
 from dsdb.sql.types import BOOL, SqlType
 
 
@@ -103,14 +104,16 @@ class QueryState:
         return f"t{next(self._inputs)}"
 
     def table(self, node: exp.Table) -> TableDescriptor:
-        """Find a table of the catalogue.  Raises UndefinedTableError, FeatureNotSupportedError."""
+        """Find a table of the catalogue, or a virtual one.  Raises UndefinedTableError, FeatureNotSupportedError."""
         schema, database = node.db or "public", node.catalog or self.database
         if schema in ("information_schema", "pg_catalog"):
             raise FeatureNotSupportedError(f'schema "{schema}" is not supported', hint="use SHOW", position=position_of(node))
-        if schema != "public":
+        if schema not in ("public", SYSTEM_SCHEMA):
             raise UndefinedTableError(f'relation "{schema}.{node.name}" does not exist', position=position_of(node))
         if database != self.database:
             raise FeatureNotSupportedError(f'tables of another database ("{database}") are not supported', position=position_of(node))
+        if schema == SYSTEM_SCHEMA:
+            return system_table(node.name, position=position_of(node))
         table = self.catalog.table(self.database_id, node.name)
         if table is None:
             raise UndefinedTableError(f'relation "{node.name}" does not exist', position=position_of(node))

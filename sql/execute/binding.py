@@ -6,6 +6,7 @@ Invariants:
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +24,7 @@ from dsdb.sql.execute.select import run_select
 from dsdb.sql.execute.services import Execution, current_database, find_table, split_name, table_parts
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.slices import SLICE_ROWS_MAX
+from dsdb.sql.execute.system_rows import system_rows
 from dsdb.sql.parse import position_of
 from dsdb.sql.plan.select import SelectPlan, plan_select
 from dsdb.sql.rows import Row
@@ -151,7 +153,8 @@ class StatementBinder:
     async def query_rows(self, plan: SelectPlan, execution: Execution) -> list[Row]:
         """Run a query and gather its rows."""
         services = execution.services
-        result = await run_select(plan, execution.parameters, execution.txn, services.runner, services.engine)
+        virtual_rows = partial(system_rows, execution)
+        result = await run_select(plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows)
         if result.rows is not None:
             return result.rows
         rows: list[Row] = []

@@ -27,6 +27,7 @@ from dsdb.sql.execute.sequence_calls import has_sequence_calls, with_calls_made
 from dsdb.sql.execute.services import Execution, Plan
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.show import SetPlan, ShowPlan, SplitPlan
+from dsdb.sql.execute.system_rows import system_rows
 from dsdb.sql.parse import (
     CreateDatabaseStatement,
     DropDatabaseStatement,
@@ -154,7 +155,7 @@ def _reader(type_: SqlType) -> Callable[[Any], Datum]:
 
 
 class QueryPlan:
-    """A query by stages."""
+    """A query by stages.  Over virtual tables alone it reads no rows of the store, and needs neither oracle nor lease."""
 
     is_writing = False
 
@@ -165,7 +166,8 @@ class QueryPlan:
     async def run(self, execution: Execution) -> Result:
         """Run it; its rows stream."""
         services = execution.services
-        return await run_select(self._plan, execution.parameters, execution.txn, services.runner, services.engine)
+        virtual_rows = partial(system_rows, execution)
+        return await run_select(self._plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows)
 
 
 class SequencePlan:

@@ -2,6 +2,7 @@
 
     streaming     leaf ══ batches ══▶ result                         the leaf's query is the whole query
     gathering     leaves ══▶ tables t1, t2, … ─▶ engine ─▶ result    all leaves at once, bounded in bytes
+                  virtual tables ─┘                                  before them
 
 Invariants:
 - A result's batches have exactly the schema of its columns.
@@ -10,7 +11,8 @@ Invariants:
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,29 +20,50 @@ import trio
 
 from dsdb.sql.errors import OutOfMemoryError
 from dsdb.sql.execute.engine import QueryEngine
-from dsdb.sql.execute.result import Result, ResultColumn, arrow_schema
+from dsdb.sql.execute.result import Result, ResultColumn, arrow_schema, batch_of_rows
 from dsdb.sql.plan.select import LeafPlan, SelectPlan
 from dsdb.sql.plan.stages import gateway_sql, leaf_schema, leaf_stage, row_count
 from dsdb.sql.ports import LeafStage, StageRunner, Transaction
+from dsdb.sql.rows import Row
 from dsdb.sql.types import NUMERIC
 from dsdb.storage.datum import Datum
 
 STREAMED_BATCH_ROWS = 16_384
 """Rows of a batch of a result that the gateway computed."""
 
+VirtualRows: TypeAlias = Callable[[str], Awaitable[Sequence[Row]]]
+"""Gives all rows of a virtual table, by its name."""
 
-async def run_select(plan: SelectPlan, parameters: Sequence[Datum], txn: Transaction, runner: StageRunner, engine: QueryEngine) -> Result:
-    """Run a planned query.  parameters: the statement's, and the statement values behind them (`STATEMENT_VALUES`).
+
+async def run_select(
+    plan: SelectPlan,
+    parameters: Sequence[Datum],
+    txn: Transaction,
+    runner: StageRunner,
+    engine: QueryEngine,
+    virtual_rows: VirtualRows | None = None,
+) -> Result:
+    """Run a planned query.
+
+    parameters: the statement's, and the statement values behind them (`STATEMENT_VALUES`); virtual_rows: gives the rows of the virtual
+    tables, if the plan reads some.
 
     Raises SqlError's; of a streaming plan those of its leaf come from the batches.
     """
     if plan.gateway is None:
         return _streamed(plan, parameters, txn, runner)
-    table = await run_table(plan, parameters, txn, runner, engine)
+    table = await run_table(plan, parameters, txn, runner, engine, virtual_rows)
     return Result("SELECT", columns=plan.columns, batches=_batches_of(table), row_count=table.num_rows)
 
 
-async def run_table(plan: SelectPlan, parameters: Sequence[Datum], txn: Transaction, runner: StageRunner, engine: QueryEngine) -> pa.Table:
+async def run_table(
+    plan: SelectPlan,
+    parameters: Sequence[Datum],
+    txn: Transaction,
+    runner: StageRunner,
+    engine: QueryEngine,
+    virtual_rows: VirtualRows | None = None,
+) -> pa.Table:
     """Run a planned query to its end; give all rows as a table of `arrow_schema(plan.columns)`."""
     if plan.gateway is None:
         result = _streamed(plan, parameters, txn, runner)
@@ -48,12 +71,28 @@ async def run_table(plan: SelectPlan, parameters: Sequence[Datum], txn: Transact
         return pa.Table.from_batches([batch async for batch in result.batches], arrow_schema(plan.columns))
     stages = {leaf.input_name: leaf_stage(leaf, parameters) for leaf in plan.leaves}
     sql = gateway_sql(plan, parameters)
-    inputs = await _gather(plan.leaves, stages, txn, runner, engine.exchange_bytes_max)
+    inputs = await _virtual_inputs(plan, virtual_rows)
+    inputs |= await _gather(plan.leaves, stages, txn, runner, engine.exchange_bytes_max)
     table = await engine.run(sql, inputs)
     schema = arrow_schema(plan.columns)
     return pa.Table.from_arrays(
         [_as_result(array, column, field.type) for array, column, field in zip(table.columns, plan.columns, schema)], schema=schema
     )
+
+
+async def _virtual_inputs(plan: SelectPlan, virtual_rows: VirtualRows | None) -> dict[str, pa.Table]:
+    """Gather the virtual tables, each once, however often the query uses it."""
+    rows: dict[str, Sequence[Row]] = {}
+    inputs = {}
+    for virtual in plan.virtual:
+        assert virtual_rows is not None, "who runs a query over virtual tables gives their rows"
+        name = virtual.table.name
+        if name not in rows:
+            rows[name] = await virtual_rows(name)
+        columns = [ResultColumn(engine_name, virtual.table.columns[position].type) for engine_name, position in virtual.columns]
+        taken = [tuple([row[position] for _, position in virtual.columns]) for row in rows[name]]
+        inputs[virtual.input_name] = pa.Table.from_batches([batch_of_rows(taken, columns)])
+    return inputs
 
 
 async def _batches_of(table: pa.Table) -> AsyncIterator[pa.RecordBatch]:

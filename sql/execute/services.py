@@ -15,11 +15,12 @@ from dsdb.sql.execute.sequence import SequenceCache
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import ClusterView, StageRunner, Transaction
 from dsdb.sql.schema import DatabaseDescriptor, TableDescriptor
+from dsdb.sql.system_tables import SYSTEM_SCHEMA, only_readable
 from dsdb.storage.datum import Datum
 from dsdb.storage.timestamp import Timestamp
 
 PUBLIC_SCHEMA = "public"
-"""The one schema of every database."""
+"""The one schema of every database in which something can be made."""
 
 T = TypeVar("T")
 
@@ -82,10 +83,10 @@ class Execution:
     """One attempt at a statement.  is_within: its transaction goes on after it.
 
     parameters: the statement's, and behind them the statement values (`bind.binder.STATEMENT_VALUES`); is_holding: it still
-    holds its catalogue, which then no change may make older than the last but one.
+    holds its catalogue, which then no change may make older than the last but one; notices: what the client is told beside the result.
     """
 
-    __slots__ = ("catalog", "is_holding", "is_within", "parameters", "services", "session", "txn")
+    __slots__ = ("catalog", "is_holding", "is_within", "notices", "parameters", "services", "session", "txn")
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Execution:
         self.parameters = parameters
         self.is_within = is_within
         self.is_holding = True
+        self.notices: list[str] = []
 
     def release_catalog(self) -> None:
         """Let go of the catalogue, before a change of it that would wait for this statement."""
@@ -136,11 +138,14 @@ def current_database(catalog: Catalog, session: SessionState) -> DatabaseDescrip
 def split_name(parts: Sequence[str], catalog: Catalog, session: SessionState) -> tuple[DatabaseDescriptor, str]:
     """Give the database and the name of a dotted name: [[database.]public.]name.
 
-    Raises InvalidCatalogNameError, UndefinedTableError, FeatureNotSupportedError (another database than the session's).
+    Raises InvalidCatalogNameError, UndefinedTableError, FeatureNotSupportedError (another database than the session's); of schema
+    `system`, which only queries read, WrongObjectTypeError, InsufficientPrivilegeError.
     """
     database = current_database(catalog, session)
     if len(parts) == 3 and parts[0] != database.name:
         raise FeatureNotSupportedError(f'cross-database references are not supported: "{".".join(parts)}"')
+    if len(parts) > 1 and parts[-2] == SYSTEM_SCHEMA:
+        raise only_readable(parts[-1])
     if len(parts) > 1 and parts[-2] != PUBLIC_SCHEMA:
         raise UndefinedTableError(f'relation "{".".join(parts)}" does not exist', hint=f'The only schema is "{PUBLIC_SCHEMA}".')
     return database, parts[-1]

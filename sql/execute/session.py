@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from dsdb.sql.errors import InvalidParameterError, UndefinedObjectError
 from dsdb.sql.execute.open_transaction import OpenTransaction
+from dsdb.sql.ports import Transaction
 from dsdb.sql.schema import DEFAULT_DATABASE
 from dsdb.sql.transaction_status import TransactionStatus
 
@@ -32,6 +33,27 @@ _DEFAULTS = {
     "transaction_isolation": "serializable",
     "transaction_read_only": "off",
 }
+SETTING_DESCRIPTIONS = {
+    "application_name": "Free text: what the client calls itself.",
+    "client_encoding": "Encoding of text between client and node.",
+    "datestyle": "How dates are written and read.",
+    "default_transaction_isolation": "Isolation of new transactions: each level is taken, all are serializable.",
+    "default_transaction_read_only": "Whether new transactions are READ ONLY.",
+    "extra_float_digits": "Floats are written with as many digits as reading them back needs.",
+    "idle_in_transaction_session_timeout": "Milliseconds that an open transaction may wait for its next statement; 0: for ever.",
+    "intervalstyle": "How intervals are written.",
+    "lock_timeout": "Milliseconds that a statement may wait for a row's lock; 0: as long as the node allows.",
+    "search_path": "Schemas in which names without one are looked for.",
+    "server_encoding": "Encoding of stored text.",
+    "server_version": "The version of PostgreSQL whose dialect this is.",
+    "standard_conforming_strings": "A backslash in '…' is a backslash.",
+    "statement_timeout": "Milliseconds that a statement may take; 0: no limit.",
+    "timezone": "Time zone of TIMESTAMPTZ as text.",
+    "transaction_isolation": "Isolation of the open transaction.",
+    "transaction_read_only": "Whether the open transaction is READ ONLY.",
+}
+"""Of each setting."""
+
 _TIMEOUTS = frozenset({"idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"})
 _FREE = frozenset({"application_name"})
 """Settings that take any value; the others, but for timeouts and booleans, take only what they already mean."""
@@ -59,6 +81,7 @@ class SessionState:
     database: name of the current database; user: for messages and `current_user`; settings: by lower-case name, as text;
     sequence_values: by sequence id, what nextval gave last here; last_sequence: id of the sequence used last, or None;
     transaction: the open one, or None; read_only: whether a new transaction is READ ONLY by itself;
+    statement_txn: of the statement that runs outside one, for those who look on;
     has_committed: whether the statement that runs has committed something, so that cancelling it does not undo it all (set by the
     statement, reset by who runs it; what sequences give and setval sets does not count, as it never comes back).
     """
@@ -69,6 +92,7 @@ class SessionState:
         self.settings: Mapping[str, str] = dict(_DEFAULTS)
         """Replaced as a whole by each change, so that a transaction keeps the ones before it for free."""
         self.transaction: OpenTransaction | None = None
+        self.statement_txn: Transaction | None = None
         self.read_only = False
         self.sequence_values: dict[int, int] = {}
         self.last_sequence: int | None = None

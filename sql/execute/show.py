@@ -7,17 +7,18 @@ from sqlglot import exp
 from dsdb.sql.bind.query_scope import QueryScope
 from dsdb.sql.errors import DatatypeMismatchError, InvalidColumnReferenceError, SqlSyntaxError
 from dsdb.sql.execute.binding import StatementBinder
+from dsdb.sql.execute.key_text import bound_text
 from dsdb.sql.execute.result import Result, ResultColumn
 from dsdb.sql.execute.services import Execution, current_database, find_table
+from dsdb.sql.execute.system_rows import node_rows, replicas_text
 from dsdb.sql.execute.target import Compiled
 from dsdb.sql.parse import SetStatement, ShowStatement, SplitAtStatement
 from dsdb.sql.ports import RangeInfo
 from dsdb.sql.rows import Row, rows_of
 from dsdb.sql.schema import ColumnDescriptor, TableDescriptor
-from dsdb.sql.text import format_text
+from dsdb.sql.system_tables import SYSTEM_SCHEMA, SYSTEM_TABLES, system_table
 from dsdb.sql.types import BIGINT, BOOL, TEXT, SqlType
-from dsdb.storage.errors import KeyFormatError
-from dsdb.storage.keys import KEY_MAX, KEY_MIN, META_PREFIX, SYSTEM_PREFIX, TABLE_PREFIX, Span, decode_index_prefix
+from dsdb.storage.keys import EVERYTHING
 
 _CLUSTER_SUBJECTS = frozenset({"ranges", "nodes"})
 
@@ -30,8 +31,9 @@ class ShowPlan:
     def __init__(self, statement: ShowStatement, binder: StatementBinder) -> None:
         self._statement = statement
         # The catalogue, which must be under its lease.  Who looks at the cluster itself must not need what may be gone: the oracle.
-        self.is_reading = statement.subject not in _CLUSTER_SUBJECTS
-        if statement.table is not None:
+        is_virtual = statement.subject == "columns" and _is_virtual(statement.table or ())
+        self.is_reading = statement.subject not in _CLUSTER_SUBJECTS and not is_virtual
+        if statement.table is not None and not is_virtual:
             find_table(statement.table, binder.catalog, binder.session)
 
     async def run(self, execution: Execution) -> Result:
@@ -53,7 +55,7 @@ def _databases(statement: ShowStatement, execution: Execution) -> _Table:
 
 
 def _schemas(statement: ShowStatement, execution: Execution) -> _Table:
-    return [("schema_name", TEXT)], [("public",)]
+    return [("schema_name", TEXT)], [("public",), (SYSTEM_SCHEMA,)]
 
 
 def _tables(statement: ShowStatement, execution: Execution) -> _Table:
@@ -62,8 +64,13 @@ def _tables(statement: ShowStatement, execution: Execution) -> _Table:
     return [("schema_name", TEXT), ("table_name", TEXT)], [("public", table.name) for table in tables]
 
 
+def _is_virtual(parts: Sequence[str]) -> bool:
+    return len(parts) == 2 and parts[0] == SYSTEM_SCHEMA
+
+
 def _columns(statement: ShowStatement, execution: Execution) -> _Table:
-    table = find_table(statement.table or (), execution.catalog, execution.session)
+    parts = statement.table or ()
+    table = system_table(parts[1]) if _is_virtual(parts) else find_table(parts, execution.catalog, execution.session)
     in_key = {part.column_id for part in table.primary.columns}
     described = [("column_name", TEXT), ("data_type", TEXT), ("is_nullable", BOOL), ("column_default", TEXT), ("is_primary_key", BOOL)]
     rows: list[Row] = [
@@ -143,7 +150,7 @@ _SUBJECTS: dict[str, Callable[[ShowStatement, Execution], _Table]] = {
 
 
 async def _ranges(statement: ShowStatement, execution: Execution) -> _Table:
-    span = Span(KEY_MIN, KEY_MAX)
+    span = EVERYTHING
     if statement.table is not None:
         table = find_table(statement.table, execution.catalog, execution.session)
         span = rows_of(table).span
@@ -152,39 +159,12 @@ async def _ranges(statement: ShowStatement, execution: Execution) -> _Table:
 
 
 def _range_row(info: RangeInfo, execution: Execution) -> Row:
-    replicas = "{" + ",".join(map(str, info.replicas)) + "}"
-    return info.range_id, key_text(info.start_key, execution), key_text(info.end_key, execution), info.leaseholder, replicas
-
-
-def key_text(key: bytes, execution: Execution) -> str:
-    """Spell a range's bound: `/table/public/t/1/42` where the catalogue knows the table, else its bytes."""
-    if key == KEY_MIN:
-        return "/min"
-    if key >= KEY_MAX:
-        return "/max"
-    if key in (META_PREFIX, SYSTEM_PREFIX, TABLE_PREFIX):
-        return {META_PREFIX: "/meta", SYSTEM_PREFIX: "/system", TABLE_PREFIX: "/table"}[key]
-    try:
-        database_id, table_id, index_id, offset = decode_index_prefix(key)
-    except KeyFormatError:
-        return f"/{key.hex()}"
-    tables = [table for table in execution.catalog.tables(database_id) if table.table_id == table_id]
-    if not tables:
-        return f"/table/{database_id}/{table_id}/{index_id}/{key[offset:].hex()}".rstrip("/")
-    rows = rows_of(tables[0])
-    text = f"/table/{tables[0].name}/{index_id}"
-    try:
-        values = rows.key_codec.decode(key, offset) if len(key) > offset else ()
-    except KeyFormatError:
-        return f"{text}/{key[offset:].hex()}"
-    shown = ["null" if value is None else format_text(value, column.type) for value, column in zip(values, rows.key_columns())]
-    return "/".join([text, *shown])
+    start, end = bound_text(info.start_key, execution.catalog), bound_text(info.end_key, execution.catalog)
+    return info.range_id, start, end, info.leaseholder, replicas_text(info.replicas)
 
 
 async def _nodes(execution: Execution) -> _Table:
-    described = [("node_id", BIGINT), ("address", TEXT), ("is_live", BOOL), ("ranges", BIGINT), ("leases", BIGINT)]
-    nodes = await execution.services.cluster.nodes()
-    return described, [(node.node_id, node.address, node.is_live, node.ranges, node.leases) for node in nodes]
+    return [(column.name, column.type) for column in SYSTEM_TABLES["nodes"].columns], await node_rows(execution)
 
 
 class SetPlan:

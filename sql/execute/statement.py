@@ -121,6 +121,7 @@ class StatementExecutor:
             cached = await self._planner.planned(session, statement, parameters, catalog)
             plan = cached.plan
             txn = services.begin() if past is None else services.begin(read_ts=past)
+            session.statement_txn = txn
             execution = Execution(services, session, catalog, txn, cached.values(parameters, services.now()))
             result = await plan.run(execution)
             if plan.is_writing:
@@ -141,6 +142,7 @@ class StatementExecutor:
             # A change of the catalogue waits for the statements of older versions: it must not be one of them.
             if execution is None or execution.is_holding:
                 services.catalogs.release(catalog)
+        result.notices += tuple(execution.notices)
         if result.batches is not None:
             result.batches = guarded(result.batches, catalog)
         return result

@@ -169,6 +169,7 @@ class SessionTransactions:
                 raise DeadlineExceededError("the statement read after the end of the catalogue's lease")
             transaction.catalog = catalog
         transaction.has_written = transaction.has_written or plan.is_writing
+        result.notices += tuple(execution.notices)
         if result.batches is not None:
             result.batches = guarded(result.batches, catalog)
         return result

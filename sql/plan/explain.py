@@ -13,6 +13,7 @@ from dsdb.sql.plan.select import LeafPlan, SelectPlan
 from dsdb.sql.plan.stages import INPUT, gateway_sql, leaf_stage, row_count
 from dsdb.sql.ports import StageRunner
 from dsdb.sql.rows import rows_of
+from dsdb.sql.system_tables import SYSTEM_SCHEMA
 from dsdb.sql.text import format_text
 from dsdb.storage.datum import Datum
 from dsdb.storage.errors import KeyFormatError
@@ -42,6 +43,10 @@ async def explain_select(plan: SelectPlan, parameters: Sequence[Datum], runner: 
         scan_limit = "" if stage.scan.limit is None else f", at most {stage.scan.limit} of each node"
         lines.append(f"  {stage.sql or f'SELECT {columns} FROM {INPUT}'}{scan_limit}")
         shown = ", ".join(f"{name} = {leaf.table.columns[position].name}" for name, position in leaf.columns)
+        lines.append(f"  columns: {shown}")
+    for virtual in plan.virtual:
+        lines.append(f"{virtual.input_name}: Virtual table {SYSTEM_SCHEMA}.{virtual.table.name}")
+        shown = ", ".join(f"{name} = {virtual.table.columns[position].name}" for name, position in virtual.columns)
         lines.append(f"  columns: {shown}")
     return lines
 

@@ -9,6 +9,8 @@
 A query of one table that neither sorts, groups nor combines rows has no query at the gateway: its leaf computes the outputs, and
 batches stream through.
 
+A virtual table's rows come from the cluster, not from ranges: they are one more input of the gateway's query (`VirtualInput`).
+
 Invariants:
 - Each condition of the text stands in exactly one place: a leaf's spans, a leaf's query, or the gateway's query.
 - A plan holds no value of a parameter: the same plan serves every execution of its text.
@@ -30,6 +32,7 @@ from dsdb.sql.execute.result import ResultColumn
 from dsdb.sql.plan.spans import KeyAccess, key_access
 from dsdb.sql.ports import CatalogSnapshot
 from dsdb.sql.schema import TableDescriptor
+from dsdb.sql.system_tables import is_virtual
 from dsdb.sql.types import NUMERIC
 from dsdb.storage.datum import Kind
 
@@ -57,16 +60,25 @@ class LeafPlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.table.columns[position].type == NUMERIC
 
 
+class VirtualInput(msgspec.Struct, frozen=True, kw_only=True):
+    """One use of a virtual table.  columns: engine name and position in the table of each column that the gateway's query uses."""
+
+    input_name: str
+    table: TableDescriptor
+    columns: tuple[tuple[str, int], ...]
+
+
 class SelectPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A planned query.
 
     columns: of the result; leaves: in the order of their input names; gateway: the bound query over them, or None if the only leaf
-    streams; limit, offset: bound, of a streaming plan (the gateway's query has its own inside).
+    streams; virtual: what else that query reads; limit, offset: bound, of a streaming plan (the gateway's query has its own inside).
     """
 
     columns: tuple[ResultColumn, ...]
     leaves: tuple[LeafPlan, ...]
     gateway: exp.Query | None
+    virtual: tuple[VirtualInput, ...] = ()
     limit: exp.Expr | None = None
     offset: exp.Expr | None = None
 
@@ -110,14 +122,15 @@ def plan_bound(state: QueryState, bound: BoundQuery) -> SelectPlan:
         )
     _keep_spellings(bound.tree, state.sources)
     used = _column_names([bound.tree])
-    leaves = tuple(_leaf(source, used) for source in state.sources)
-    return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree)
+    leaves = tuple(_leaf(source, used) for source in state.sources if not is_virtual(source.table))
+    virtual = tuple(_virtual_input(source, used) for source in state.sources if is_virtual(source.table))
+    return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree, virtual=virtual)
 
 
 def _streaming(sources: Sequence[BaseSource], bound: BoundQuery) -> tuple[exp.Select, BaseSource] | None:
     """Give the SELECT and its source if rows of the one table become rows of the result one by one."""
     tree = bound.tree
-    if len(sources) != 1 or not isinstance(tree, exp.Select):
+    if len(sources) != 1 or is_virtual(sources[0].table) or not isinstance(tree, exp.Select):
         return None
     if any(tree.args.get(name) for name in ("with_", "joins", "where", "group", "having", "distinct", "order")):
         return None
@@ -187,6 +200,12 @@ def _leaf(source: BaseSource, used: set[str], outputs: tuple[exp.Expr, ...] | No
         outputs=outputs,
         shipped=shipped if outputs is None else (),
     )
+
+
+def _virtual_input(source: BaseSource, used: set[str]) -> VirtualInput:
+    # Rows are counted by some column.
+    columns = tuple((name, at) for name, at in source.positions.items() if name in used) or (_cheapest(source),)
+    return VirtualInput(input_name=source.input_name, table=source.table, columns=columns)
 
 
 def _cheapest(source: BaseSource) -> tuple[str, int]:

@@ -11,7 +11,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import duckdb
 import pyarrow as pa
 
-from dsdb.sql.ports import DeadlineExceededError, KeyExistsError, LeafStage, NodeInfo, RangeInfo, TransactionRetryError
+from dsdb.sql.ports import (
+    DeadlineExceededError,
+    KeyExistsError,
+    LeafStage,
+    LockInfo,
+    NodeInfo,
+    OpenTransactionInfo,
+    RangeInfo,
+    TransactionRetryError,
+    TransactionState,
+)
 from dsdb.storage import mvcc
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.keys import EVERYTHING, Span, point_span
@@ -98,6 +108,12 @@ class LocalTransaction:
     def rollback_to(self, savepoint: int) -> None:
         del self._log[savepoint:]
 
+    def describe(self) -> TransactionState:
+        size = sum(len(key) + len(value or b"") for key, value in self.writes.items())
+        return TransactionState(
+            attempt=bytes(16), read_timestamp=self._read_ts, writes=len(self.writes), bytes=size, is_committing=False
+        )
+
     async def rollback(self) -> None:
         self._log.clear()
         self.store.rolled_back += 1
@@ -171,6 +187,9 @@ class LocalCluster:
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
+        self.open_transactions: list[OpenTransactionInfo] = []
+        self.held_locks: list[LockInfo] = []
+        self.missing: list[str] = []
 
     async def split(self, key: bytes) -> None:
         if key not in self._store.split_keys:
@@ -188,3 +207,9 @@ class LocalCluster:
     async def nodes(self) -> list[NodeInfo]:
         ranges = len(self._store.split_keys) + 1
         return [NodeInfo(node_id=1, address="127.0.0.1:7432", is_live=True, ranges=ranges, leases=ranges)]
+
+    async def transactions(self) -> tuple[list[OpenTransactionInfo], list[str]]:
+        return self.open_transactions, self.missing
+
+    async def locks(self) -> tuple[list[LockInfo], list[str]]:
+        return self.held_locks, self.missing

@@ -1,0 +1,88 @@
+"""The rows of the virtual tables: what the cluster and the session say, in the columns that `system_tables` gives them.
+
+Invariants:
+- Nothing here needs the oracle or a lease of the catalogue, which only spells keys: a name in it may be an old one.
+- What could not be had is missing, and a notice says so.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from dsdb.sql.execute.key_text import TableNames, bound_text
+from dsdb.sql.execute.services import Execution
+from dsdb.sql.execute.session import SETTING_DESCRIPTIONS
+from dsdb.sql.rows import Row
+from dsdb.storage.keys import EVERYTHING, Span
+from dsdb.storage.timestamp import to_milliseconds
+
+
+async def system_rows(execution: Execution, name: str) -> Sequence[Row]:
+    """Give all rows of a virtual table.  Raises PortError."""
+    return await _TABLES[name](execution)
+
+
+async def node_rows(execution: Execution) -> list[Row]:
+    """Describe the nodes, as SHOW NODES does."""
+    nodes = await execution.services.cluster.nodes()
+    return [(node.node_id, node.address, node.is_live, node.ranges, node.leases) for node in nodes]
+
+
+def replicas_text(replicas: Sequence[int]) -> str:
+    """Spell a list of nodes as Postgres spells an array."""
+    return "{" + ",".join(map(str, replicas)) + "}"
+
+
+async def _ranges(execution: Execution) -> list[Row]:
+    catalog = execution.catalog
+    names = TableNames(catalog)
+    return [
+        (
+            info.range_id,
+            *names.only_one(Span(info.start_key, info.end_key)),
+            bound_text(info.start_key, catalog),
+            bound_text(info.end_key, catalog),
+            info.leaseholder,
+            replicas_text(info.replicas),
+        )
+        for info in await execution.services.cluster.ranges(EVERYTHING)
+    ]
+
+
+async def _settings(execution: Execution) -> list[Row]:
+    return [(name, value, SETTING_DESCRIPTIONS.get(name)) for name, value in execution.session.shown_settings()]
+
+
+async def _transactions(execution: Execution) -> list[Row]:
+    found, missing = await execution.services.cluster.transactions()
+    execution.notices += missing
+    return [
+        (
+            info.node_id,
+            info.session_id,
+            None if info.attempt is None else info.attempt.hex(),
+            info.started_us,
+            info.state,
+            info.statement,
+            None if info.read_timestamp is None else to_milliseconds(info.read_timestamp) * 1000,
+            info.writes,
+            info.bytes,
+        )
+        for info in found
+    ]
+
+
+async def _locks(execution: Execution) -> list[Row]:
+    found, missing = await execution.services.cluster.locks()
+    execution.notices += missing
+    names = TableNames(execution.catalog)
+    return [
+        (info.range_id, *names.of_row(info.key), info.holder.hex(), info.holder_node, info.since_us, info.waiters) for info in found
+    ]
+
+
+_TABLES: dict[str, Callable[[Execution], Awaitable[Sequence[Row]]]] = {
+    "locks": _locks,
+    "nodes": node_rows,
+    "ranges": _ranges,
+    "settings": _settings,
+    "transactions": _transactions,
+}
