@@ -353,6 +353,7 @@ class RaftLoop:
     def _apply(self, replica: Replica, queue: deque[Entry]) -> None:
         """Apply what is committed, as far as it needs nothing that this batch has yet to write."""
         machine, batch = replica.machine, self._batch
+        machine.begin_batch()
         has_changed = False
         last = 0
         while queue:

@@ -103,6 +103,10 @@ class StateMachine:
         heapq.heapify(self._by_first_ts)
         self._parts: _Parts | None = None
         """The large commit that is under way."""
+        self._unwritten: set[bytes] = set()
+        """Keys whose intents the present batch lays or settles: the engine does not know of it yet."""
+        self._has_cleared = False
+        """The present batch clears a span."""
 
     @property
     def descriptor(self) -> RangeDescriptor:
@@ -113,11 +117,16 @@ class StateMachine:
         """Give the first timestamp of the oldest attempt whose outcome is kept, or the floor."""
         return self._by_first_ts[0][0] if self._by_first_ts else self.state.floor
 
+    def begin_batch(self) -> None:
+        """Note that all that was applied before is written."""
+        self._unwritten.clear()
+        self._has_cleared = False
+
     def needs_written_state(self, command: Command) -> bool:
-        """Say whether applying reads the engine, so that everything before must be written."""
-        return isinstance(command, (CollectGarbageCommand, ResolveCommand)) or (
-            isinstance(command, EndTxnCommand) and bool(command.resolve)
-        )
+        """Say whether applying reads from the engine what may have changed since `begin_batch`, and must be written first."""
+        if isinstance(command, (ResolveCommand, EndTxnCommand)):
+            return self._has_cleared or (bool(self._unwritten) and not self._unwritten.isdisjoint(_keys_of(command)))
+        return isinstance(command, CollectGarbageCommand)
 
     def advance(self, batch: WriteBatch, index: int, term: int, *, size_delta: int = 0) -> None:
         """Note an entry as applied; the last call for a batch must be followed by `put_applied`."""
@@ -196,6 +205,7 @@ class StateMachine:
             case ClearSpanCommand():
                 if not self.descriptor.span.covers(command.span):
                     return RangeKeyMismatch((self.descriptor,))
+                self._has_cleared = True
                 clear_keys(batch, command.span)
                 return ClearSpanReply()
             case CollectGarbageCommand():
@@ -286,6 +296,7 @@ class StateMachine:
     def _apply_prewrite(self, batch: WriteBatch, command: PrewriteCommand) -> tuple[Result, int]:
         meta, ts = command.meta, command.ts
         size = 0
+        self._unwritten.update(command.keys)
         for key, value in zip(command.keys, command.values):
             mvcc.put_intent(batch, key, mvcc.Intent(meta.attempt, meta.anchor, meta.first_ts, ts, 0, value))
             size += _version_bytes(key, value)
@@ -320,6 +331,7 @@ class StateMachine:
     def _resolve(self, batch: WriteBatch, attempt: AttemptId, keys: tuple[bytes, ...], commit_ts: Timestamp | None) -> int:
         """Settle intents; give by how much the range has grown: what comes to nothing has been counted."""
         size = 0
+        self._unwritten.update(keys)
         for key in keys:
             intent = mvcc.resolve_intent(self._engine, batch, key, attempt, commit_ts)
             if intent is not None and (commit_ts is None or intent.ts > commit_ts):

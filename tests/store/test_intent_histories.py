@@ -1,7 +1,8 @@
 """Transfers between accounts in two ranges, under crashes of gateways, moves of leases and splits: no money is made or lost."""
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
 import trio
@@ -92,12 +93,16 @@ class Gateway:
             answers: dict[bytes, RecordReply | BumpReply | Timestamp | None] = {}
 
             async def prewrite(key: bytes, answers: dict[bytes, object] = answers, ts: Timestamp = ts) -> None:  # type: ignore[assignment]
+                if self.chance.random() < 0.1:
+                    desk.cluster.nursery.start_soon(self.late, desk.prewrite, meta, ts, {key: writes[key]})
                 try:
                     answers[key] = await desk.prewrite(meta, ts, {key: writes[key]})
                 except KvError:
                     answers[key] = None
 
             async def stage(answers: dict[bytes, object] = answers, ts: Timestamp = ts) -> None:  # type: ignore[assignment]
+                if self.chance.random() < 0.1:
+                    desk.cluster.nursery.start_soon(self.late, desk.stage, meta, ts, *keys)
                 try:
                     answers[b""] = await desk.stage(meta, ts, *keys)
                 except KvError:
@@ -125,6 +130,12 @@ class Gateway:
             raise Unknown
         desk.cluster.nursery.start_soon(self.resolve, meta, None, tuple(writes))
         return False
+
+    async def late(self, send: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Send a copy that comes late."""
+        await trio.sleep(self.chance.random() * self.chance.choice([0.01, 0.1, 1.0]))
+        with contextlib.suppress(KvError):
+            await send(*arguments)
 
     async def once(self, work: object) -> RecordReply:
         try:
