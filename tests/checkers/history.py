@@ -259,7 +259,7 @@ def took_effect(history: History, writers: Mapping[T, Txn], seen: Callable[[Txn]
 
 def load(path: Path) -> History:
     """Read what `save` wrote.  Raises BadHistoryError if it is something else."""
-    header, *lines = path.read_bytes().splitlines()
+    header, *lines = path.read_bytes().splitlines() or [b""]
     try:
         start = msgspec.json.decode(header, type=dict[str, str])
         if start.get("format") != FORMAT:

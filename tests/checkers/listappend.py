@@ -4,7 +4,7 @@ The method is Elle's (Kingsbury and Alvaro, "Elle: Inferring Isolation Anomalies
 its whole history, so the longest read of it gives the order of its versions, each with its writer, and every other read its place in that
 order.  This gives the dependencies (`cycles`); an append that nobody has read comes after the longest version.
 
-    internal            a transaction does not see its own appends, or a list changes between two of its reads
+    internal            a transaction does not see its own appends, or sees them too early, or a list changes between two of its reads
     duplicate-elements  a value is there twice
     incompatible-order  two reads of a list, neither a prefix of the other
     G1a                 aborted read: a value whose append was refused
@@ -12,7 +12,8 @@ order.  This gives the dependencies (`cycles`); an append that nobody has read c
     G1b                 intermediate read: another's append to a list without that one's next append to it
     dirty-update        an append that took effect behind a refused one
     lost-update         two transactions appended to the same version of a list that both had read
-    lost-write          an acknowledged append that the last read of the list, begun afterwards, does not have, nor any other read
+    lost-write          an acknowledged append that the last read of the list, begun afterwards, does not have, nor any other read (with
+                        real time only)
     G0 … G2-item        see `cycles`; also -process and -realtime
 
 Invariants:
@@ -79,7 +80,8 @@ class _Check:
             order = max(self.reads[key], key=len)
             self._check_versions(key, order)
             self._check_updates(key)
-            self._check_lost(key)
+            if realtime:
+                self._check_lost(key)
             self._depend(key, tuple(dict.fromkeys(order)))
         return [*self.found, *self.dependencies.anomalies(process=process, realtime=realtime)]
 
@@ -111,6 +113,7 @@ class _Check:
         own: dict[Key, Values] = {}  # what it appended
         seen: dict[Key, Values] = {}  # what it read of others
         updated: set[Key] = set()
+        elements = [(op.key, op.value) for op in txn.ops if isinstance(op, Append)]
         for op in txn.ops:
             if isinstance(op, Append):
                 own[op.key] = (*own.get(op.key, ()), op.value)
@@ -123,6 +126,8 @@ class _Check:
                 if op.values[len(others) :] != mine or seen.get(key, others) != others:
                     expected = str([*seen[key], *mine]) if key in seen else f"something that ends in {list(mine)}"
                     self._note("internal", f"{describe(op)}, where its own earlier reads and appends make it {expected}", txn)
+                elif any(key == one and value in others for one, value in elements):
+                    self._note("internal", f"{describe(op)}, with what it appends itself only later", txn)
                 elif key not in seen:
                     seen[key] = others
                     self.reads[key].setdefault(others, []).append(place)

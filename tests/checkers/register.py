@@ -151,7 +151,7 @@ class _Search:
         others = [self._calls[bit] for bit in sorted(self._under_way) if self._calls[bit] is not call]
         lines = [
             f"{self._key}: no order explains {call.txn}",
-            f"  before its answer the value was {' or '.join(values)}, as of what was answered",
+            f"  the value was {' or '.join(values)}, unless what is under way has taken effect",
         ]
         lines += [f"  under way: {other.txn}" for other in others]
         return Anomaly(

@@ -23,10 +23,11 @@ from tests.checkers.history import Anomaly, BadHistoryError, History, Insert, Ke
 
 
 class RowRead(NamedTuple):
-    """A read of an acknowledged transaction that did not insert."""
+    """A read of an acknowledged transaction; what this one inserts itself is not judged."""
 
     txn: Txn
     op: Scan | Read
+    own: frozenset[Key]
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -51,8 +52,8 @@ def check(history: History) -> list[Anomaly]:
                 inserts.setdefault(op.key, []).append(txn)
             elif not isinstance(op, Scan | Read):
                 raise BadHistoryError(f"{describe(op)!r} is neither an insert nor a read of rows, in {txn}")
-            elif txn.outcome is Outcome.OK and not any(isinstance(other, Insert) for other in txn.ops):
-                reads.append(RowRead(txn, op))
+            elif txn.outcome is Outcome.OK:
+                reads.append(RowRead(txn, op, frozenset(other.key for other in txn.ops if isinstance(other, Insert))))
     return [*_check_seen(inserts, reads), *_check_missing(inserts, reads)]
 
 
@@ -63,7 +64,7 @@ def _check_seen(inserts: dict[Key, list[Txn]], reads: list[RowRead]) -> Iterator
         if len(set(read.keys)) != len(read.keys):
             yield anomaly("duplicate-row", f"{describe(read.op)} has a row twice", read.txn)
         for key in read.keys:
-            if key in reported:
+            if key in reported or key in read.own:
                 continue
             asked = [txn for txn in inserts.get(key, ()) if txn.invoked <= read.ended]
             if not asked:
@@ -91,7 +92,7 @@ def _check_missing(inserts: dict[Key, list[Txn]], reads: list[RowRead]) -> Itera
         given = set(read.keys)
         candidates = known.items() if isinstance(read.op, Scan) else [(read.op.key, known.get(read.op.key, read.ended))]
         for key, since in candidates:
-            if since < read.txn.invoked and key not in given and _covers(read.op, key):
+            if since < read.txn.invoked and key not in given and key not in read.own and _covers(read.op, key):
                 name = "stale" if last_seen.get(key, 0) > read.ended else "lost"
                 if (name, key) not in reported:
                     reported.add((name, key))
