@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from tests.model import early_intents, scenarios
+from tests.model import early_intents, lock_waits, scenarios
 from tests.model.campaign import campaign, rules_of
 from tests.model.history import history
 from tests.model.rules import RULES
@@ -26,6 +26,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="print one history, every request and its answer")
     parser.add_argument("--scenarios", action="store_true", help="print what the written scenarios come to")
     parser.add_argument("--early-intents", type=int, metavar="HISTORIES", help="the smaller model of intents laid early")
+    parser.add_argument("--lock-waits", type=int, metavar="HISTORIES", help="the model of who waits for whom")
     return parser.parse_args(argv)
 
 
@@ -53,6 +54,8 @@ def main(argv: list[str]) -> int:
         return 0 if scenarios.show() else 1
     if asked.early_intents:
         return 0 if early_intents.show(asked.early_intents) else 1
+    if asked.lock_waits:
+        return 0 if lock_waits.show(asked.lock_waits) else 1
     if asked.seed is not None:
         return 0 if show(asked.seed, next(iter(offs.values()))) else 1
     histories = asked.histories or (FOREVER_HISTORIES if asked.minutes else 12_000)
