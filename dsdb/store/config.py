@@ -38,7 +38,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     push_wait_s: float = 1.0
     """How long a writer waits for a younger attempt without a record before it is aborted: it has laid an intent, so it is committing."""
     push_wait_short_s: float = 0.01
-    """The same if the writer is the older one: two that wait for each other must not both wait long."""
+    """The same if the writer is the older one, as two that wait for each other must not both wait long, and of a reader, whose push would
+    cost the attempt a round if its staging is on its way beside its intents."""
     staging_wait_s: float = 0.1
     """How long a STAGING record is waited for: its coordinator needs one more round; if it is dead, others recover it."""
     verdicts_max: int = 20_000

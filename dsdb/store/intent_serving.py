@@ -116,8 +116,8 @@ class IntentServing:
 
     async def _push(self, replica: Replica, request: PushRequest) -> Reply:
         config, clock = self._context.config, self._context.clock
-        is_older = request.pusher_ts < request.meta.first_ts
-        waits = {Awaited.RECORD: config.push_wait_short_s if is_older else config.push_wait_s, Awaited.OUTCOME: config.staging_wait_s}
+        is_brief = not request.abort or request.pusher_ts < request.meta.first_ts
+        waits = {Awaited.RECORD: config.push_wait_short_s if is_brief else config.push_wait_s, Awaited.OUTCOME: config.staging_wait_s}
         until: dict[Awaited, float] = {}
         latch_keys = (record_latch(request.meta.attempt),)
         while True:

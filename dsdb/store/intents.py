@@ -205,11 +205,11 @@ def push(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -
     if meta.first_ts <= verdicts.low:
         # If it committed, the intent is a late copy; if not, it never will.  But it may have: no tombstone.
         return RecordReply(TxnStatus.ABORTED)
+    if Awaited.RECORD in patience:
+        return Awaited.RECORD
     if not request.abort:
         verdicts.push(meta.attempt, meta.first_ts, request.ts)
         return RecordReply(TxnStatus.PUSHED)
-    if Awaited.RECORD in patience:
-        return Awaited.RECORD
     aborted = RecordReply(TxnStatus.ABORTED)
     verdicts.bury(meta.attempt, meta.first_ts, aborted)
     return aborted

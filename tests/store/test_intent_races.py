@@ -5,7 +5,7 @@ import trio
 from store_cluster import Cluster, simulate
 from txn_desk import ABORTED, BORDER, COMMITTED, GONE, LEFT, PUSHED, STAGING, A, B, C, TxnDesk, X, Y, on_two_ranges
 
-from dsdb.kv.errors import Conflict, IntentInTheWay, KvError, RangeKeyMismatch
+from dsdb.kv.errors import AmbiguousResult, Conflict, IntentInTheWay, KvError, RangeKeyMismatch
 from dsdb.kv.ids import StoreId
 from dsdb.kv.intents import EndTxnRequest, PrewriteRequest, RecordReply, TxnMeta
 from dsdb.kv.requests import (
@@ -24,6 +24,7 @@ from dsdb.storage.keys import Span, point_span
 from dsdb.storage.mvcc import IntentsFoundError
 from dsdb.storage.timestamp import Timestamp, after
 from dsdb.store import StoreConfig
+from dsdb.store.records import TxnRecord
 from dsdb.store.settling import Settled
 
 
@@ -101,6 +102,55 @@ def test_a_push_waits_for_a_stage_that_is_proposed() -> None:
         assert told == [RecordReply(PUSHED)]
         store = await desk.store()
         assert store._replicas[LEFT].verdicts.pushed(txn.attempt) == 0
+
+    on_two_ranges(body)
+
+
+def test_a_reader_gives_a_staging_a_moment_to_come() -> None:
+    async def body(desk: TxnDesk) -> None:
+        txn = desk.meta()
+        ts = txn.first_ts
+        await desk.lay(txn, ts, {A: b"1", X: b"1"})
+        told = []
+
+        async def read() -> None:
+            told.append(await desk.read(X))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.sleep(0.005)
+            assert await desk.stage(txn, ts, A, X) == RecordReply(STAGING, ts)
+            await trio.sleep(0.005)
+            assert told == []
+            assert await desk.end(txn, ts, expected=ts) == RecordReply(COMMITTED, ts)
+        assert told == [b"1"]
+
+    on_two_ranges(body)
+
+
+def test_a_raft_snapshot_tells_what_became_of_a_record() -> None:
+    async def body(desk: TxnDesk) -> None:
+        done, unknown = desk.meta(), desk.meta()
+        replica = (await desk.store())._replicas[LEFT]
+        disk = desk.cluster.disks[StoreId(1)]
+        disk.hold()
+        told: list[object] = []
+
+        async def stage(txn: TxnMeta) -> None:
+            try:
+                told.append(await desk.stage(txn, txn.first_ts, A))
+            except KvError as error:
+                told.append(type(error.detail))
+
+        async with trio.open_nursery() as nursery:
+            for txn in (done, unknown):
+                nursery.start_soon(stage, txn)
+                await trio.sleep(0.01)
+            replica.machine.records[done.attempt] = TxnRecord(COMMITTED, done.first_ts, done.first_ts, A, (A,))
+            replica.settle_by_snapshot(max(replica.pending))
+            await trio.sleep(0.01)
+            disk.let_go()
+        assert told == [RecordReply(COMMITTED, done.first_ts), AmbiguousResult]
 
     on_two_ranges(body)
 

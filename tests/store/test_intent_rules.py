@@ -139,7 +139,9 @@ def test_rule_16_a_push_without_a_record() -> None:
     async def body(desk: TxnDesk) -> None:
         reader, writer, old = desk.meta(), desk.meta(), desk.meta()
         at = desk.now()
+        began = trio.current_time()
         assert await desk.push(reader, at) == RecordReply(PUSHED)
+        assert trio.current_time() - began < 0.1
         began = trio.current_time()
         # The older of two writers waits a moment only, the younger one longer; both abort it in the end.
         assert await desk.push(writer, at, abort=True, pusher_ts=1) == RecordReply(ABORTED)
