@@ -6,6 +6,7 @@ from pathlib import Path
 from dsdb.cli.shell_run import Shell
 from dsdb.cli.shell_text import describe_error
 from dsdb.driver.errors import Error
+from dsdb.sql.system_tables import SYSTEM_SCHEMA
 
 HELP = """\
   \\d [TABLE]      tables, or the columns and the definition of one
@@ -62,7 +63,10 @@ class MetaCommands:
     def _describe(self, argument: str) -> bool:
         if not argument:
             return self._shell.run("SHOW TABLES")
-        return self._shell.run(f"SHOW COLUMNS FROM {argument}") and self._shell.run(f"SHOW CREATE TABLE {argument}")
+        is_described = self._shell.run(f"SHOW COLUMNS FROM {argument}")
+        if not is_described or argument.lower().startswith(f"{SYSTEM_SCHEMA}."):
+            return is_described
+        return self._shell.run(f"SHOW CREATE TABLE {argument}")
 
     def _change_database(self, argument: str) -> bool:
         if not argument:

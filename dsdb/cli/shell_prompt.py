@@ -1,6 +1,7 @@
 """The shell on a terminal: a prompt with history, highlighting, completion, and statements over several lines."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dsdb.cli.shell_meta import MetaCommands, QuitShell
 from dsdb.cli.shell_run import Shell
 from dsdb.cli.shell_text import StatementSplitter
 from dsdb.driver.errors import Error
+from dsdb.sql.system_tables import SYSTEM_SCHEMA, SYSTEM_TABLES
 from dsdb.sql.transaction_status import TransactionStatus
 
 HISTORY_FILE = "~/.dsdb_history"
@@ -34,6 +36,10 @@ SHOW RANGES,SHOW TABLES,SPLIT AT,THEN,TRUNCATE TABLE,UNION,UNION ALL,UPDATE,USIN
 _KEYWORDS = [keyword.strip() for keyword in _KEYWORD_TEXT.split(",")]
 
 
+_BEHIND_SYSTEM = re.compile(rf"\b{SYSTEM_SCHEMA}\.(\w*)$", re.IGNORECASE)
+"""What has been typed of a virtual table's name."""
+
+
 class SqlCompleter(Completer):
     """Completes keywords, and the tables and columns of the current database, asked for when first needed."""
 
@@ -44,6 +50,13 @@ class SqlCompleter(Completer):
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """Give what may stand here."""
+        qualified = _BEHIND_SYSTEM.search(document.text_before_cursor)
+        if qualified is not None:
+            begun = qualified[1]
+            for name in SYSTEM_TABLES:
+                if name.startswith(begun.lower()):
+                    yield Completion(name, start_position=-len(begun))
+            return
         word = document.get_word_before_cursor(WORD=False)
         if not word or document.text_before_cursor.lstrip().startswith("\\"):
             return
@@ -60,7 +73,7 @@ class SqlCompleter(Completer):
             self._names_as_of = self._shell.catalog_changes
             try:
                 tables = [str(row[0]) for row in self._shell.rows("SHOW TABLES")]
-                names = set(tables)
+                names = {SYSTEM_SCHEMA, *tables}
                 for table in tables[:COMPLETED_TABLES_MAX]:
                     quoted = table.replace('"', '""')
                     names.update(str(row[0]) for row in self._shell.rows(f'SHOW COLUMNS FROM "{quoted}"'))

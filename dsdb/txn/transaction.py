@@ -186,6 +186,7 @@ class KvTransaction:
         committed_at = MIN_TIMESTAMP
         with trio.CancelScope(shield=True):
             committed_at = await self._commit(deadline)
+        self._is_committing = False
         return committed_at  # noqa: RET504  (a scope may swallow what ends its block, for all that mypy knows)
 
     def _plan(self, deadline: Timestamp | None) -> CommitPlan:

@@ -159,7 +159,9 @@ class QueryPlan:
 
     is_writing = False
 
-    def __init__(self, plan: SelectPlan) -> None:
+    def __init__(self, plan: SelectPlan, *, as_of: str | None) -> None:
+        if plan.virtual and as_of is not None:
+            raise FeatureNotSupportedError("virtual tables have no past: AS OF SYSTEM TIME is not supported for them")
         self._plan = plan
         self.is_reading = bool(plan.leaves)
 
@@ -205,7 +207,7 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
             case exp.Alter():
                 raise FeatureNotSupportedError("ALTER TABLE is only supported with SPLIT AT")
             case exp.Query() | exp.Values():
-                return plan_point_select(tree, binder) or QueryPlan(binder.query(tree))
+                return plan_point_select(tree, binder) or QueryPlan(binder.query(tree), as_of=statement.as_of)
         raise FeatureNotSupportedError(f"{tree.key.upper()} is not supported")
     match tree:
         case ShowStatement():

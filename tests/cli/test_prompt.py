@@ -65,5 +65,16 @@ def test_completion_without_a_catalogue_gives_keywords() -> None:
         shell.close()
 
 
+@pytest.mark.parametrize("begun", ["SELECT * FROM system.no", "\\d system.no", "SELECT 1 FROM SYSTEM.NO"])
+def test_virtual_tables_complete_behind_their_schema(begun: str) -> None:
+    with Node() as node:
+        shell = Shell(parse_target(node.url), output_format="csv", out=io.StringIO(), err=io.StringIO())
+        completions = list(SqlCompleter(shell).get_completions(Document(begun), CompleteEvent()))
+        assert [(completion.text, completion.start_position) for completion in completions] == [("nodes", -2)]
+        every = SqlCompleter(shell).get_completions(Document("TABLE system."), CompleteEvent())
+        assert [completion.text for completion in every] == ["locks", "nodes", "ranges", "settings", "transactions"]
+        shell.close()
+
+
 def test_the_prompt_shows_the_transaction() -> None:
     assert [prompt_mark(status) for status in TransactionStatus] == ["", "*", "!"]
