@@ -33,11 +33,12 @@ from dsdb.driver.adapt import dump_parameters
 from dsdb.driver.blocks import TransactionBlock
 from dsdb.driver.cursor import Cursor
 from dsdb.driver.embedded import open_node
-from dsdb.driver.errors import DataError, InterfaceError, OperationalError, SerializationFailure, error_of
+from dsdb.driver.errors import InterfaceError, OperationalError, SerializationFailure, error_of
 from dsdb.driver.hosts import open_wire
+from dsdb.driver.outcomes import LOST, encode_execute, error_of_message, lost_alone, lost_in_transaction
 from dsdb.driver.results import INLINE_ROWS_MAX, Answer, Streamed
 from dsdb.driver.target import Target, parse_target
-from dsdb.driver.text import is_read_only, is_setting, may_commit
+from dsdb.driver.text import is_setting
 from dsdb.driver.wire import Wire, WireClosedError
 from dsdb.protocol.messages import (
     Cancel,
@@ -51,7 +52,6 @@ from dsdb.protocol.messages import (
     Schema,
     ServerMessage,
     encode_message,
-    encode_request,
 )
 from dsdb.sql.transaction_status import Begin, TransactionStatus
 
@@ -61,7 +61,6 @@ RUN_ATTEMPTS_MAX = 20
 _BACKOFF_FIRST_SECONDS = 0.005
 _BACKOFF_MAX_SECONDS = 1.0
 _SETTINGS_KEPT_MAX = 100
-_LOST = "The transaction is lost: nothing of it took effect."
 
 
 class EmbeddedNode(Protocol):
@@ -287,7 +286,7 @@ class Connection:
                 for at, (stream, (types, values)) in enumerate(zip(streams, dumped))
             ]
             try:
-                data = b"".join([_encode_execute(wire, execute) for execute in executes])
+                data = b"".join([encode_execute(wire, execute) for execute in executes])
             except errors.DatabaseError:
                 for stream in streams:
                     wire.side.abandon_stream(stream)
@@ -329,7 +328,7 @@ class Connection:
                 raise OperationalError(
                     f"the connection broke while the result was read: {error}",
                     sqlstate="08006",
-                    hint=_LOST if self.in_transaction else None,
+                    hint=LOST if self.in_transaction else None,
                 ) from None
 
     def give_credit(self, stream: int, credit_bytes: int) -> None:
@@ -356,7 +355,7 @@ class Connection:
             wire = self._usable_wire()
             stream = wire.side.open_stream()
             try:
-                data = _encode_execute(
+                data = encode_execute(
                     wire,
                     Execute(
                         stream=stream,
@@ -389,7 +388,7 @@ class Connection:
                 continue
             if type(message) is ErrorMessage:
                 self._current_stream = 0
-                raise _error_of(message)
+                raise error_of_message(message)
             if type(message) is Schema and begin and not wire.transaction:
                 # Said for sure by the result's end, which may be long in coming.
                 wire.transaction = TransactionStatus.ACTIVE
@@ -403,7 +402,7 @@ class Connection:
             raise
         if type(message) is ErrorMessage:
             self._end_statement(stream)
-            raise _error_of(message)
+            raise error_of_message(message)
         if (type(message) is Complete or type(message) is Rows) and not message.more:
             self._end_statement(stream)
         return message
@@ -425,10 +424,10 @@ class Connection:
         wire = self._wire = open_wire(self._target)
         wire.notices = notices
         for sql, (types, values) in self._settings.items():
-            wire.send(_encode_execute(wire, Execute(stream=wire.side.open_stream(), sql=sql, types=types, values=values)))
+            wire.send(encode_execute(wire, Execute(stream=wire.side.open_stream(), sql=sql, types=types, values=values)))
             message = wire.receive()
             if type(message) is ErrorMessage:
-                raise _error_of(message)
+                raise error_of_message(message)
         return wire
 
     def _settle(self) -> None:
@@ -532,46 +531,8 @@ class Connection:
     def _lost(self, sql: str, error: WireClosedError, begin: Begin) -> errors.DatabaseError:
         """Say what a broken connection means for a statement (empty: the node has not begun it) and its transaction."""
         if not self._lose_transaction() and begin is Begin.NO:
-            return _outcome_of(sql, error)
-        if sql and may_commit(sql):
-            return error_of(
-                "40003",
-                f"the connection broke while the transaction may have been committed: {error}",
-                detail="Whether it took effect is not known.",
-                hint="Look before you run it again.",
-            )
-        return error_of("08006", f"the connection broke in a transaction: {error}", hint=_LOST)
-
-
-def _encode_execute(wire: Wire, message: Execute) -> bytes:
-    bytes_max = wire.welcome.request_bytes_max
-    try:
-        data = encode_request(message, bytes_max=bytes_max)
-    except UnicodeEncodeError as error:
-        raise DataError(f"text with lone surrogates has no UTF-8: {error.object[:40]!r}", sqlstate="22021") from None
-    if data is None:
-        # The node would hang up on it.
-        raise error_of(
-            "54000",
-            f"the statement is too large: a node takes at most {bytes_max} bytes of text and parameters at once",
-            hint="Send the rows in several statements, or a large value in parts.",
-        )
-    return data
-
-
-def _error_of(message: ErrorMessage) -> errors.DatabaseError:
-    return error_of(message.sqlstate, message.message, detail=message.detail, hint=message.hint, position=message.position)
-
-
-def _outcome_of(sql: str, error: WireClosedError) -> errors.DatabaseError:
-    if is_read_only(sql):
-        return error_of("08006", f"the connection broke before the answer came: {error}", hint="The statement may be run again.")
-    return error_of(
-        "40003",
-        f"the connection broke before the answer came: {error}",
-        detail="Whether the statement took effect is not known.",
-        hint="Look before you run it again.",
-    )
+            return lost_alone(sql, error)
+        return lost_in_transaction(sql, error)
 
 
 def connect(target: str | os.PathLike[str] | None = None, *, autocommit: bool | None = None) -> Connection:

@@ -351,12 +351,16 @@ def test_load_balances(node: Node) -> None:
 
 
 def test_a_full_node_passes_the_client_on() -> None:
-    with Node(SessionLimits(sessions_max=1)) as full, Node(node_id=2) as other, dsdb.connect(full.url, autocommit=True):
+    # Two sessions, so that one who was refused and still lingers at the door leaves room for the next one to be refused.
+    with Node(SessionLimits(sessions_max=2)) as full, Node(node_id=2) as other:
+        held = [dsdb.connect(full.url, autocommit=True) for _ in range(2)]
         with dsdb.connect(f"dsdb://127.0.0.1:{full.port},127.0.0.1:{other.port}/d", autocommit=True) as connection:
             assert connection.node_id == 2
         with pytest.raises(dsdb.OperationalError) as caught:
             dsdb.connect(full.url, autocommit=True)
         assert caught.value.sqlstate == "53300"
+        for each in held:
+            each.close()
 
 
 def test_reconnect_between_statements(node: Node) -> None:
