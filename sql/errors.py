@@ -215,6 +215,12 @@ class SerializationError(SqlError):
     sqlstate = "40001"
 
 
+class LockNotAvailableError(SqlError):
+    """A row stays locked by another transaction."""
+
+    sqlstate = "55P03"
+
+
 class UnknownOutcomeError(SqlError):
     """Whether the statement took effect is not known: look before you run it again."""
 

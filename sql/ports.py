@@ -11,6 +11,8 @@ Raises: a Transaction and a StageRunner raise the errors at the end of this file
 """
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
+from enum import StrEnum
 from typing import Protocol
 
 import msgspec
@@ -50,14 +52,40 @@ class LeafStage(msgspec.Struct, frozen=True, kw_only=True):
     ordered: bool = False
 
 
+class RowWait(StrEnum):
+    """What becomes of rows that another transaction has locked."""
+
+    WAIT = "wait"
+    NOWAIT = "nowait"
+    """An error."""
+    SKIP = "skip"
+    """They are left out."""
+
+
 class Transaction(Protocol):
     """The reads and writes of one statement (or, for the catalogue, of one change)."""
+
+    @property
+    def start_ts(self) -> Timestamp | None:
+        """When it began, as far as locks need to know: for its next attempt, so that it keeps its age."""
 
     async def read_timestamp(self) -> Timestamp:
         """Give the timestamp of its reads, fetched from the oracle at first use."""
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Read row values by key, None where there is none."""
+
+    async def get_locked(
+        self, keys: Sequence[bytes], *, wait: RowWait = RowWait.WAIT, timeout_s: float | None = None
+    ) -> list[tuple[bool, bytes | None]]:
+        """Lock rows until the transaction ends, then read them: for each key whether it is locked, and the value.
+
+        The timestamp of all its reads may move forward: what it read before is then known to be unchanged.
+        Raises RowLockedError; TransactionRetryError if something that it read before has changed.
+        """
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        """Read without depending on it: what is read within may be changed by others before the commit, and be stale at once."""
 
     async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         """Read keys and values of a short span, in key order (or from the highest down)."""
@@ -225,6 +253,15 @@ class TransactionRetryError(PortError):
     def __init__(self, message: str, key: bytes | None = None) -> None:
         super().__init__(message)
         self.key = key
+
+
+class RowLockedError(PortError):
+    """A row that was to be locked is locked by another transaction, which is not, or was long enough, waited for (`is_late`)."""
+
+    def __init__(self, message: str, key: bytes, *, is_late: bool) -> None:
+        super().__init__(message)
+        self.key = key
+        self.is_late = is_late
 
 
 class DeadlineExceededError(PortError):

@@ -55,7 +55,7 @@ from dsdb.storage.timestamp import Timestamp
 from dsdb.store.config import StoreConfig
 from dsdb.store.frame import SnapshotHeader, StoreFrame
 from dsdb.store.store import Store
-from dsdb.txn import AttemptIds, Finisher, Janitor, Settlement, TransactionFactory, TxnCounters
+from dsdb.txn import AttemptIds, Finisher, Janitor, LockKeeper, Settlement, TransactionFactory, TxnCounters
 
 log = logging.getLogger("dsdb.node")
 
@@ -125,6 +125,7 @@ class NodeParts:
         self._timestamps.source = self.oracle
         self.txn_counters = TxnCounters()
         self.finisher = Finisher(self.router, self.oracle, self.txn_counters)
+        self.lock_keeper = LockKeeper(self.router, self.oracle)
         settlement = Settlement(self.router, self.oracle, self.txn_counters)
         self.store.use_settler(settlement)
         self.janitor = Janitor(self.store, self.router, self.oracle, settlement, self.finisher, self.txn_counters)
@@ -133,6 +134,7 @@ class NodeParts:
             oracle=self.oracle,
             attempts=AttemptIds(node_id, own.started_ms),
             finisher=self.finisher,
+            keeper=self.lock_keeper,
             counters=self.txn_counters,
         )
 
@@ -204,6 +206,7 @@ class NodeParts:
         await nursery.start(self.store.run)
         await nursery.start(self.issuer.run)
         await nursery.start(self.finisher.run)
+        await nursery.start(self.lock_keeper.run)
         await nursery.start(self.gatherer.serve)
         await nursery.start(self.meta.run)
         await nursery.start(self.membership.run)

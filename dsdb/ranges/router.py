@@ -38,6 +38,7 @@ from dsdb.kv.errors import (
 )
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
 from dsdb.kv.intents import IntentRequest
+from dsdb.kv.locks import LockRequest
 from dsdb.kv.requests import (
     CommitRequest,
     DescribeRequest,
@@ -68,7 +69,7 @@ META_PREFETCH_ROWS = 16
 _Commit = CommitRequest | RefuseRequest
 _Repeatable = _Commit | IntentRequest
 """What has an effect, and may be sent again after a reply was lost."""
-_WithoutEffect = DescribeRequest | ReadRequest | RefreshRequest | ScanRequest
+_WithoutEffect = DescribeRequest | LockRequest | ReadRequest | RefreshRequest | ScanRequest
 _FINAL = AmbiguousResult | Conflict | DeadlinePassed | Refused
 """What no later copy of the same attempt can turn into a commit.  KeyExists is not among them: the key may be removed meanwhile."""
 _DECODE_DESCRIPTOR = msgspec.msgpack.Decoder(RangeDescriptor).decode

@@ -8,7 +8,8 @@ from dsdb.txn.counters import TxnCounters
 from dsdb.txn.factory import AttemptIds, TransactionFactory
 from dsdb.txn.finish import Finisher
 from dsdb.txn.janitor import Janitor
+from dsdb.txn.locks import LockKeeper
 from dsdb.txn.settle import Settlement
 from dsdb.txn.transaction import KvTransaction
 
-__all__ = ["AttemptIds", "Finisher", "Janitor", "KvTransaction", "Overlay", "Settlement", "TransactionFactory", "TxnCounters"]
+__all__ = ["AttemptIds", "Finisher", "Janitor", "KvTransaction", "LockKeeper", "Overlay", "Settlement", "TransactionFactory", "TxnCounters"]

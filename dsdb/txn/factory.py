@@ -6,6 +6,7 @@ from dsdb.ranges import Router
 from dsdb.storage.timestamp import Timestamp
 from dsdb.txn.counters import TxnCounters
 from dsdb.txn.finish import Finisher
+from dsdb.txn.locks import LockKeeper
 from dsdb.txn.sender import Sender
 from dsdb.txn.transaction import KvTransaction
 
@@ -33,19 +34,21 @@ class TransactionFactory:
         oracle: OracleClient,
         attempts: AttemptIds,
         finisher: Finisher,
+        keeper: LockKeeper,
         counters: TxnCounters,
     ) -> None:
         self._router = router
         self._oracle = oracle
         self._attempts = attempts
         self._finisher = finisher
+        self._keeper = keeper
         self.counters = counters
 
-    def begin(self, *, read_ts: Timestamp | None = None) -> KvTransaction:
+    def begin(self, *, read_ts: Timestamp | None = None, start_ts: Timestamp | None = None) -> KvTransaction:
         """Begin a transaction; it costs nothing until it reads or commits.
 
-        read_ts: one that reads the past there, and writes nothing.
+        read_ts: one that reads the past there, and writes nothing; start_ts: of the attempt before, if it is run again.
         """
         sender = Sender(self._router, self._oracle)
         attempt = self._attempts.make()
-        return KvTransaction(sender, attempt, self.counters, self._finisher, past=read_ts)
+        return KvTransaction(sender, attempt, self.counters, self._finisher, self._keeper, past=read_ts, start_ts=start_ts)

@@ -43,6 +43,9 @@ from dsdb.storage.datum import Datum
 DEFAULT = object()
 """In a source's row: the column's default."""
 
+UPSERTED_ROWS_LOCKED_MAX = 64
+"""ON CONFLICT DO UPDATE of so many rows locks them: a counter, not a load, for which queueing row by row would cost more than it saves."""
+
 SourceRow: TypeAlias = Sequence[Any]
 
 
@@ -298,7 +301,8 @@ class InsertPlan:
         for part in slices(rows, self._width):
             keys += [table_rows.key(row) for row in part]
             await pause(part)
-        there = dict(zip(keys, await txn.get(keys)))
+        locks = conflict.updates is not None and len(keys) <= UPSERTED_ROWS_LOCKED_MAX
+        there = dict(zip(keys, await (execution.get_to_change(keys) if locks else txn.get(keys))))
         touched: set[bytes] = set()
         written: list[Row] = []
         for number, (key, row) in enumerate(zip(keys, rows)):

@@ -73,7 +73,7 @@ class RowFinder:
     async def _get(self, execution: Execution) -> list[Row]:
         keys = [span.start for span in self._access.spans(execution.parameters)]
         decode = self._target.rows.decode
-        return [decode(value) for value in await execution.txn.get(keys) if value is not None]
+        return [decode(value) for value in await execution.get_to_change(keys) if value is not None]
 
     async def _scan(self, execution: Execution) -> list[Row]:
         access = self._access

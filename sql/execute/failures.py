@@ -11,6 +11,7 @@ from dsdb.sql.errors import (
     CannotConnectNowError,
     DataCorruptedError,
     FeatureNotSupportedError,
+    LockNotAvailableError,
     SerializationError,
     SqlError,
     UniqueViolationError,
@@ -25,6 +26,7 @@ from dsdb.sql.ports import (
     MultiRangeWriteError,
     PortError,
     RangeUnavailableError,
+    RowLockedError,
     TransactionRetryError,
 )
 from dsdb.sql.rows import TableRows, rows_of
@@ -66,6 +68,8 @@ def in_sql(error: PortError | CorruptionError, catalog: Catalog, statements: Seq
             return CannotConnectNowError(f"the rows cannot be reached now: {error}", hint="Run the statement again later.")
         case TransactionRetryError():
             return _changed_by_others(error, catalog, statements)
+        case RowLockedError():
+            return _locked(error, catalog)
         case DeadlineExceededError():
             return SerializationError(f"could not serialize access: {error}", hint=AGAIN)
         case CorruptionError():
@@ -83,18 +87,31 @@ def _key_exists(key: bytes, catalog: Catalog) -> SqlError:
 
 def _changed_by_others(error: TransactionRetryError, catalog: Catalog, statements: Sequence[ParsedStatement]) -> SerializationError:
     """Say which row, or rows of which tables, another transaction has changed."""
-    row = None if error.key is None else _row_of(error.key, catalog)
-    if row is not None:
-        rows, values = row
-        table = rows.table
-        if not any(column.hidden for column in rows.key_columns()):
-            shown = ", ".join("null" if v is None else format_text(v, c.type) for v, c in zip(values, rows.key_columns()))
-            what = f'row ({shown}) of "{table.name}" was'
-        else:
-            what = f'a row of "{table.name}" was'
-    else:
-        what = tables_in(statements)
+    named = None if error.key is None else _named_row(error.key, catalog)
+    what = tables_in(statements) if named is None else f"{named} was"
     return SerializationError(f"could not serialize access: {what} changed by another transaction", detail=f"{error}.", hint=AGAIN)
+
+
+def _locked(error: RowLockedError, catalog: Catalog) -> LockNotAvailableError:
+    """Say which row another transaction has locked."""
+    named = _named_row(error.key, catalog) or "a row"
+    if error.is_late:
+        return LockNotAvailableError("canceling statement due to lock timeout", detail=f"Another transaction has locked {named}.")
+    row = _row_of(error.key, catalog)
+    relation = f'row in relation "{row[0].table.name}"' if row is not None else "a row"
+    return LockNotAvailableError(f"could not obtain lock on {relation}", detail=f"Another transaction has locked {named}.")
+
+
+def _named_row(key: bytes, catalog: Catalog) -> str | None:
+    """Name a row by its key."""
+    row = _row_of(key, catalog)
+    if row is None:
+        return None
+    rows, values = row
+    if any(column.hidden for column in rows.key_columns()):
+        return f'a row of "{rows.table.name}"'
+    shown = ", ".join("null" if v is None else format_text(v, c.type) for v, c in zip(values, rows.key_columns()))
+    return f'row ({shown}) of "{rows.table.name}"'
 
 
 def _row_of(key: bytes, catalog: Catalog) -> tuple[TableRows, Sequence[Datum]] | None:

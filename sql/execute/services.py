@@ -13,7 +13,7 @@ from dsdb.sql.execute.engine import QueryEngine
 from dsdb.sql.execute.result import Result
 from dsdb.sql.execute.sequence import SequenceCache
 from dsdb.sql.execute.session import SessionState
-from dsdb.sql.ports import ClusterView, StageRunner, Transaction
+from dsdb.sql.ports import ClusterView, RowWait, StageRunner, Transaction
 from dsdb.sql.schema import DatabaseDescriptor, TableDescriptor
 from dsdb.sql.system_tables import SYSTEM_SCHEMA, only_readable
 from dsdb.storage.datum import Datum
@@ -50,8 +50,8 @@ class CatalogSource(Protocol):
 class TransactionStart(Protocol):
     """Starts transactions."""
 
-    def __call__(self, *, read_ts: Timestamp | None = None) -> Transaction:
-        """Start one; with `read_ts`, an issued timestamp, it reads there and cannot write."""
+    def __call__(self, *, read_ts: Timestamp | None = None, start_ts: Timestamp | None = None) -> Transaction:
+        """Start one; with `read_ts`, an issued timestamp, it reads there and cannot write.  start_ts: of its attempt before this one."""
 
 
 class Services:
@@ -86,7 +86,7 @@ class Execution:
     holds its catalogue, which then no change may make older than the last but one; notices: what the client is told beside the result.
     """
 
-    __slots__ = ("catalog", "is_holding", "is_within", "notices", "parameters", "services", "session", "txn")
+    __slots__ = ("catalog", "has_locked", "is_holding", "is_within", "notices", "parameters", "services", "session", "txn")
 
     def __init__(
         self,
@@ -104,8 +104,18 @@ class Execution:
         self.txn = txn
         self.parameters = parameters
         self.is_within = is_within
+        self.has_locked = False
         self.is_holding = True
         self.notices: list[str] = []
+
+    async def lock(self, keys: Sequence[bytes], wait: RowWait = RowWait.WAIT) -> list[tuple[bool, bytes | None]]:
+        """Lock and read rows; a wait ends with the session's lock_timeout, if it has one."""
+        self.has_locked = True
+        return await self.txn.get_locked(keys, wait=wait, timeout_s=self.session.lock_timeout_ms / 1000 or None)
+
+    async def get_to_change(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Read rows that the statement is about to change, under their locks: it queues behind others instead of running again."""
+        return [value for _, value in await self.lock(keys)]
 
     def release_catalog(self) -> None:
         """Let go of the catalogue, before a change of it that would wait for this statement."""

@@ -31,7 +31,7 @@ from dsdb.sql.execute.statement_kinds import check_reads_only
 from dsdb.sql.execute.transactions import SessionTransactions
 from dsdb.sql.parse import ParsedStatement
 from dsdb.sql.parse_transaction import TransactionStatement
-from dsdb.sql.ports import DeadlineExceededError, PortError, TransactionRetryError
+from dsdb.sql.ports import DeadlineExceededError, PortError, Transaction, TransactionRetryError
 from dsdb.sql.transaction_status import Begin
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.timestamp import Timestamp
@@ -72,10 +72,14 @@ class StatementExecutor:
             check_reads_only(statement)
         if statement.as_of is not None:
             past = await self._past(statement.as_of)
+        start_ts: Timestamp | None = None
         for attempt in range(ATTEMPTS_MAX):
+            # An attempt keeps the age of the first one, and with it its place in the queues for locks.
+            txn = self._services.begin(read_ts=past, start_ts=start_ts)
             try:
-                return await self._attempt(session, statement, parameters, past)
+                return await self._attempt(session, statement, parameters, txn)
             except TransactionRetryError:
+                start_ts = txn.start_ts
                 await trio.sleep(min(_PAUSE_SECONDS * 2**attempt, _PAUSE_SECONDS_MAX))
             except DeadlineExceededError:
                 await self._services.catalogs.renew()
@@ -112,7 +116,7 @@ class StatementExecutor:
             raise in_sql(error, catalog) from error
 
     async def _attempt(
-        self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter], past: Timestamp | None
+        self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter], txn: Transaction
     ) -> Result:
         services = self._services
         catalog = services.catalogs.acquire_nowait() or await services.catalogs.acquire()
@@ -120,7 +124,6 @@ class StatementExecutor:
         try:
             cached = await self._planner.planned(session, statement, parameters, catalog)
             plan = cached.plan
-            txn = services.begin() if past is None else services.begin(read_ts=past)
             session.statement_txn = txn
             execution = Execution(services, session, catalog, txn, cached.values(parameters, services.now()))
             result = await plan.run(execution)
@@ -139,6 +142,8 @@ class StatementExecutor:
                 raise DeadlineExceededError("the catalogue's lease has run out") from error
             raise
         finally:
+            if execution is not None and execution.has_locked:
+                await txn.rollback()
             # A change of the catalogue waits for the statements of older versions: it must not be one of them.
             if execution is None or execution.is_holding:
                 services.catalogs.release(catalog)

@@ -136,7 +136,7 @@ class SessionTransactions:
                 if is_holding:
                     self._services.catalogs.release(catalog)
             await transaction.txn.rollback()
-            transaction.txn = self._services.begin()
+            transaction.txn = self._services.begin(start_ts=transaction.txn.start_ts)
             transaction.catalog = None
             if is_late:
                 await self._services.catalogs.renew()
@@ -155,7 +155,8 @@ class SessionTransactions:
         try:
             cached = await self._planner.planned(session, statement, parameters, catalog)
             plan = cached.plan
-            execution = Execution(services, session, catalog, transaction.txn, cached.values(parameters, transaction.now), is_within=True)
+            values = cached.values(parameters, transaction.now)
+            execution = Execution(services, session, catalog, transaction.txn, values, is_within=True)
             result = await plan.run(execution)
         except SqlError as error:
             # An idle node's catalogue may be an old one: what it says of a missing table counts only under its lease.
@@ -168,11 +169,23 @@ class SessionTransactions:
             if await transaction.txn.read_timestamp() > catalog.lease_expiration:
                 raise DeadlineExceededError("the statement read after the end of the catalogue's lease")
             transaction.catalog = catalog
+        elif execution.has_locked and transaction.catalog is not None:
+            await self._follow(transaction, transaction.catalog)
         transaction.has_written = transaction.has_written or plan.is_writing
         result.notices += tuple(execution.notices)
         if result.batches is not None:
             result.batches = guarded(result.batches, catalog)
         return result
+
+    async def _follow(self, transaction: OpenTransaction, catalog: Catalog) -> None:
+        """See that the catalogue still holds after locks have moved the read timestamp on.  Raises SerializationError."""
+        if await transaction.txn.read_timestamp() <= catalog.lease_expiration:
+            return
+        await self._services.catalogs.renew()
+        newer = await self._present_catalog()
+        if newer.version != catalog.version:
+            raise _catalog_changed()
+        transaction.catalog = newer
 
     async def _acquired(self) -> Catalog:
         catalogs = self._services.catalogs
@@ -289,10 +302,14 @@ class SessionTransactions:
         catalog = await self._acquired()
         try:
             if transaction.catalog is None or catalog.version != transaction.catalog.version:
-                raise SerializationError("could not serialize access: the catalogue was changed while the transaction was open", hint=AGAIN)
+                raise _catalog_changed()
             await transaction.txn.commit(deadline=catalog.lease_expiration)
         finally:
             catalogs.release(catalog)
+
+
+def _catalog_changed() -> SerializationError:
+    return SerializationError("could not serialize access: the catalogue was changed while the transaction was open", hint=AGAIN)
 
 
 def _failed() -> FailedTransactionError:

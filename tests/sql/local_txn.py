@@ -5,8 +5,9 @@ Timestamps come from a counter.  A commit checks what the transaction read, so t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +20,8 @@ from dsdb.sql.ports import (
     NodeInfo,
     OpenTransactionInfo,
     RangeInfo,
+    RowLockedError,
+    RowWait,
     TransactionRetryError,
     TransactionState,
 )
@@ -39,6 +42,8 @@ class LocalStore:
         self.clock = from_milliseconds(1_700_000_000_000)
         self.split_keys: list[bytes] = []
         self.rolled_back = 0
+        self.locks: dict[bytes, LocalTransaction] = {}
+        """Nobody waits here: what is locked counts as waited for in vain."""
         self.before_commit: Callable[[LocalTransaction], None] | None = None
         """A test's hook: may raise a PortError in the place of a commit."""
 
@@ -49,7 +54,7 @@ class LocalStore:
     async def fresh_timestamp(self) -> Timestamp:
         return self.timestamp()
 
-    def begin(self, *, read_ts: Timestamp | None = None) -> LocalTransaction:
+    def begin(self, *, read_ts: Timestamp | None = None, start_ts: Timestamp | None = None) -> LocalTransaction:
         return LocalTransaction(self, read_ts)
 
 
@@ -61,6 +66,7 @@ class LocalTransaction:
         self._read_ts = read_ts
         self._log: list[tuple[bytes, bytes | None, bool]] = []
         self._read_spans: list[Span] = []
+        self.start_ts: Timestamp | None = None
 
     @property
     def writes(self) -> dict[bytes, bytes | None]:
@@ -77,6 +83,34 @@ class LocalTransaction:
         stored = mvcc.get_many(self.store.engine, keys, ts)
         writes = self.writes
         return [writes.get(key, value) for key, value in zip(keys, stored)]
+
+    async def get_locked(
+        self, keys: Sequence[bytes], *, wait: RowWait = RowWait.WAIT, timeout_s: float | None = None
+    ) -> list[tuple[bool, bytes | None]]:
+        locks = self.store.locks
+        locked = [locks.get(key, self) is self for key in keys]
+        if wait is not RowWait.SKIP and not all(locked):
+            raise RowLockedError("locked", keys[locked.index(False)], is_late=wait is RowWait.WAIT)
+        locks.update({key: self for key, is_locked in zip(keys, locked) if is_locked})
+        ts = self.store.timestamp()
+        if self._read_ts is not None:
+            for span in self._read_spans:
+                changed = mvcc.changed(self.store.engine, span, self._read_ts, ts)
+                if changed is not None:
+                    raise TransactionRetryError("a row that was read has changed", changed[0])
+        self._read_ts = ts
+        return [(is_locked, value if is_locked else None) for is_locked, value in zip(locked, await self.get(keys))]
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        spans, self._read_spans = self._read_spans, []
+        try:
+            yield
+        finally:
+            self._read_spans = spans
+
+    def _unlock(self) -> None:
+        self.store.locks = {key: txn for key, txn in self.store.locks.items() if txn is not self}
 
     async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         rows = self.read_span(await self.read_timestamp(), span)
@@ -116,9 +150,11 @@ class LocalTransaction:
 
     async def rollback(self) -> None:
         self._log.clear()
+        self._unlock()
         self.store.rolled_back += 1
 
     async def commit(self, *, deadline: Timestamp | None = None) -> Timestamp:
+        self._unlock()
         if not self.writes:
             return await self.read_timestamp()
         if self.store.before_commit is not None:
