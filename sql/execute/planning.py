@@ -20,6 +20,7 @@ from dsdb.sql.execute.ddl import plan_create, plan_create_database, plan_drop, p
 from dsdb.sql.execute.dml_insert import InsertPlan
 from dsdb.sql.execute.dml_update import DeletePlan, UpdatePlan
 from dsdb.sql.execute.explain import ExplainPlan
+from dsdb.sql.execute.locking import plan_locking_select
 from dsdb.sql.execute.point import plan_point_select
 from dsdb.sql.execute.result import Parameter, Result
 from dsdb.sql.execute.select import run_select
@@ -27,6 +28,7 @@ from dsdb.sql.execute.sequence_calls import has_sequence_calls, with_calls_made
 from dsdb.sql.execute.services import Execution, Plan
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.show import SetPlan, ShowPlan, SplitPlan
+from dsdb.sql.execute.statement_kinds import lock_words
 from dsdb.sql.execute.system_rows import system_rows
 from dsdb.sql.parse import (
     CreateDatabaseStatement,
@@ -206,6 +208,8 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
                 return plan_drop(tree, binder)
             case exp.Alter():
                 raise FeatureNotSupportedError("ALTER TABLE is only supported with SPLIT AT")
+            case exp.Select() if lock_words(tree) is not None:
+                return plan_locking_select(tree, binder)
             case exp.Query() | exp.Values():
                 return plan_point_select(tree, binder) or QueryPlan(binder.query(tree), as_of=statement.as_of)
         raise FeatureNotSupportedError(f"{tree.key.upper()} is not supported")

@@ -20,6 +20,7 @@ from dsdb.sql.execute.services import Execution
 from dsdb.sql.execute.target import Compiled, Target
 from dsdb.sql.parse import position_of
 from dsdb.sql.plan.spans import key_access
+from dsdb.sql.ports import RowWait
 
 _CLAUSES = frozenset({"expressions", "from_", "where", "limit", "kind", "operation_modifiers"})
 
@@ -30,12 +31,16 @@ class PointSelectPlan:
     is_writing = False
     is_reading = True
 
-    def __init__(self, node: exp.Select, target: Target, condition: exp.Expr, binder: StatementBinder) -> None:
+    def __init__(
+        self, node: exp.Select, target: Target, condition: exp.Expr, binder: StatementBinder, wait: RowWait | None = None
+    ) -> None:
+        """wait: lock the rows first."""
         access = key_access(target.table, conjuncts_of(condition), target.columns)
         self.is_point = access.is_point
         if not access.is_point:
             return
         self._access = access
+        self._wait = wait
         self._filters = tuple(binder.compiled(residual, target.columns) for residual in access.residual)
         self._decode = target.rows.decode
         columns: list[ResultColumn] = []
@@ -59,7 +64,12 @@ class PointSelectPlan:
     async def run(self, execution: Execution) -> Result:
         """Read the rows."""
         parameters = execution.parameters
-        stored = await execution.txn.get([span.start for span in self._access.spans(parameters)])
+        keys = [span.start for span in self._access.spans(parameters)]
+        if self._wait is None:
+            stored = await execution.txn.get(keys)
+        else:
+            # What is left out, as others have locked it, has no value.
+            stored = [value for _, value in await execution.lock(keys, self._wait)]
         rows = [self._decode(value) for value in stored if value is not None]
         for holds in self._filters:
             rows = [row for row in rows if holds(row, parameters) is True]
@@ -72,15 +82,19 @@ class PointSelectPlan:
 
     def explain(self) -> list[str]:
         """Describe it for EXPLAIN."""
-        return [f"Point Get on {self._access.table.name}", *(["  with a filter at the gateway"] if self._filters else [])]
+        how = "Point Get" if self._wait is None else "Locking Point Get"
+        return [f"{how} on {self._access.table.name}", *(["  with a filter at the gateway"] if self._filters else [])]
 
 
 def _picker(position: int) -> Compiled:
     return lambda row, parameters: row[position]
 
 
-def plan_point_select(node: exp.Expr, binder: StatementBinder) -> PointSelectPlan | None:
-    """Bind a SELECT that pins whole keys; None for every other query, wrong ones included: the general binder says what is wrong."""
+def plan_point_select(node: exp.Expr, binder: StatementBinder, wait: RowWait | None = None) -> PointSelectPlan | None:
+    """Bind a SELECT that pins whole keys, and locks its rows if `wait` is given.
+
+    None for every other query, wrong ones included: the general binder says what is wrong.
+    """
     if not isinstance(node, exp.Select) or any(value and name not in _CLAUSES for name, value in node.args.items()):
         return None
     source = node.args.get("from_")
@@ -99,7 +113,7 @@ def plan_point_select(node: exp.Expr, binder: StatementBinder) -> PointSelectPla
         condition = binder.condition(where.this, target.scope, "WHERE")
         if not binder.is_evaluable(condition):
             return None
-        plan = PointSelectPlan(node, target, condition, binder)
+        plan = PointSelectPlan(node, target, condition, binder, wait)
     except SqlError:
         return None
     return plan if plan.is_point else None

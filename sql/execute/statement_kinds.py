@@ -24,12 +24,28 @@ def catalog_change(statement: ParsedStatement) -> str | None:
     return _OWN_CHANGES.get(type(tree))
 
 
+def lock_words(node: exp.Expr) -> str | None:
+    """Say how a query locks its rows, as FOR UPDATE and its like; None if it does not."""
+    locks = node.args.get("locks")
+    return words_of(locks[0]) if locks else None
+
+
+def words_of(lock: exp.Expr) -> str:
+    """Give the words of a locking clause."""
+    if lock.args.get("update"):
+        return "FOR NO KEY UPDATE" if lock.args.get("key") else "FOR UPDATE"
+    return "FOR KEY SHARE" if lock.args.get("key") else "FOR SHARE"
+
+
 def check_reads_only(statement: ParsedStatement) -> None:
     """Refuse a statement that changes something.  Raises ReadOnlyTransactionError."""
     tree = statement.tree
     name = catalog_change(statement)
     if name is None and isinstance(tree, exp.Insert | exp.Update | exp.Delete):
         name = tree.key.upper()
+    if name is None and isinstance(tree, exp.Query):
+        words = lock_words(tree)
+        name = None if words is None else f"SELECT {words}"
     if name is None and isinstance(tree, exp.Expr):
         calls = [call.name for call in tree.find_all(exp.Anonymous) if call.name in _SETTING_CALLS]
         name = f"{calls[0]}()" if calls else None
