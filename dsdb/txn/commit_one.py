@@ -40,6 +40,8 @@ class OneRangeCommit:
         self._counters = counters
         self._plan = plan
         self._first_ts = MIN_TIMESTAMP
+        keys = [write.key for write in plan.writes]
+        self._least, self._greatest = min(keys), max(keys)
         self._copies = Copies()
         self._has_sent = False
 
@@ -48,6 +50,9 @@ class OneRangeCommit:
 
         Raises KvError (nothing was written, or AmbiguousResult, Gone), TransactionRetryError, AmbiguousCommitError.
         """
+        entry = await self._sender.lookup(self._least)
+        if self._greatest >= entry.end_key:
+            return None
         ts = self._sender.oracle.fresh_nowait() if self._plan.read_ts is None else None
         self._first_ts = await self._choose_first_ts(ts)
         try:
@@ -87,7 +92,7 @@ class OneRangeCommit:
         for _ in range(SPLITS_MAX):
             entry = await self._sender.lookup(key)
             whole = Span(entry.start_key, entry.end_key)
-            if not all(whole.start <= write.key < whole.end for write in writes):
+            if self._least < whole.start or self._greatest >= whole.end:
                 return None
             local = tuple([span.clipped(whole) for span in plan.reads if span.overlaps(whole)])
             elsewhere = outside(plan.reads, whole)

@@ -125,6 +125,7 @@ class ParallelCommit:
             self._sender.router.cut_keys,
             lambda desc, group: ReadRequest(desc.range_id, group, ts, self._plan.attempt),
             items_max=READ_KEYS_MAX,
+            is_reading=True,
         )
         for group, reply in replies:
             assert isinstance(reply, ReadReply)

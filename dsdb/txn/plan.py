@@ -44,4 +44,5 @@ async def refresh(
         sender.router.cut_spans,
         lambda desc, group: RefreshRequest(desc.range_id, plan.attempt, group, low, high),
         items_max=REFRESH_SPANS_MAX,
+        is_reading=True,
     )

@@ -82,33 +82,56 @@ class Sender:
         ask: Callable[[RangeDescriptor, tuple[P, ...]], Request],
         *,
         items_max: int,
+        is_reading: bool = False,
     ) -> list[tuple[tuple[P, ...], Reply]]:
         """Ask the ranges of items (keys or spans, ascending) side by side, cutting anew where ranges were split.
 
+        Groups of `items_max` in one range go one after the other; is_reading: in all ranges that this node leads, as side by side they
+        would keep its loop busy in one piece.
         Gives each group of items with its reply.  Raises KvError: the first one, a conflict before others, once all have answered.
         """
         found: list[tuple[tuple[P, ...], Reply]] = []
         rest = list(items)
         for _ in range(CUTS_MAX):
-            groups = [
-                (entry, group[at : at + items_max]) for entry, group in await cut(rest) for at in range(0, len(group), items_max)
-            ]
-            asks = [self._asking(entry, group, ask) for entry, group in groups]
+            lanes: dict[int, list[tuple[CachedRange, tuple[P, ...]]]] = {}
+            for entry, group in await cut(rest):
+                lane = lanes.setdefault(0 if is_reading and self._is_here(entry) else entry.desc.range_id, [])
+                lane += [(entry, group[at : at + items_max]) for at in range(0, len(group), items_max)]
             rest, failed = [], list[KvError]()
-            for (_, group), result in zip(groups, await self.round(asks)):
-                if not isinstance(result, KvError):
-                    found.append((group, result))
-                elif isinstance(result.detail, RangeKeyMismatch):
-                    rest += group
-                else:
-                    failed.append(result)
+            for lane_result in await self.round([self._asking(lane, ask) for lane in lanes.values()]):
+                assert not isinstance(lane_result, KvError), "a lane catches them"
+                for group, result in lane_result:
+                    if not isinstance(result, KvError):
+                        found.append((group, result))
+                    elif isinstance(result.detail, RangeKeyMismatch):
+                        rest += group
+                    else:
+                        failed.append(result)
             if failed:
                 raise next((error for error in failed if isinstance(error.detail, Conflict)), failed[0])
             if not rest:
                 return found
+            rest.sort()
         raise KvError(Unavailable("ranges were split too often"))
 
+    def _is_here(self, entry: CachedRange) -> bool:
+        replica = None if entry.leaseholder is None else entry.desc.replica_on(entry.leaseholder)
+        return replica is not None and replica.node_id == self.router.node_id
+
     def _asking(
+        self, lane: Sequence[tuple[CachedRange, tuple[P, ...]]], ask: Callable[[RangeDescriptor, tuple[P, ...]], Request]
+    ) -> Callable[[], Awaitable[list[tuple[tuple[P, ...], Reply | KvError]]]]:
+        async def run() -> list[tuple[tuple[P, ...], Reply | KvError]]:
+            found: list[tuple[tuple[P, ...], Reply | KvError]] = []
+            for number, (entry, group) in enumerate(lane):
+                if number:
+                    await trio.lowlevel.checkpoint()
+                found.append((group, await _caught(self._ask(entry, group, ask))))
+            return found
+
+        return run
+
+    def _ask(
         self, entry: CachedRange, group: tuple[P, ...], ask: Callable[[RangeDescriptor, tuple[P, ...]], Request]
     ) -> Callable[[], Awaitable[Reply]]:
         def make(desc: RangeDescriptor) -> Request:

@@ -144,7 +144,7 @@ class Clients:
     async def _append(self, client: int) -> None:
         model, chance = self._model, self._chance
         read = chance.sample(range(LISTS), chance.choice((1, 2, 2, 3)))
-        appended = tuple(read[:1]) if chance.random() < 0.6 else ()
+        appended = tuple(read[: chance.choice((0, 1, 1, 2, 3))])
         pause_s = chance.choice((0, 0, 0, 0.01, 0.5))
         record = model.lists.begin(client)
 
