@@ -13,30 +13,35 @@ Invariants:
 - A scan sees what was buffered when it began, and nothing that is buffered while it runs.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import trio
 
 from dsdb.kv.errors import BelowThreshold, KvError, RangeKeyMismatch
 from dsdb.kv.ids import AttemptId
+from dsdb.kv.locks import LockWait, NewerReply
 from dsdb.kv.requests import ReadReply, ReadRequest, ScanReply, ScanRequest
 from dsdb.ranges import CachedRange
 from dsdb.sql.errors import InvalidParameterError, InvalidTransactionStateError, SqlError
-from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError, TransactionState
+from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, RowWait, TransactionRetryError, TransactionState
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.txn.buffer import Overlay, WriteBuffer
 from dsdb.txn.commit_one import OneRangeCommit
 from dsdb.txn.counters import TxnCounters
 from dsdb.txn.finish import Finisher
+from dsdb.txn.locks import LockKeeper, TxnLocks
 from dsdb.txn.parallel_commit import ParallelCommit
-from dsdb.txn.plan import CommitPlan
+from dsdb.txn.plan import CommitPlan, refresh
 from dsdb.txn.port_errors import deadline_exceeded, kept_since, port_error
 from dsdb.txn.readspans import ReadSpans
 from dsdb.txn.sender import CUTS_MAX, Sender
 
 SCAN_BYTES_MAX = 4 * 1024 * 1024
 """Bytes of values in one reply of a scan."""
+MOVES_MAX = 20
+"""Times that one locking read may move the read timestamp before the transaction is run again."""
 READ_KEYS_MAX = 512
 """Keys of one read: 3 to 5 ms for its leaseholder."""
 READS_AT_ONCE = 8
@@ -54,10 +59,12 @@ class KvTransaction:
         attempt: AttemptId,
         counters: TxnCounters,
         finisher: Finisher,
+        keeper: LockKeeper,
         *,
         past: Timestamp | None = None,
+        start_ts: Timestamp | None = None,
     ) -> None:
-        """past: read there, and only read."""
+        """past: read there, and only read; start_ts: of the attempt before, for its locks."""
         self.attempt = attempt
         self._sender = sender
         self._counters = counters
@@ -69,6 +76,12 @@ class KvTransaction:
         self._reads = ReadSpans()
         self._buffer = WriteBuffer()
         self._is_committing = False
+        self._locks = TxnLocks(keeper, sender, attempt, start_ts)
+
+    @property
+    def start_ts(self) -> Timestamp | None:
+        """Give its age for locks: the first timestamp of its first attempt."""
+        return self._locks.start_ts or self._read_ts
 
     @property
     def owner(self) -> AttemptId | None:
@@ -107,6 +120,50 @@ class KvTransaction:
         own = {key: write for key in keys if (write := self._buffer.get(key)) is not None}
         below = iter(await self._get_below([key for key in keys if key not in own]))
         return [own[key].value if key in own else next(below) for key in keys]
+
+    async def get_locked(
+        self, keys: Sequence[bytes], *, wait: RowWait = RowWait.WAIT, timeout_s: float | None = None
+    ) -> list[tuple[bool, bytes | None]]:
+        """Lock keys, then read them; those that this transaction has written need no lock."""
+        if self._past is not None:
+            raise InvalidTransactionStateError("a transaction that reads the past cannot lock rows")
+        found: dict[bytes, tuple[bool, bytes | None]] = {}
+        rest = sorted({key for key in keys if self._buffer.get(key) is None})
+        until = None if timeout_s is None else self._sender.now() + timeout_s
+        moves = 0
+        try:
+            while rest:
+                count, reply = await self._locks.read(rest, self._read_ts, LockWait(wait.value), until)
+                if isinstance(reply, NewerReply):
+                    moves += 1
+                    if moves > MOVES_MAX:
+                        raise TransactionRetryError("rows were changed in spite of their locks too often", rest[0])
+                    await self._move_read_ts(reply.ts)
+                    continue
+                if self._read_ts is None:
+                    self._set_read_ts(reply.ts)
+                group, rest = rest[:count], rest[count:]
+                found.update(zip(group, zip(reply.locked, reply.values)))
+                self._reads.add_keys(key for key, is_locked in zip(group, reply.locked) if is_locked)
+        except KvError as error:
+            raise self._port_error(error) from error
+        return [found[key] if (own := self._buffer.get(key)) is None else (True, own.value) for key in keys]
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Read without remembering it."""
+        reads, self._reads = self._reads, ReadSpans()
+        try:
+            yield
+        finally:
+            self._reads = reads
+
+    async def _move_read_ts(self, above: Timestamp) -> None:
+        """Read at a fresh timestamp from now on: what was read before must be unchanged up to it (rules 5 and 7).  Raises KvError."""
+        ts = await self._sender.fresh(above=above)
+        if self._read_ts is not None:
+            await refresh(self._sender, self._counters, self._plan(None), self._reads.merged(), ts)
+        self._set_read_ts(ts)
 
     async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         """Read keys and values of a span, in key order or from the highest down."""
@@ -166,8 +223,9 @@ class KvTransaction:
         )
 
     async def rollback(self) -> None:
-        """Give the transaction up: nothing has left yet."""
+        """Give the transaction up: nothing but locks has left yet."""
         self._buffer.rollback_to(0)
+        self._locks.end()
 
     # ---- Committing ----
 
@@ -178,6 +236,7 @@ class KvTransaction:
         may have taken effect.
         """
         if not self._buffer:
+            self._locks.end()
             ts = await self.read_timestamp()
             if deadline is not None and ts >= deadline and self._past is None:
                 raise deadline_exceeded()
@@ -185,9 +244,15 @@ class KvTransaction:
         self._is_committing = True
         committed_at = MIN_TIMESTAMP
         with trio.CancelScope(shield=True):
-            committed_at = await self._commit(deadline)
+            try:
+                committed_at = await self._commit(deadline)
+            except BaseException:
+                self._locks.end()
+                raise
+            # Where it wrote, its locks end with its outcome.
+            self._locks.end([write.key for write in self._buffer.writes()])
         self._is_committing = False
-        return committed_at  # noqa: RET504  (a scope may swallow what ends its block, for all that mypy knows)
+        return committed_at
 
     def _plan(self, deadline: Timestamp | None) -> CommitPlan:
         return CommitPlan(

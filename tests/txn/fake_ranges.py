@@ -62,7 +62,7 @@ from dsdb.raft.messages import ReplicaId
 from dsdb.ranges import Router
 from dsdb.rpc import Peers
 from dsdb.storage.keys import KEY_MAX, SYSTEM_END, Span, key_after, point_span
-from dsdb.txn import AttemptIds, Finisher, Janitor, Settlement, TransactionFactory, TxnCounters
+from dsdb.txn import AttemptIds, Finisher, Janitor, LockKeeper, Settlement, TransactionFactory, TxnCounters
 
 NODE, STORE = NodeId(1), StoreId(1)
 TRIES = 30
@@ -557,6 +557,7 @@ class Gateway:
             oracle=oracle,
             attempts=AttemptIds(NodeId(number), number),
             finisher=self.finisher,
+            keeper=LockKeeper(self.router, oracle),
             counters=self.counters,
         )
         self.janitor = Janitor(cluster, self.router, oracle, self.settlement, self.finisher, self.counters)
