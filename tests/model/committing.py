@@ -33,7 +33,7 @@ class Committing(Anyone):
                 mine = {k: attempt.spans[k] for k in self.together(todo)}
                 rg = self.world.at[todo[0]]
                 reply = yield from self.call(rg, Range.refresh, attempt.id, attempt.ignored, mine, attempt.read_ts, ts)
-                if reply is TIMEOUT or reply[0] == "conflict":
+                if reply is TIMEOUT or reply[0] in ("conflict", "below"):
                     return False
                 if reply[0] == "ok":
                     todo = [k for k in todo if k not in mine]
@@ -79,8 +79,8 @@ class Committing(Anyone):
                 attempt.commit_ts = reply[1]
                 self.world.seen["one-range commit"] += 1
                 return "committed"
-            if reply[0] in ("conflict", "refused"):
-                return "refused"  # final: what refused it (a newer version) is still there for any late copy
+            if reply[0] in ("conflict", "below", "refused"):
+                return "refused"  # final: what refused it (a newer version, the threshold) is still there for any late copy
             if reply[0] == "intent":
                 if self.world.chance(0.1):
                     break

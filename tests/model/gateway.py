@@ -45,6 +45,8 @@ class Gateway(Flushing):
                 return None
             if reply == MISMATCH:
                 return {}
+            if reply[0] == "below":
+                return None
             if reply[0] == "ok":
                 return reply[1]
             if reply[0] == "intent":

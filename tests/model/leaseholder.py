@@ -33,6 +33,8 @@ class Range(Splitting):
         """
         if self.lacks(keys):
             return MISMATCH
+        if ts < self.threshold and "gc_reads" not in self.off:
+            return ("below",)
         side = self.old if self.old and self.world.chance(0.5) else self
         if self.latched(keys):
             return WAIT
@@ -95,6 +97,8 @@ class Range(Splitting):
         off = self.off
         if "refresh" in off:
             return None
+        if low < self.threshold and spans and "gc_refresh" not in off:
+            return ("below",)
         for k, existed in spans.items():
             if k not in self.versions or (not existed and "refresh_absent" in off):
                 continue
@@ -121,6 +125,21 @@ class Range(Splitting):
         if self.latched(spans):
             return WAIT
         return self.conflict(attempt, ignored, spans, low, high) or ("ok",)
+
+    def collect(self, threshold: int) -> object:
+        """Collect the versions that no read at or above a threshold sees."""
+        return Command((), self.apply_collect, threshold)
+
+    def apply_collect(self, threshold: int) -> tuple:
+        self.threshold = max(self.threshold, threshold)
+        for versions in self.versions.values():
+            old = [version for version in versions if version[0] <= self.threshold]
+            if old and (len(old) > 1 or old[-1][1] is None):
+                # A deletion goes too, when nothing is left below it.
+                kept = old[-1:] if old[-1][1] is not None else []
+                versions[:] = kept + versions[len(old) :]
+                self.world.seen["collected"] += 1
+        return ("ok",)
 
     # ---- One-range commit ----
 

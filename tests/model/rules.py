@@ -87,6 +87,11 @@ RULES: dict[str, str] = {
     "savepoint_nothing": "... or with an intent of nothing, not just removed: a late copy could be laid again",
     "savepoint_resolve_notes": "resolving an intent of nothing records the key as read by nobody, against late copies",
     "savepoint_read": "a read does not see a flushed write that was rolled back",
+    # garbage collection of versions
+    "gc_reads": "a read below the threshold is refused",
+    "gc_refresh": "... and a refresh from below it, as a deletion may be gone",
+    "gc_bumps": "a write at or below the threshold is bumped, as the version that would bump it may be gone",
+    "gc_split": "the right side of a split takes over the threshold",
     # closed timestamps
     "closed_bumps": "a write at or below the closed timestamp is bumped",
 }

@@ -192,6 +192,26 @@ def rolled_back_comes_late(off: Iterable[str]) -> str | None:
     return "lost" if stage.versions("b") else None
 
 
+def collected_and_laid_again(off: Iterable[str]) -> str | None:
+    """T wrote b, U deleted it, and both versions were collected; now a copy of T's prewrite arrives."""
+    stage = Stage(off, "ab")
+    prewrite_b = (T, "b", "vb", 11, "a", 11)
+    stage.do("a", Range.prewrite, T, "a", "va", 11, "a", 11)
+    stage.do("b", Range.prewrite, *prewrite_b)
+    stage.do("a", Range.stage, T, 11, 11, ("a", "b"), "a", False)
+    stage.do("a", Range.end, T, "a", 11, "COMMITTED", 11, 11)
+    for k in "ab":
+        stage.do(k, Range.resolve, T, k, 11)
+    stage.do("a", Range.remove, T, "a")
+    assert stage.do("b", Range.commit_one, U, 13, {}, {"b": None}, {}, 13, 13, True) == ("committed", 13)
+    stage.do("b", Range.collect, 15)
+    assert stage.versions("b") == []
+    stage.do("b", Range.prewrite, *prewrite_b)
+    assert stage.do("a", Range.push, T, "a", 11, 30, True) == ("committed", 11)
+    stage.do("b", Range.resolve, T, "b", 11)
+    return "twice" if stage.versions("b") else None
+
+
 SCENARIOS: dict[Callable[[Iterable[str]], str | None], tuple[str, ...]] = {
     told_behind_its_back: ("remove_tombstone", "remove_tombstone_outcome", "gone_unknown", "push_before_lease"),
     told_after_a_split: ("split_stage_outcome", "split_stage_floor", "split_end_outcome", "split_end_floor"),
@@ -200,6 +220,7 @@ SCENARIOS: dict[Callable[[Iterable[str]], str | None], tuple[str, ...]] = {
     closed_before_a_split: ("split_closed",),
     rolled_back_comes_late: ("savepoint_nothing", "savepoint_resolve_notes"),
     read_below_a_pending_one: ("stage_push", "pending_low_water"),
+    collected_and_laid_again: ("gc_bumps",),
     late_copy_after_a_split: ("split_spans_checked",),
 }
 """Scenario → the rules without which it goes wrong."""

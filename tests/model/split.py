@@ -59,6 +59,8 @@ class Splitting(Records):
             right.outcomes = dict(self.outcomes)
         if "split_floor" not in off:
             right.floor = self.floor
+        if "gc_split" not in off:
+            right.threshold = self.threshold
         if "split_closed" not in off:
             right.closed = max(self.closed, closed)
         if world.split_way == "copied":

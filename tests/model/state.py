@@ -78,6 +78,8 @@ class RangeState:
         self.outcomes: dict[AttemptId, tuple] = {}
         """("committed", ts) or ("refused",), of one-range commits."""
         self.closed = 0
+        self.threshold = 0
+        """Versions that no read at or above this sees may be gone."""
         self.floor = 0
         """Outcomes of attempts whose first_ts is not above it are forgotten."""
         self.log: list[Command] = []
@@ -131,7 +133,7 @@ class RangeState:
 
     def bump(self, key: str, ts: int, attempt: AttemptId) -> int:
         """Give the timestamp that a write of this key must be above, or 0 if it may be at ts."""
-        bound = self.low
+        bound = max(self.low, self.threshold) if "gc_bumps" not in self.off else self.low
         if "closed_bumps" not in self.off and self.closing > bound:
             bound = self.closing
         versions = self.versions[key]
@@ -159,6 +161,7 @@ class RangeState:
         """Write a committed version, at its place."""
         if key not in self.versions:
             return  # split_latch and split_fits_at_apply off: it goes nowhere
+        self.world.applied.append((key, ts, value, attempt))
         versions = self.versions[key]
         versions.append((ts, value, attempt))
         if len(versions) > 1 and versions[-2][0] > ts:

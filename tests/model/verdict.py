@@ -37,16 +37,16 @@ def verdict(world: World, clients: list[Client]) -> str | None:
     if world.problem:
         return world.problem
     applied: Applied = defaultdict(dict)
-    final: dict[str, list[tuple]] = {}
-    for rg in world.ranges:
-        if rg.intents or rg.records or rg.log:
-            return "stuck"
-        final.update(rg.versions)
-        for k, versions in rg.versions.items():
-            for ts, value, attempt in versions:
-                if k in applied[attempt]:
-                    return "twice"
-                applied[attempt][k] = (ts, value)
+    if any(rg.intents or rg.records or rg.log for rg in world.ranges):
+        return "stuck"
+    final: dict[str, list[tuple[int, Any]]] = {k: [] for k in world.keys}
+    for k, ts, value, attempt in sorted(world.applied, key=lambda version: version[1]):
+        if k in applied[attempt]:
+            return "twice"
+        applied[attempt][k] = (ts, value)
+        final[k].append((ts, value))
+    if any(world.at[k].visible(k, NEVER) != (versions[-1][1] if versions else None) for k, versions in final.items()):
+        return "lost"
     committed = []
     for client in clients:
         found = effect(client, applied)
@@ -86,7 +86,7 @@ def effect(client: Client, applied: Applied) -> Committed | str | None:
     return Committed(ts, client.invoked, client.returned if client.returned is not None else NEVER, attempt.reads, attempt.writes)
 
 
-def past_is_final(world: World, final: dict[str, list[tuple]]) -> bool:
+def past_is_final(world: World, final: dict[str, list[tuple[int, Any]]]) -> bool:
     """Say whether every read of the past would read the same at the end."""
     for k, ts, value in world.past:
         found = None

@@ -63,6 +63,8 @@ class World:
         self.keys = keys
         self.ranges = [Range(self, keys[i:j]) for i, j in zip([0, *at], [*at, n])]
         self.at = {k: r for r in self.ranges for k in r.keys}
+        self.applied: list[tuple] = []
+        """(key, ts, value, attempt) of every version that was written."""
         self.past: list[tuple] = []
         """(key, ts, value) of reads of the past."""
         self.attempts: dict[Any, Any] = {}
@@ -89,6 +91,7 @@ class World:
         self.p_past = pick((0, 0.03))
         self.p_split = pick((0, 0, 0.01, 0.03))
         self.split_way = pick(("fresh", "command", "copied"))
+        self.p_gc = pick((0, 0, 0.02))
         self.p_flush = pick((0, 0, 0.3, 0.6))
         self.flush_way = pick(("none", "pending"))
         # Rift: one range at first, cut while its commits are under way and lost messages are tried again.
@@ -102,7 +105,7 @@ class World:
     def quiet(self) -> None:
         """End all faults."""
         self.tries = 4
-        self.p_fault = self.p_lease = self.p_oracle = self.p_closed = self.p_past = self.p_split = 0
+        self.p_fault = self.p_lease = self.p_oracle = self.p_closed = self.p_past = self.p_split = self.p_gc = 0
 
     def chance(self, p: float) -> bool:
         return self.rnd() < p
@@ -216,15 +219,19 @@ class World:
         intent = rg.intents.get(k)
         if self.chance(0.6):
             ts = rg.closed
-            if not ts or (intent and intent.ts <= ts):  # resolved = min(closed, oldest intent − 1)
+            if not ts or self.is_collected(rg, ts) or (intent and intent.ts <= ts):  # resolved = min(closed, oldest intent − 1)
                 return
         else:
             ts = self.issued - self.rng.randint(0, 3)
-            if ts <= 10 or rg.latched((k,)) or (intent and intent.ts <= ts):
+            if ts <= 10 or self.is_collected(rg, ts) or rg.latched((k,)) or (intent and intent.ts <= ts):
                 return
             if "read_cache" not in self.off:
                 rg.note(k, ts, None)
         self.past.append((k, ts, rg.visible(k, ts)))
+
+    @staticmethod
+    def is_collected(rg: Range, ts: int) -> bool:
+        return ts < rg.threshold and "gc_reads" not in rg.off
 
     # ---- The scheduler ----
 
@@ -283,7 +290,7 @@ class World:
     def run(self) -> None:
         """Draw events until none is left."""
         events, rnd = self.events, self.rnd
-        moves = self.p_lease + self.p_oracle + self.p_closed + self.p_split + self.p_past
+        moves = self.p_lease + self.p_oracle + self.p_closed + self.p_split + self.p_gc + self.p_past
         while True:
             self.clock += 1
             if self.clock > STEPS_MAX:
@@ -314,7 +321,7 @@ class World:
             self.step(event)
 
     def move(self, x: float) -> None:
-        """Do what happens by itself: a lease or the oracle moves, a timestamp is closed, a range is split, somebody reads the past."""
+        """Do what happens by itself: moves, a closed timestamp, a split, a garbage collection, a read of the past."""
         if x < self.p_lease:
             self.move_lease(self.rng.choice(self.ranges))
         elif x < self.p_lease + self.p_oracle:
@@ -328,6 +335,9 @@ class World:
                 rg.forget(self.issued - int(self.rnd() * 10))
         elif x < self.p_lease + self.p_oracle + self.p_closed + self.p_split:
             self.split_somewhere()
+        elif x < self.p_lease + self.p_oracle + self.p_closed + self.p_split + self.p_gc:
+            rg = self.rng.choice(self.ranges)
+            self.events.append((DELIVER, None, rg, Range.collect, (self.issued - self.rng.randint(0, 8),)))
         else:
             self.read_past()
 
