@@ -3,7 +3,8 @@
     serve(request) ─▶ lease ─▶ latches ─▶ evaluate ─▶ propose ─▶ Raft loop: write ▸ sync ▸ apply ─▶ reply
     receive(frame) ─────────────────────────────────▶ step ────▶     "
 
-Where to begin: `store` (the public class), `loop` (the order of write, sync, send and apply), `evaluate` (what a leaseholder checks).
+Where to begin: `store` (the public class), `loop` (the order of write, sync, send and apply), `evaluate` (what a leaseholder checks),
+`intents` (the same, for commits over many ranges).
 
 Invariants:
 - All state of a replica that decides anything is in the engine, or is lost without harm (latches, timestamp cache, promises).

@@ -1,4 +1,4 @@
-"""Transfers between accounts in two ranges, under crashes of gateways, moves of leases and splits: no money is made or lost."""
+"""Transfers between accounts in two ranges, under crashes of gateways and stores, moves of leases and splits: no money is made or lost."""
 
 import contextlib
 import random
@@ -8,7 +8,7 @@ import pytest
 import trio
 from txn_desk import ABORTED, BORDER, COMMITTED, GONE, LEFT, RIGHT, STAGING, TxnDesk, on_two_ranges
 
-from dsdb.kv.errors import AmbiguousResult, Conflict, IntentInTheWay, KvError
+from dsdb.kv.errors import Conflict, IntentInTheWay, KvError
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.intents import RecordReply, TxnMeta
 from dsdb.kv.requests import BumpReply, CommitReply, CommitRequest, ReadRequest, RefreshRequest, SplitRequest, TransferLeaseRequest, Write
@@ -128,7 +128,7 @@ class Gateway:
             return await self.finish(meta, ended.ts, writes)
         if ended.status is GONE and may_be_staged:
             raise Unknown
-        desk.cluster.nursery.start_soon(self.resolve, meta, None, tuple(writes))
+        desk.cluster.nursery.start_soon(self.drop, meta, tuple(writes))
         return False
 
     async def late(self, send: Callable[..., Awaitable[object]], *arguments: object) -> None:
@@ -171,12 +171,11 @@ class Gateway:
 
     async def resolve(self, meta: TxnMeta, ts: Timestamp | None, keys: tuple[bytes, ...]) -> None:
         for key in keys:
-            try:
-                await self.desk.resolve(meta, ts, key)
-            except KvError as error:
-                if not isinstance(error.detail, AmbiguousResult):
-                    raise
-                return
+            await self.desk.resolve(meta, ts, key)
+
+    async def drop(self, meta: TxnMeta, keys: tuple[bytes, ...]) -> None:
+        with contextlib.suppress(KvError):
+            await self.resolve(meta, None, keys)
 
 
 async def total(desk: TxnDesk, gateway: Gateway) -> None:
@@ -212,6 +211,11 @@ def test_no_money_is_made_or_lost(seed: int) -> None:
                 range_id = chance.choice([LEFT, RIGHT])
                 store = await cluster.wait_leaseholder(range_id)
                 await store.serve(TransferLeaseRequest(range_id, StoreId(chance.randint(1, 3))))
+                if step == 1:
+                    victim = StoreId(chance.randint(2, 3))
+                    cluster.kill(victim)
+                    await trio.sleep(chance.random())
+                    await cluster.restart(victim)
                 if step == 3:
                     await cluster.call(lambda range_id: SplitRequest(range_id, ACCOUNTS[1], RangeId(9)), ACCOUNTS[1])
 
