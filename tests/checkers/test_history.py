@@ -168,3 +168,10 @@ SERIAL = lists(({"x": ()}, "x", 10), ({"x": (1,)}, "", 20), ({"x": (1,)}, "x", N
 )
 def test_timestamps_explain_what_was_read(history: History, found: list[str]) -> None:
     assert [anomaly.name for anomaly in timestamps.check(history)] == found
+
+
+@pytest.mark.parametrize(("outcome", "found"), [(Outcome.OK, ["wrong-read"]), (Outcome.FAIL, []), (Outcome.INFO, [])])
+def test_own_appends_of_the_unacknowledged_are_in_no_list(outcome: Outcome, found: list[str]) -> None:
+    own = Txn(number=1, process=1, invoked=1, completed=2, outcome=outcome, ops=(Append("x", 1), ReadList("x", (1,))))
+    history = History([own, ok(2, 1, 2, Append("x", 2), process=2, ts=20), ok(3, 3, 4, ReadList("x", (2,)), ts=30)])
+    assert [anomaly.name for anomaly in timestamps.check(history)] == found

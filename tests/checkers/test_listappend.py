@@ -104,6 +104,11 @@ CASES: dict[str, tuple[list[Txn], list[str], list[Txn]]] = {
         ["G-single-process"],
         [txn(1, a("x", 1), at=(1, 2), process=1), txn(2, r("x"), at=(2, 3), process=2), txn(3, r("x", 1))],
     ),
+    "a process does not see what it does not know": (
+        [txn(1, a("x", 1), at=(1, 2), process=1), txn(2, r("x"), at=(3, 4), process=1), txn(3, r("x", 1), at=(5, 6))],
+        ["G-single-process"],
+        [txn(1, a("x", 1), at=(1, 2), process=1, outcome=INFO), txn(2, r("x"), at=(3, 4), process=1), txn(3, r("x", 1), at=(5, 6))],
+    ),
     "a stale read": (
         [txn(1, a("x", 1), at=(1, 2)), txn(2, r("x"), at=(3, 4)), txn(3, r("x", 1), at=(5, 6))],
         ["G-single-realtime"],

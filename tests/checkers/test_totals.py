@@ -45,6 +45,11 @@ BANK: dict[str, Case] = {
         ["wrong-total"],
         [txn(1, *reads(a=5), w("a", 4), *reads(b=5, a=4), w("b", 6))],
     ),
+    "what it wrote itself does not count": (
+        [txn(1, *reads(a=4, b=7), w("a", 4))],
+        ["wrong-total"],
+        [txn(1, w("a", 4), *reads(a=4, b=7))],
+    ),
     "an account is overdrawn": ([txn(1, *reads(a=-1, b=11))], ["negative-balance"], [txn(1, *reads(a=0, b=10))]),
     "an account is missing": ([txn(1, *reads(a=None, b=10))], ["wrong-balance"], [txn(1, *reads(a=3))]),
     "only what was acknowledged counts": ([txn(1, *reads(a=1, b=1))], ["wrong-total"], [txn(1, *reads(a=1, b=1), outcome=FAIL)]),
