@@ -179,7 +179,9 @@ class SessionTransactions:
 
     async def _follow(self, transaction: OpenTransaction, catalog: Catalog) -> None:
         """See that the catalogue still holds after locks have moved the read timestamp on.  Raises SerializationError."""
-        if await transaction.txn.read_timestamp() <= catalog.lease_expiration:
+        present = await self._present_catalog()
+        # Nobody holds an older version here any more: what its lease said then counts no longer.
+        if present.version == catalog.version and await transaction.txn.read_timestamp() <= present.lease_expiration:
             return
         await self._services.catalogs.renew()
         newer = await self._present_catalog()
