@@ -103,6 +103,7 @@ _BY_SQLSTATE: dict[str, type[DatabaseError]] = {
     "58": OperationalError,
     "21": ProgrammingError,
     "25": ProgrammingError,
+    "3B": ProgrammingError,
     "3D": ProgrammingError,
     "3F": ProgrammingError,
     "42": ProgrammingError,

@@ -154,6 +154,8 @@ def test_errors_carry_all_that_the_node_said(connection: Connection) -> None:
         ("23502", dsdb.IntegrityError),
         ("0A000", dsdb.NotSupportedError),
         ("42P01", dsdb.ProgrammingError),
+        ("3B001", dsdb.ProgrammingError),
+        ("25P02", dsdb.ProgrammingError),
         ("40001", dsdb.SerializationFailure),
         ("40003", dsdb.UnknownOutcome),
         ("53200", dsdb.OperationalError),
