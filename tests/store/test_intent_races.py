@@ -5,7 +5,7 @@ import trio
 from store_cluster import Cluster, simulate
 from txn_desk import ABORTED, BORDER, COMMITTED, GONE, LEFT, PUSHED, STAGING, A, B, C, TxnDesk, X, Y, on_two_ranges
 
-from dsdb.kv.errors import AmbiguousResult, Conflict, IntentInTheWay, KvError, RangeKeyMismatch
+from dsdb.kv.errors import AmbiguousResult, Conflict, IntentInTheWay, KvError, RangeKeyMismatch, Unavailable
 from dsdb.kv.ids import StoreId
 from dsdb.kv.intents import EndTxnRequest, PrewriteRequest, RecordReply, TxnMeta
 from dsdb.kv.requests import (
@@ -102,6 +102,44 @@ def test_a_push_waits_for_a_stage_that_is_proposed() -> None:
         assert told == [RecordReply(PUSHED)]
         store = await desk.store()
         assert store._replicas[LEFT].verdicts.pushed(txn.attempt) == 0
+
+    on_two_ranges(body)
+
+
+def test_nothing_is_written_in_a_lease_whose_low_water_is_not_known_yet() -> None:
+    async def body(desk: TxnDesk) -> None:
+        store = await desk.store()
+        replica = store._replicas[LEFT]
+        await desk.write(A, b"0")
+        oracle, known = desk.cluster.oracle, replica.low_term
+
+        class Slow:
+            """Answers when the lease was lost and won again."""
+
+            def fresh_nowait(self) -> Timestamp | None:
+                return None
+
+            async def fresh(self) -> Timestamp:
+                await trio.sleep(0.01)
+                replica.low_term = 0
+                return oracle.issue()
+
+        txn = desk.meta()
+        store._context.timestamps = Slow()
+        request = CommitRequest(LEFT, desk.cluster.new_attempt(), desk.now(), None, (Write(A, b"1"),))
+        with pytest.raises(KvError) as caught:
+            await store.serve(request)
+        assert isinstance(caught.value.detail, Unavailable)
+        # What is about intents and records waits for it, as long as it may.
+        for make in (PrewriteRequest(LEFT, txn, txn.first_ts, (A,), (b"1",)), EndTxnRequest(LEFT, txn, None)):
+            began = trio.current_time()
+            with pytest.raises(KvError) as caught:
+                await store.serve(make)
+            assert isinstance(caught.value.detail, Unavailable)
+            assert trio.current_time() - began > desk.cluster.config.low_water_wait_s - 0.1
+        replica.low_term = known
+        store._context.timestamps = oracle
+        await store.serve(request)
 
     on_two_ranges(body)
 
