@@ -46,6 +46,10 @@ class Committing(Anyone):
                 return True
         return False
 
+    def choose_first_ts(self, ts: int) -> int:
+        """Give first_ts: any timestamp issued before will do, also one from before the transaction."""
+        return ts if self.world.chance(0.7) else ts - self.world.rng.randint(0, 4)
+
     # ---- One-range commit ----
 
     def commit_one(self, attempt: Attempt) -> Steps:
@@ -53,7 +57,7 @@ class Committing(Anyone):
         ts = attempt.read_ts
         if self.world.chance(0.15):
             ts = yield "oracle"
-        attempt.first_ts, attempt.was_one = ts, True
+        attempt.first_ts, attempt.was_one = self.choose_first_ts(ts), True
         for _ in range(COMMIT_ONE_TRIES_MAX):
             if not self.is_one(attempt):
                 self.world.seen["split during a one-range commit"] += 1
@@ -140,7 +144,7 @@ class Committing(Anyone):
         if self.world.chance(0.15):
             ts = yield "oracle"
         if not attempt.was_one:
-            attempt.first_ts = ts
+            attempt.first_ts = self.choose_first_ts(ts)
         attempt.anchor = next(iter(attempt.writes))
         missing = list(attempt.writes)
         for _ in range(COMMIT_MANY_ROUNDS_MAX):

@@ -66,7 +66,7 @@ class Records(RangeState):
             if pushed >= ts:
                 return "bump", pushed
         elif record.status == "PENDING":
-            pushed = max(self.pushes.get(attempt, 0), self.record_low if "pending_low_water" not in self.off else 0)
+            pushed = max(self.pushes.get(attempt, 0), self.push_low if "pending_low_water" not in self.off else 0)
             if pushed >= ts:
                 return "bump", pushed
         elif record.status == "STAGING":

@@ -92,6 +92,10 @@ RULES: dict[str, str] = {
     "gc_refresh": "... and a refresh from below it, as a deletion may be gone",
     "gc_bumps": "a write at or below the threshold is bumped, as the version that would bump it may be gone",
     "gc_split": "the right side of a split takes over the threshold",
+    # volatile tables that are full
+    "full_cache": "what a full timestamp cache forgets raises its low water",
+    "full_verdicts": "pushes and tombstones are forgotten only with a low water at or above the attempts' first timestamps",
+    "full_pushes": "... and PENDING records then commit only above the pushes that are forgotten",
     # closed timestamps
     "closed_bumps": "a write at or below the closed timestamp is bumped",
 }

@@ -155,22 +155,26 @@ def late_copy_after_a_split(off: Iterable[str]) -> str | None:
     return None if reply == MISMATCH else "order"
 
 
-def pushed_while_pending(off: Iterable[str], lease_moves: bool) -> str | None:
-    """T flushed b; a reader at 15 pushed it and read below its intent; maybe the lease moves; T commits."""
+def pushed_while_pending(off: Iterable[str], happens: str) -> str | None:
+    """T flushed b; a reader at 15 pushed it and read below its intent; maybe that is forgotten; T commits."""
     stage = Stage(off, "ab")
     stage.do("b", Range.begin, T, 11, "b")
     assert stage.do("b", Range.prewrite, T, "b", "vb", 11, "b", 11, 1) == ("ok", 11)
     assert stage.do("b", Range.read, W, {}, ["b"], 15, None)[0] == "intent"
     assert stage.do("b", Range.push, T, "b", 11, 15, False) == ("pushed",)
     assert stage.do("b", Range.read, W, {T: 15}, ["b"], 15, None) == ("ok", {"b": None})
-    if lease_moves:
+    stage.world.attempts[T] = type("Attempt", (), {"first_ts": 11})
+    if happens == "lease moves":
         stage.world.move_lease(stage.world.at["b"])
+    elif happens == "table is full":
+        stage.world.at["b"].forget_half()
     return "order" if stage.do("b", Range.commit_flushed, T, 11, 11, ("b",), "b", False)[0] == "committed" else None
 
 
 def read_below_a_pending_one(off: Iterable[str]) -> str | None:
-    """A reader that pushed a pending transaction stays right, also after a lease move."""
-    return pushed_while_pending(off, False) or pushed_while_pending(off, True)
+    """A reader that pushed a pending transaction stays right, also if the leaseholder forgets it."""
+    found = [pushed_while_pending(off, happens) for happens in ("nothing", "lease moves", "table is full")]
+    return next(filter(None, found), None)
 
 
 def rolled_back_comes_late(off: Iterable[str]) -> str | None:
@@ -219,7 +223,7 @@ SCENARIOS: dict[Callable[[Iterable[str]], str | None], tuple[str, ...]] = {
     aborted_before_a_split: ("split_copy_tombstones",),
     closed_before_a_split: ("split_closed",),
     rolled_back_comes_late: ("savepoint_nothing", "savepoint_resolve_notes"),
-    read_below_a_pending_one: ("stage_push", "pending_low_water"),
+    read_below_a_pending_one: ("stage_push", "pending_low_water", "full_pushes"),
     collected_and_laid_again: ("gc_bumps",),
     late_copy_after_a_split: ("split_spans_checked",),
 }

@@ -66,7 +66,7 @@ class Splitting(Records):
         if world.split_way == "copied":
             right.inherited = self.volatile()
         elif world.split_way == "command":
-            right.inherited = Volatile({}, low, low, {}, {})
+            right.inherited = Volatile({}, low, low, low, {}, {})
         self.begin_lease(right)
         world.add_right(self, right)
 
@@ -89,5 +89,5 @@ class Splitting(Records):
         cache = dict(self.cache) if "split_copy_cache" not in off else {}
         low = self.low if "split_copy_cache" not in off else 0
         if "split_copy_tombstones" in off:
-            return Volatile(cache, low, 0, {}, {})
-        return Volatile(cache, low, self.record_low, dict(self.pushes), dict(self.tombs))
+            return Volatile(cache, low, 0, 0, {}, {})
+        return Volatile(cache, low, self.record_low, self.push_low, dict(self.pushes), dict(self.tombs))

@@ -98,7 +98,9 @@ class RangeState:
         self.low = low
         """Every key counts as read here, by nobody."""
         self.record_low = low
-        """The same for pushes and tombstones."""
+        """The same for pushes and tombstones: attempts whose first_ts is not above it may have had some, or a record."""
+        self.push_low = low
+        """Any attempt may have been pushed up to here."""
         self.pushes: dict[AttemptId, int] = {}
         """attempt → its record may not be staged at or below this."""
         self.tombs: dict[AttemptId, tuple] = {}
@@ -107,6 +109,24 @@ class RangeState:
         """Unreplicated locks."""
         self.closing = self.closed
         """What the next command says is closed."""
+
+    def forget_half(self) -> None:
+        """Forget the older half of what is volatile, as if there were too much of it."""
+        off = self.off
+        for k in sorted(self.cache, key=lambda k: self.cache[k][0])[: (len(self.cache) + 1) // 2]:
+            ts, _ = self.cache.pop(k)
+            if "full_cache" not in off:
+                self.low = max(self.low, ts)
+        first_ts = {attempt: self.world.attempts[attempt].first_ts for attempt in (*self.pushes, *self.tombs)}
+        old = sorted(first_ts, key=lambda attempt: first_ts[attempt])[: (len(first_ts) + 1) // 2]
+        for attempt in old:
+            if "full_verdicts" not in off:
+                self.record_low = max(self.record_low, first_ts[attempt])
+            if "full_pushes" not in off:
+                self.push_low = max(self.push_low, self.pushes.get(attempt, 0))
+            self.pushes.pop(attempt, None)
+            self.tombs.pop(attempt, None)
+        self.world.seen["forgotten verdicts"] += len(old)
 
     def latched(self, keys: Iterable[Any]) -> bool:
         """Say whether a command on any of these keys is evaluated and not applied."""
@@ -174,6 +194,7 @@ class Volatile(NamedTuple):
     cache: dict[str, tuple[int, AttemptId | None]]
     low: int
     record_low: int
+    push_low: int
     pushes: dict[AttemptId, int]
     tombs: dict[AttemptId, tuple]
 
@@ -181,7 +202,7 @@ class Volatile(NamedTuple):
         """Let a lease begin with this."""
         state.reset(self.low)
         state.cache, state.pushes, state.tombs = dict(self.cache), dict(self.pushes), dict(self.tombs)
-        state.record_low = self.record_low
+        state.record_low, state.push_low = self.record_low, self.push_low
 
 
 class Stale:

@@ -14,6 +14,7 @@ SEEDS = range(2500)
 
 AT_LEAST = {
     "collected": 40,
+    "forgotten verdicts": 150,
     "flush": 2000,
     "flushed commit": 400,
     "lease moved": 6000,
@@ -46,6 +47,7 @@ CAUGHT_WITHIN_HISTORIES = {
     "flush_first_ts": 600,
     "flush_two_rounds": 400,
     "savepoint_undo": 200,
+    "full_verdicts": 1000,
 }
 """Rule taken away → how many histories, from seed 0, are enough to notice."""
 

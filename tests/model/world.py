@@ -91,6 +91,7 @@ class World:
         self.p_past = pick((0, 0.03))
         self.p_split = pick((0, 0, 0.01, 0.03))
         self.split_way = pick(("fresh", "command", "copied"))
+        self.p_full = pick((0, 0, 0.02))
         self.p_gc = pick((0, 0, 0.02))
         self.p_flush = pick((0, 0, 0.3, 0.6))
         self.flush_way = pick(("none", "pending"))
@@ -105,7 +106,7 @@ class World:
     def quiet(self) -> None:
         """End all faults."""
         self.tries = 4
-        self.p_fault = self.p_lease = self.p_oracle = self.p_closed = self.p_past = self.p_split = self.p_gc = 0
+        self.p_fault = self.p_lease = self.p_oracle = self.p_closed = self.p_past = self.p_split = self.p_gc = self.p_full = 0
 
     def chance(self, p: float) -> bool:
         return self.rnd() < p
@@ -192,13 +193,27 @@ class World:
             rg.closed = command.closed
         return result
 
-    # ---- Splits ----
+    # ---- Splits, closed timestamps, collections ----
 
     def split_somewhere(self) -> None:
         """Ask a range to split."""
         rg = self.rng.choice(self.ranges)
         if len(rg.keys) > 1:
             self.events.append((DELIVER, None, rg, Range.split, (self.rng.choice(rg.keys[1:]),)))
+
+    def close_somewhere(self) -> None:
+        """Close a timestamp, and maybe raise the floor of outcomes."""
+        rg = self.rng.choice(self.ranges)
+        rg.closing = max(rg.closing, self.issued - int(self.rnd() * 6))
+        if not rg.log:
+            rg.closed = rg.closing  # an empty command
+        if self.rnd() < 0.3:
+            rg.forget(self.issued - int(self.rnd() * 10))
+
+    def collect_somewhere(self) -> None:
+        """Ask a range to collect old versions."""
+        rg = self.rng.choice(self.ranges)
+        self.events.append((DELIVER, None, rg, Range.collect, (self.issued - self.rng.randint(0, 8),)))
 
     def has_right_begun(self, rg: Range) -> bool:
         """Say whether the next command of a range is a split that another node has applied."""
@@ -290,7 +305,16 @@ class World:
     def run(self) -> None:
         """Draw events until none is left."""
         events, rnd = self.events, self.rnd
-        moves = self.p_lease + self.p_oracle + self.p_closed + self.p_split + self.p_gc + self.p_past
+        self.moves = (
+            (self.p_lease, lambda: self.move_lease(self.rng.choice(self.ranges))),
+            (self.p_oracle, self.move_oracle),
+            (self.p_closed, self.close_somewhere),
+            (self.p_split, self.split_somewhere),
+            (self.p_gc, self.collect_somewhere),
+            (self.p_full, lambda: self.rng.choice(self.ranges).forget_half()),
+            (self.p_past, self.read_past),
+        )
+        moves = sum(p for p, _ in self.moves)
         while True:
             self.clock += 1
             if self.clock > STEPS_MAX:
@@ -321,25 +345,12 @@ class World:
             self.step(event)
 
     def move(self, x: float) -> None:
-        """Do what happens by itself: moves, a closed timestamp, a split, a garbage collection, a read of the past."""
-        if x < self.p_lease:
-            self.move_lease(self.rng.choice(self.ranges))
-        elif x < self.p_lease + self.p_oracle:
-            self.move_oracle()
-        elif x < self.p_lease + self.p_oracle + self.p_closed:
-            rg = self.rng.choice(self.ranges)
-            rg.closing = max(rg.closing, self.issued - int(self.rnd() * 6))
-            if not rg.log:
-                rg.closed = rg.closing  # an empty command
-            if self.rnd() < 0.3:
-                rg.forget(self.issued - int(self.rnd() * 10))
-        elif x < self.p_lease + self.p_oracle + self.p_closed + self.p_split:
-            self.split_somewhere()
-        elif x < self.p_lease + self.p_oracle + self.p_closed + self.p_split + self.p_gc:
-            rg = self.rng.choice(self.ranges)
-            self.events.append((DELIVER, None, rg, Range.collect, (self.issued - self.rng.randint(0, 8),)))
-        else:
-            self.read_past()
+        """Do one of the things that happen by themselves."""
+        for p, happen in self.moves:
+            if x < p:
+                happen()
+                return
+            x -= p
 
     def step(self, event: tuple) -> None:
         """Let one event happen."""
