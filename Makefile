@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint model sim sim-many mutants differential bench crash fuzz-wire lag clean
+.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,15 @@ $(VENV)/.installed-bench: $(STAMP)
 MINUTES ?= 5
 crash: $(STAMP)
 	$(BIN)/python -m tests.faults.crash_loop --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+# make chaos [MINUTES=5] [SEED=1] [NODES=3] [PICTURE=chaos.svg]: real processes, transactions and faults; see docs/testing.md
+chaos: $(STAMP)
+	$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) \
+		$(if $(PICTURE),--picture $(PICTURE))
+
+# make failover [KILLS=20]: how long writes pause when a node is killed
+failover: $(STAMP)
+	$(BIN)/python -m bench.failover $(if $(KILLS),--kills $(KILLS))
 
 # make sim [SEED=1] [SECONDS=20]: one seed of each simulator; see docs/testing.md
 sim: $(STAMP)

@@ -57,6 +57,12 @@ class CutNetwork:
             self._cut.clear()
             self._changed.notify_all()
 
+    def mend(self, links: Iterable[tuple[int, int]]) -> None:
+        """Let through again what `cut` stopped on these links, what waited first."""
+        with self._changed:
+            self._cut.difference_update(links)
+            self._changed.notify_all()
+
     def drop_connections(self) -> None:
         """Break all connections between nodes; new ones can be made."""
         for door in self.doors:
