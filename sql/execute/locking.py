@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from sqlglot import exp
 
 from dsdb.sql.bind.conjuncts import conjuncts_of
-from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError, UndefinedTableError
+from dsdb.sql.errors import FeatureNotSupportedError, GroupingError, ProgramLimitError, UndefinedTableError
 from dsdb.sql.execute.binding import NotEvaluableError, StatementBinder
 from dsdb.sql.execute.point import PointSelectPlan, plan_point_select
 from dsdb.sql.execute.result import Result
@@ -58,7 +58,11 @@ class LockingSelectPlan:
         self._target = target
         self._wait = wait
         self._outputs = _outputs(node, target)
-        self._query = binder.query(self._with_keys(_without(node, "locks")), unhide=target.table)
+        try:
+            self._query = binder.query(self._with_keys(_without(node, "locks")), unhide=target.table)
+        except GroupingError as error:
+            words = words_of(node.args["locks"][0])
+            raise FeatureNotSupportedError(f"{words} is not allowed with aggregate functions", position=position_of(node)) from error
         self.columns = self._query.columns[: len(self._outputs)]
 
     def _with_keys(self, query: exp.Expr) -> exp.Expr:
@@ -89,18 +93,21 @@ class SkipLockedPlan(LockingSelectPlan):
     def __init__(self, node: exp.Select, target: Target, binder: StatementBinder) -> None:
         super().__init__(node, target, RowWait.SKIP, binder)
         where = node.args["where"].this if node.args.get("where") else None
+        if any(inner is not node for inner in node.find_all(exp.Query)):
+            raise FeatureNotSupportedError("SKIP LOCKED with sub-queries is not supported", position=position_of(node))
         try:
             condition = None if where is None else binder.condition(where, target.scope, "WHERE")
             self._filters = [binder.compiled(one, target.columns) for one in conjuncts_of(condition)]
             self._values = [_compiled(output, target, binder) for output in self._outputs]
         except NotEvaluableError as error:
             raise FeatureNotSupportedError(
-                "SKIP LOCKED with sub-queries, or with functions that only the engine has, is not supported", position=position_of(node)
+                "SKIP LOCKED with functions that only the engine has is not supported", position=position_of(node)
             ) from error
-        self._bounds = binder.query(self._with_keys(_without(node, "locks", "where", "order")), unhide=target.table)
+        bounds = self._with_keys(_without(node, "locks", "where", "order"))
+        bounds.set("expressions", bounds.expressions[len(self._outputs) :])
+        self._bounds = binder.query(bounds, unhide=target.table)
         """LIMIT and OFFSET, bound."""
-        if self._bounds.gateway is not None:
-            raise FeatureNotSupportedError("SKIP LOCKED with a sub-query in LIMIT or OFFSET is not supported", position=position_of(node))
+        assert self._bounds.gateway is None, "there is nothing to compute but its select list"
         whole = self._with_keys(_without(node, "locks", "limit", "offset"))
         self._all = binder.query(whole, unhide=target.table)
         some = whole.copy()
@@ -188,9 +195,8 @@ def plan_locking_select(node: exp.Select, binder: StatementBinder) -> LockingSel
         if value and name not in _CLAUSES:
             raise FeatureNotSupportedError(f"{words} is not allowed with {_REFUSED.get(name, name.upper())}", position=position)
     selected = [*node.expressions, *([node.args["order"]] if node.args.get("order") else [])]
-    for kind, what in ((exp.AggFunc, "aggregate functions"), (exp.Window, "window functions")):
-        if any(item.find(kind) is not None for item in selected):
-            raise FeatureNotSupportedError(f"{words} is not allowed with {what}", position=position)
+    if any(item.find(exp.Window) is not None for item in selected):
+        raise FeatureNotSupportedError(f"{words} is not allowed with window functions", position=position)
     source = node.args["from_"].this if node.args.get("from_") else None
     if type(source) is not exp.Table or source.args.get("joins") or source.args.get("sample"):
         raise FeatureNotSupportedError(f"{words} is only supported for the rows of one table", position=position)
