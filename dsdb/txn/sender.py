@@ -3,6 +3,7 @@
 Invariants:
 - One transaction waits for what does not answer only so long, all in all, however many calls it makes (B22): what a call takes beyond
   what is usual is taken from the patience of the next ones.  Calls of one round are waited for together, and count once.
+- Time that passes between calls gives patience back: a transaction of many statements bears many slow ones.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,7 +35,9 @@ class Sender:
     def __init__(self, router: Router, oracle: OracleClient, *, patience_s: float = PATIENCE_S) -> None:
         self.router = router
         self.oracle = oracle
-        self._patience_s = patience_s
+        self._patience_s = self._patience_most_s = patience_s
+        self._called_at = self.now()
+        """When the last call ended."""
         self._rounds = 0
         """Rounds that run now: they, not their calls, count."""
 
@@ -44,7 +47,7 @@ class Sender:
 
     async def send(self, key: bytes, make: Callable[[RangeDescriptor], Request], copies: Copies | None = None) -> Reply:
         """Get an answer from the range that holds `key`; see `Router.send`.  Raises KvError."""
-        began = self.now()
+        began = self._begin()
         try:
             return await self.router.send(key, make, deadline_s=self._patience_s, copies=copies)
         finally:
@@ -52,7 +55,7 @@ class Sender:
 
     async def fresh(self, above: Timestamp = MIN_TIMESTAMP) -> Timestamp:
         """Take a timestamp from the oracle, above a bound that some range has seen.  Raises KvError."""
-        began = self.now()
+        began = self._begin()
         try:
             while True:
                 ts = await self.oracle.fresh(timeout_s=self._patience_s)
@@ -67,7 +70,7 @@ class Sender:
 
     async def round(self, asks: Sequence[Callable[[], Awaitable[T]]]) -> list[T | KvError]:
         """Ask side by side; give each one's answer, or its KvError, in their order."""
-        began = self.now()
+        began = self._begin()
         self._rounds += 1
         try:
             return await ask_all(asks)
@@ -143,10 +146,18 @@ class Sender:
         key = first if isinstance(first, bytes) else first.start
         return lambda: self.send(key, make)
 
+    def _begin(self) -> float:
+        """Give the time at which a call begins."""
+        began = self.now()
+        if not self._rounds:
+            self._patience_s = min(self._patience_s + began - self._called_at, self._patience_most_s)
+        return began
+
     def _lose_patience(self, began: float) -> None:
         if self._rounds:
             return
-        slow_s = self.now() - began - PATIENCE_LEAST_S
+        self._called_at = self.now()
+        slow_s = self._called_at - began - PATIENCE_LEAST_S
         if slow_s > 0:
             self._patience_s = max(self._patience_s - slow_s, PATIENCE_LEAST_S)
 

@@ -81,10 +81,12 @@ class Oracle:
 
     def __init__(self, chance: random.Random) -> None:
         self.latest = 1 << 30
+        self.issued: set[int] = set()
         self._chance = chance
 
     def issue(self) -> Any:
         self.latest = max(self.latest + 1, (1 << 30) + (int(trio.current_time() * 1000) << 18))
+        self.issued.add(self.latest)
         return self.latest
 
     def fresh_nowait(self) -> Any:

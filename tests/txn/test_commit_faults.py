@@ -121,6 +121,9 @@ class Run:
         record.ops += [ReadList(key, values) for key, values in last.items()]
         self.recorder.ok(record, await txn.commit())
         history = self.recorder.history()
+        assert {each.ts for each in history.txns if each.ts is not None} <= self.cluster.oracle.issued
+        for one in self.cluster.ranges.values():
+            assert {ts for versions in one.versions.values() for ts, _ in versions} <= self.cluster.oracle.issued
         refuse([*listappend.check(history, process=False), *timestamps.check(history)], history)
         await gateway.janitor.clean_up(age_s=0)
         await gateway.finisher.drain(5)

@@ -182,6 +182,8 @@ def test_a_bump_stages_again_and_leaves_the_intents() -> None:
         assert world.link.count()["PrewriteRequest"] == 2
         assert world.link.count()["RefreshRequest"] == 1
         assert world.gateway.counters.bumps == 1
+        metas = {request.meta for request in world.link.sent if isinstance(request, PrewriteRequest | StageRequest)}
+        assert len(metas) == 1, "first_ts is fixed, however often it is staged"
 
     run(test)
 
