@@ -243,6 +243,10 @@ class Simulation:
         node = self.hosts[0].node
         assert node is not None
         await clients.read_lists(node)
+        for host in self.hosts:
+            if host.is_up and host.node is not None and host.node.parts is not None:
+                for name, _, count in host.node.parts.txn_counters.entries():
+                    self.model.events[f"txn: {name}"] += count
         history = self.model.lists.history(f"lists of seed {self.seed}")
         refuse(listappend.check(history) + timestamps.check(history), history, self.keep)
 
