@@ -37,12 +37,13 @@ class OpenTransaction:
 
     is_implicit: begun by a client without autocommit, not by BEGIN; read_only: writes are refused; is_historical: it reads in the past;
     catalog: that its statements use, None before the first that needs one; now: of now(), the same for all; has_run: a statement has
-    run in it; has_written: some of them has written rows; settings: the session's before it; statements: some of what it ran, to name its
+    run in it; has_queried: one besides SET and SHOW; has_written: some of them has written rows; settings: the session's before it; statements: some of what it ran, to name its
     tables when it fails.
     """
 
     __slots__ = (
         "catalog",
+        "has_queried",
         "has_run",
         "has_written",
         "is_historical",
@@ -69,6 +70,7 @@ class OpenTransaction:
         self.status = TransactionStatus.ACTIVE
         self.catalog: Catalog | None = None
         self.has_run = False
+        self.has_queried = False
         self.has_written = False
         self.savepoints: list[Savepoint] = []
         self.last_used = 0.0
@@ -88,8 +90,13 @@ class OpenTransaction:
         self.savepoints.append(Savepoint(name=name, mark=self.txn.savepoint(), settings=settings, read_only=self.read_only))
 
     def release(self, name: str) -> None:
-        """Forget a savepoint and those after it; what was written stays.  Raises UndefinedSavepointError."""
-        del self.savepoints[self._position(name) :]
+        """Forget a savepoint and those after it; what was written stays, READ ONLY said behind it does not.
+
+        Raises UndefinedSavepointError.
+        """
+        position = self._position(name)
+        self.read_only = self.savepoints[position].read_only
+        del self.savepoints[position:]
 
     def rollback_to(self, name: str) -> Savepoint:
         """Undo what was written behind a savepoint, which stays.  Raises UndefinedSavepointError."""

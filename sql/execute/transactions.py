@@ -37,7 +37,7 @@ from dsdb.sql.execute.result import Parameter, Result
 from dsdb.sql.execute.services import Execution, Services
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.statement_kinds import catalog_change, check_reads_only
-from dsdb.sql.parse import ParsedStatement
+from dsdb.sql.parse import ParsedStatement, SetStatement, ShowStatement
 from dsdb.sql.parse_transaction import TransactionStatement, Verb
 from dsdb.sql.ports import DeadlineExceededError, PortError, TransactionRetryError
 from dsdb.sql.transaction_status import Begin, TransactionStatus
@@ -109,6 +109,7 @@ class SessionTransactions:
         transaction.note_statement(statement)
         result = await self._attempts(session, transaction, statement, parameters)
         transaction.has_run = True
+        transaction.has_queried |= not isinstance(statement.tree, SetStatement | ShowStatement)
         transaction.last_used = trio.current_time()
         return result
 
@@ -205,20 +206,19 @@ class SessionTransactions:
                 return Result("ROLLBACK")
         match statement.verb:
             case Verb.BEGIN:
-                if transaction is not None:
-                    return Result(statement.tag, notices=(_IN_PROGRESS,))
-                self._begin(session, is_implicit=False)
+                notices = () if transaction is None else (_IN_PROGRESS,)
+                if transaction is None:
+                    self._begin(session, is_implicit=False)
                 await self._set_modes(session, statement)
-                return Result(statement.tag)
+                return Result(statement.tag, notices=notices)
             case Verb.COMMIT:
                 if transaction is None:
                     return Result("COMMIT", notices=(_NOT_IN_PROGRESS,))
                 await self._commit(session)
                 return Result("COMMIT")
             case Verb.ROLLBACK:
-                notices = () if transaction is not None else (_NOT_IN_PROGRESS,)
                 await self.end(session)
-                return Result("ROLLBACK", notices=notices)
+                return Result("ROLLBACK", notices=() if transaction is not None else (_NOT_IN_PROGRESS,))
             case Verb.SET_CHARACTERISTICS:
                 if statement.read_only is not None:
                     session.change_setting("default_transaction_read_only", "on" if statement.read_only else "off")
@@ -255,7 +255,7 @@ class SessionTransactions:
         transaction = session.transaction
         assert transaction is not None
         if statement.as_of is not None:
-            if transaction.has_run:
+            if transaction.has_queried:
                 raise ActiveTransactionError("AS OF SYSTEM TIME must be set before any query")
             try:
                 read_ts = await past_timestamp(statement.as_of, self._services)
@@ -266,7 +266,9 @@ class SessionTransactions:
         if statement.read_only is False and transaction.read_only:
             if transaction.is_historical:
                 raise InvalidParameterError("a transaction AS OF SYSTEM TIME cannot be set to READ WRITE")
-            if transaction.has_run:
+            if transaction.savepoints:
+                raise ActiveTransactionError("cannot set transaction read-write mode inside a read-only transaction")
+            if transaction.has_queried:
                 raise ActiveTransactionError("transaction read-write mode must be set before any query")
         if statement.read_only is not None:
             transaction.read_only = statement.read_only
