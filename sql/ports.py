@@ -186,13 +186,13 @@ class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node, for people."""
+    """A node, for people.  ranges, leases: how many it has, None if the ranges could not be found."""
 
     node_id: int
     address: str
     is_live: bool
-    ranges: int
-    leases: int
+    ranges: int | None
+    leases: int | None
 
 
 class TransactionState(msgspec.Struct, frozen=True, kw_only=True):

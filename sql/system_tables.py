@@ -92,6 +92,6 @@ def system_table(name: str, *, position: int | None = None) -> TableDescriptor:
 def only_readable(name: str) -> SqlError:
     """Give the error for a statement that wants more of a table of the schema, or of the schema itself, than to read it."""
     if name in SYSTEM_TABLES:
-        return WrongObjectTypeError(f'"{SYSTEM_SCHEMA}.{name}" is a virtual table: it can only be read by SELECT')
+        return WrongObjectTypeError(f'"{SYSTEM_SCHEMA}.{name}" is a virtual table: it can only be read')
     message = f'schema "{SYSTEM_SCHEMA}" has virtual tables only: nothing can be made or changed in it'
     return InsufficientPrivilegeError(message, hint='Use schema "public".')

@@ -1,9 +1,13 @@
 """What statements about the cluster itself ask of the node: SPLIT AT, SHOW RANGES, who is there, and what they all do (`activity`)."""
 
+import logging
 from collections.abc import Callable, Sequence
+
+import trio
 
 from dsdb.coordinator import MetaWriter, StoreView
 from dsdb.flow import Gatherer
+from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import InvalidRequest, KvError, RangeKeyMismatch
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.requests import DescribeReply, DescribeRequest, SplitReply, SplitRequest
@@ -14,6 +18,16 @@ from dsdb.ranges import Router
 from dsdb.sql.ports import NodeInfo, RangeInfo, RangeUnavailableError
 from dsdb.storage.keys import EVERYTHING, Span
 from dsdb.txn import TransactionFactory
+
+log = logging.getLogger("dsdb.node")
+
+ANSWER_S = 1.0
+"""How long a range may take to describe itself."""
+IN_VAIN_MAX_S = 3.0
+"""After so much waiting for ranges that did not answer, the others get HURRIED_ANSWER_S each."""
+HURRIED_ANSWER_S = 0.1
+COUNT_S = 5.0
+"""How long ranges are counted for a list of nodes."""
 
 
 class NodeClusterView:
@@ -63,37 +77,59 @@ class NodeClusterView:
         raise RangeUnavailableError("the range changed too often while it was being split")
 
     async def ranges(self, span: Span) -> list[RangeInfo]:
-        """Describe the ranges that overlap a span, asking each."""
+        """Describe the ranges that overlap a span, asking each; of one that does not answer, what was known last.  Raises PortError."""
         found = []
-        try:
-            for entry in await self._router.ranges(span):
-                reply = await self._router.send(entry.start_key, lambda desc: DescribeRequest(desc.range_id))
+        key = span.start
+        in_vain_s = 0.0
+        while key < span.end:
+            try:
+                desc = (await self._router.lookup(key)).desc
+            except KvError as error:
+                raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
+            leaseholder = None
+            began = self._router.clock.now()
+            try:
+                deadline_s = ANSWER_S if in_vain_s < IN_VAIN_MAX_S else HURRIED_ANSWER_S
+                reply = await self._router.send(key, lambda desc: DescribeRequest(desc.range_id), deadline_s=deadline_s)
+            except KvError:
+                in_vain_s += self._router.clock.now() - began
+            else:
                 assert isinstance(reply, DescribeReply)
-                leader = None if reply.leaseholder is None else reply.descriptor.replica_on(reply.leaseholder)
-                found.append(
-                    RangeInfo(
-                        range_id=reply.descriptor.range_id,
-                        start_key=reply.descriptor.start_key,
-                        end_key=reply.descriptor.end_key,
-                        leaseholder=None if leader is None else leader.node_id,
-                        replicas=tuple(replica.node_id for replica in reply.descriptor.voters),
-                    )
-                )
-        except KvError as error:
-            raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
+                desc, leaseholder = reply.descriptor, reply.leaseholder
+                self._router.cache.update(desc)
+                if not desc.span.contains(key):
+                    continue  # it was split: the next look-up finds the other side
+            found.append(_range_info(desc, leaseholder))
+            key = desc.end_key
         return found
 
     async def nodes(self) -> list[NodeInfo]:
-        """Describe the nodes, with how many replicas and leases each has."""
-        ranges = await self.ranges(EVERYTHING)
+        """Describe the nodes, with how many replicas and leases each has, as far as the ranges can be found in some seconds."""
+        ranges: list[RangeInfo] | None = None
+        with trio.move_on_after(COUNT_S):
+            try:
+                ranges = await self.ranges(EVERYTHING)
+            except RangeUnavailableError as error:
+                log.info("ranges are not counted: %s", error)
         live: dict[StoreId, bool] = {view.store_id: view.is_live for view in self._stores()}
         return [
             NodeInfo(
                 node_id=entry.node_id,
                 address=str(entry.address),
                 is_live=live.get(entry.store_id, False),
-                ranges=sum(entry.node_id in info.replicas for info in ranges),
-                leases=sum(entry.node_id == info.leaseholder for info in ranges),
+                ranges=None if ranges is None else sum(entry.node_id in info.replicas for info in ranges),
+                leases=None if ranges is None else sum(entry.node_id == info.leaseholder for info in ranges),
             )
             for entry in self._directory.entries()
         ]
+
+
+def _range_info(desc: RangeDescriptor, leaseholder: StoreId | None) -> RangeInfo:
+    leader = None if leaseholder is None else desc.replica_on(leaseholder)
+    return RangeInfo(
+        range_id=desc.range_id,
+        start_key=desc.start_key,
+        end_key=desc.end_key,
+        leaseholder=None if leader is None else leader.node_id,
+        replicas=tuple(replica.node_id for replica in desc.voters),
+    )

@@ -85,3 +85,21 @@ def test_three_nodes_answer_and_who_does_not_is_left_out(cluster: ProcessCluster
         for node in cluster.nodes[1:]:
             if not node.is_running:
                 node.start()
+
+
+def test_ranges_are_whole_after_a_split_and_known_without_their_node(tmp_path: Path) -> None:
+    with ProcessCluster(tmp_path, nodes=2) as cluster:
+        holder, other = cluster.nodes
+        with dsdb.connect(f"dsdb://{holder.address}") as first, dsdb.connect(f"dsdb://{other.address}") as second:
+            first.execute("CREATE TABLE t (id INT PRIMARY KEY)")
+            described = "SELECT start_key, end_key FROM system.ranges ORDER BY range_id"
+            assert rows(second, described) == [("/min", "/table"), ("/table", "/max")]
+            first.execute("ALTER TABLE t SPLIT AT VALUES (5)")
+            # The other node has heard of the left side at most.
+            whole = [("/min", "/table"), ("/table", "/table/t/1/5"), ("/table/t/1/5", "/max")]
+            assert rows(second, described) == whole
+            holder.kill()
+            wait_until(lambda: rows(second, "SELECT node_id FROM system.nodes WHERE NOT is_live") == [(holder.node_id,)])
+            assert rows(second, described) == whole
+            assert rows(second, "SELECT count(leaseholder), max(replicas) FROM system.ranges") == [(0, f"{{{holder.node_id}}}")]
+            assert rows(second, "SELECT node_id, ranges FROM system.nodes ORDER BY 1") == [(holder.node_id, 3), (other.node_id, 0)]

@@ -155,27 +155,27 @@ EXPLAIN
 # Nothing writes them, or makes anything in their schema.
 INSERT INTO system.nodes VALUES (1);
 ---
-42809 "system.nodes" is a virtual table: it can only be read by SELECT
+42809 "system.nodes" is a virtual table: it can only be read
 
 UPDATE system.settings SET value = 'x';
 ---
-42809 "system.settings" is a virtual table: it can only be read by SELECT
+42809 "system.settings" is a virtual table: it can only be read
 
 DELETE FROM system.locks;
 ---
-42809 "system.locks" is a virtual table: it can only be read by SELECT
+42809 "system.locks" is a virtual table: it can only be read
 
 TRUNCATE system.locks;
 ---
-42809 "system.locks" is a virtual table: it can only be read by SELECT
+42809 "system.locks" is a virtual table: it can only be read
 
 DROP TABLE system.transactions;
 ---
-42809 "system.transactions" is a virtual table: it can only be read by SELECT
+42809 "system.transactions" is a virtual table: it can only be read
 
 ALTER TABLE system.nodes SPLIT AT VALUES (1);
 ---
-42809 "system.nodes" is a virtual table: it can only be read by SELECT
+42809 "system.nodes" is a virtual table: it can only be read
 
 CREATE TABLE system.mine (id INT);
 ---
@@ -184,7 +184,7 @@ hint: Use schema "public".
 
 CREATE TABLE system.nodes (id INT);
 ---
-42809 "system.nodes" is a virtual table: it can only be read by SELECT
+42809 "system.nodes" is a virtual table: it can only be read
 
 CREATE SEQUENCE system.s;
 ---
@@ -193,11 +193,11 @@ hint: Use schema "public".
 
 SHOW RANGES FROM TABLE system.nodes;
 ---
-42809 "system.nodes" is a virtual table: it can only be read by SELECT
+42809 "system.nodes" is a virtual table: it can only be read
 
 SHOW CREATE TABLE system.nodes;
 ---
-42809 "system.nodes" is a virtual table: it can only be read by SELECT
+42809 "system.nodes" is a virtual table: it can only be read
 
 # Names.
 SHOW COLUMNS FROM system.nodes;
