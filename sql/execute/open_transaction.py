@@ -37,8 +37,8 @@ class OpenTransaction:
 
     is_implicit: begun by a client without autocommit, not by BEGIN; read_only: writes are refused; is_historical: it reads in the past;
     catalog: that its statements use, None before the first that needs one; now: of now(), the same for all; has_run: a statement has
-    run in it; has_queried: one besides SET and SHOW; has_written: some of them has written rows; settings: the session's before it; statements: some of what it ran, to name its
-    tables when it fails.
+    run in it; has_queried: one besides SET and SHOW; has_written: some of them has written rows; settings: the session's before it;
+    statements: some of what it ran, to name its tables when it fails.
     """
 
     __slots__ = (
