@@ -48,6 +48,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts whose intents a replica remembers to be passable; forgotten ones are asked about again."""
     lock_silence_s: float = 5.0
     """A lock whose holder was not heard of for this long may be taken by others: its gateway is probably dead."""
+    lock_give_way_s: float = 1.0
+    """How long a commit without a lock waits for an older transaction that has it; a prewrite waits less than others for its record."""
     locks_max: int = 100_000
     """Locks of one range, 20 MB of memory; more drop the oldest, which costs their holders a restart at most."""
     lock_waiters_max: int = 10_000

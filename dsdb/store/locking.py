@@ -2,6 +2,7 @@
 
     LockedRead ─▶ lock table: queue ─▶ granted ─▶ writes on their way, foreign intents: waited for ─▶ a version above ts? NewerReply
                      └─ wait_s is over: LockNotAvailable                                                   else read at ts, recorded
+    a write without a lock ─▶ held by an older transaction? ─▶ queue, for a moment ─▶ as ever
 
 Invariants:
 - Nobody waits for a lock holding a latch, nor longer than it said.
@@ -11,22 +12,24 @@ Invariants:
 
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
 from dsdb.kv.errors import InvalidRequest, KvError, LockNotAvailable, Unavailable
+from dsdb.kv.intents import PrewriteRequest
 from dsdb.kv.locks import (
     LOCKED_KEYS_MAX,
     KeepLocksReply,
     KeepLocksRequest,
     LockedReadReply,
     LockedReadRequest,
+    LockWait,
     NewerReply,
     UnlockReply,
     UnlockRequest,
 )
-from dsdb.kv.requests import ReadRequest, Reply, Request
+from dsdb.kv.requests import CommitRequest, ReadRequest, Reply, Request
 from dsdb.storage import mvcc
 from dsdb.storage.mvcc import Intent
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
@@ -37,6 +40,9 @@ from dsdb.store.evaluate import Blocked, IntentsMet
 from dsdb.store.locks import Ask, AskState
 from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
+
+Serve: TypeAlias = Callable[[Replica, Any], Awaitable[Reply]]
+"""What serves a kind of request."""
 
 LOOK_S = 0.5
 """How often somebody who waits looks whether the holder has fallen silent."""
@@ -49,7 +55,7 @@ class Locking:
         self._context = context
         self._clearing = clearing
         self._fresh = fresh
-        self.handlers: dict[type, Callable[[Replica, Any], Awaitable[Reply]]] = {
+        self.handlers: dict[type, Serve] = {
             LockedReadRequest: self._read,
             UnlockRequest: self._at_once,
             KeepLocksRequest: self._at_once,
@@ -124,6 +130,52 @@ class Locking:
         if ask.state is AskState.DROPPED:
             check_place(replica, ask.keys)
             raise KvError(Unavailable(f"range {replica.range_id} has lost its locks"))
+
+    # ---- Writes ----
+
+    def after_older(self, serve: Serve, wait_s: float) -> Serve:
+        """Have writes wait for the locks of older transactions before they are served (rule 30), but only so long: a lock is advice.
+
+        Without it a stream of writes that take no locks starves whoever reads under one, as each makes its refresh fail.
+        """
+
+        async def serve_after(replica: Replica, request: CommitRequest | PrewriteRequest) -> Reply:
+            if not len(replica.locks):
+                return await serve(replica, request)
+            ask = await self._give_way(replica, request, wait_s)
+            try:
+                return await serve(replica, request)
+            finally:
+                if ask is not None:
+                    replica.locks.withdraw(ask, self._context.clock.now())
+
+        return serve_after
+
+    async def _give_way(self, replica: Replica, request: CommitRequest | PrewriteRequest, wait_s: float) -> Ask | None:
+        if isinstance(request, CommitRequest):
+            keys = [write.key for write in request.writes]
+            attempt, start_ts = request.attempt, request.read_ts or request.first_ts
+        else:
+            keys = list(request.keys)
+            attempt, start_ts = request.meta.attempt, request.meta.first_ts
+        locks, clock = replica.locks, self._context.clock
+        held = locks.held_by_older(attempt, start_ts, keys) if len(keys) <= LOCKED_KEYS_MAX else []
+        if not held or locks.waiting >= self._context.config.lock_waiters_max:
+            return None
+        ask = locks.ask(attempt, start_ts, held, LockWait.WAIT, holds_locks=False, now=clock.now())
+        is_granted = False
+        try:
+            await self._wait(replica, ask, wait_s)
+            is_granted = True
+        except KvError as error:
+            if not isinstance(error.detail, LockNotAvailable):
+                raise
+        finally:
+            if not is_granted:
+                locks.withdraw(ask, clock.now())
+        return ask if is_granted else None
+
+    # ---- Reads ----
 
     async def _read_locked(self, replica: Replica, request: LockedReadRequest, locked: Sequence[bool]) -> Reply:
         reply: Reply = NewerReply(MIN_TIMESTAMP)

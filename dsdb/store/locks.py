@@ -22,7 +22,7 @@ Not here: reads under the locks, deadlines, the lease (`locking`).  Time is an a
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -201,6 +201,11 @@ class LockTable:
             if found is not None and found.attempt != attempt:
                 return False
         return True
+
+    def held_by_older(self, attempt: AttemptId, start_ts: Timestamp, keys: Iterable[bytes]) -> list[bytes]:
+        """Give those of some keys, ascending, that transactions hold which began before `start_ts`."""
+        held, rank = self._held, (start_ts, attempt)
+        return sorted([key for key in keys if (found := held.get(key)) is not None and found.attempt != attempt and found.rank < rank])
 
     # ---- Handing on ----
 

@@ -18,6 +18,7 @@ import trio
 
 from dsdb.kv.errors import Conflict, InvalidRequest, KvError, RangeNotFound, Unavailable
 from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, RangeId
+from dsdb.kv.intents import PrewriteRequest
 from dsdb.kv.locks import LockRequest
 from dsdb.kv.requests import (
     BumpReply,
@@ -68,10 +69,11 @@ class Serving:
         self._replicas = replicas
         self._clearing = Clearing(context)
         self._locking = Locking(context, self._clearing, self.fresh)
+        intents = IntentServing(context, self._clearing).handlers
         self.handlers: dict[type, Callable[[Replica, Any], Awaitable[Reply]]] = {
             ReadRequest: self._read,
             ScanRequest: self._scan,
-            CommitRequest: self._commit,
+            CommitRequest: self._locking.after_older(self._commit, context.config.lock_give_way_s),
             RefreshRequest: self._refresh,
             RefuseRequest: self._refuse,
             RaiseMarkRequest: self._raise_mark,
@@ -79,7 +81,8 @@ class Serving:
             DescribeRequest: self._describe,
             ClearSpanRequest: self._clear,
             CollectGarbageRequest: self._collect_garbage,
-            **IntentServing(context, self._clearing).handlers,
+            **intents,
+            PrewriteRequest: self._locking.after_older(intents[PrewriteRequest], context.config.staging_wait_s / 2),
             **self._locking.handlers,
         }
         """Request type → what serves it; `store` adds those that change ranges."""

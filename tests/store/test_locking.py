@@ -134,7 +134,7 @@ def test_a_read_under_a_lock_is_recorded_like_any() -> None:
         blind = client()
         first_ts = Timestamp(reply.ts - 1)
         bumped = await blind.store.serve(CommitRequest(TABLES, blind.attempt, first_ts, first_ts, (Write(A, b"x"),)))
-        assert isinstance(bumped, CommitReply), "a lock stops nobody who does not ask for it"
+        assert isinstance(bumped, CommitReply), "a lock stops a write for a moment only"
         assert bumped.ts > reply.ts
 
     on_one_store(body)
@@ -212,6 +212,44 @@ def test_the_locks_of_one_that_is_never_heard_of_again_pass_on() -> None:
             assert taken == [A]
             await kept.store.serve(UnlockRequest(TABLES, kept.attempt))
         assert taken == [A, B]
+
+    on_one_store(body)
+
+
+def test_a_write_without_a_lock_gives_way_to_older_transactions_for_a_moment() -> None:
+    async def body(client: Callable[[], Client]) -> None:
+        older, holder, younger, scanner = client(), client(), client(), client()
+        await holder.lock(A)
+        began = trio.current_time()
+        read_ts = Timestamp(older.start_ts)
+        assert isinstance(await older.commit(B, b"elsewhere"), CommitReply)
+        older.attempt = older.cluster.new_attempt()
+        first_ts = older.cluster.oracle.issue()
+        write = CommitRequest(TABLES, older.attempt, first_ts, None, (Write(A, b"older"),), read_ts, ())
+        assert isinstance(await older.store.serve(write), CommitReply)
+        assert trio.current_time() - began < 0.1, "neither another key nor an older transaction waits"
+        done: list[bytes] = []
+
+        async def write_without_lock(one: Client) -> None:
+            await one.commit(A, b"younger")
+            done.append(one.attempt)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_without_lock, younger)
+            nursery.start_soon(write_without_lock, scanner)
+            await trio.sleep(0.3)
+            assert not done
+            reply = await holder.lock(A)
+            assert isinstance(reply, LockedReadReply)
+            assert isinstance(await holder.commit(A, b"holder", reply.ts), CommitReply)
+        assert trio.current_time() - began < 0.5
+        assert sorted(done) == sorted([younger.attempt, scanner.attempt])
+        last = client()
+        await last.lock(A)
+        began = trio.current_time()
+        await write_without_lock(client())
+        assert 0.9 < trio.current_time() - began < 1.2
+        assert [entry.attempt for _, entry in last.store.locks()] == [last.attempt]
 
     on_one_store(body)
 
