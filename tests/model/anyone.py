@@ -160,6 +160,9 @@ class Anyone:
                 reply = yield from self.recover(x, first_ts, record.anchor, found)
             if reply is TIMEOUT or x not in self.records():
                 continue
+            if "pending_keys" not in self.off:
+                # While it was pushed its gateway may have committed it, and said with which keys.
+                record = self.records()[x]
             ts = reply[1] if reply[0] == "committed" else None
             done = yield [self.ask(k, Range.resolve, x, k, ts) for k in record.keys]
             if TIMEOUT not in done:

@@ -82,6 +82,7 @@ RULES: dict[str, str] = {
     "flush_refresh": "... and every refresh has succeeded",
     "pending_tombstone": "a PENDING record is not created, nor one made COMMITTED, after somebody aborted the attempt",
     "pending_low_water": "a PENDING record of before the lease commits only above its low water, as pushes may be lost",
+    "pending_keys": "before a record is removed, the keys are resolved that it named when it was finished, not when it was PENDING",
     # savepoints
     "savepoint_undo": "a flushed write that was rolled back is overwritten before the commit, with what was there before",
     "savepoint_nothing": "... or with an intent of nothing, not just removed: a late copy could be laid again",

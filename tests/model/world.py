@@ -199,7 +199,7 @@ class World:
         """Ask a range to split."""
         rg = self.rng.choice(self.ranges)
         if len(rg.keys) > 1:
-            self.events.append((DELIVER, None, rg, Range.split, (self.rng.choice(rg.keys[1:]),)))
+            self.ask_range(rg, Range.split, self.rng.choice(rg.keys[1:]))
 
     def close_somewhere(self) -> None:
         """Close a timestamp, and maybe raise the floor of outcomes."""
@@ -213,7 +213,12 @@ class World:
     def collect_somewhere(self) -> None:
         """Ask a range to collect old versions."""
         rg = self.rng.choice(self.ranges)
-        self.events.append((DELIVER, None, rg, Range.collect, (self.issued - self.rng.randint(0, 8),)))
+        self.ask_range(rg, Range.collect, self.issued - self.rng.randint(0, 8))
+
+    def ask_range(self, rg: Range, handler: Callable, argument: Any) -> None:
+        """Send a request that nobody waits for, unless such a one is still under way: they must not fill the bag."""
+        if not any(event[0] == DELIVER and event[3] is handler for event in self.events):
+            self.events.append((DELIVER, None, rg, handler, (argument,)))
 
     def has_right_begun(self, rg: Range) -> bool:
         """Say whether the next command of a range is a split that another node has applied."""
