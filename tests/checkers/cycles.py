@@ -32,13 +32,11 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import IntFlag
 from itertools import pairwise
 
-from tests.checkers.graph import components, shortest_walk
+from tests.checkers.graph import components, shortest_walk, topological
 from tests.checkers.history import Anomaly, Txn
 
-SINGLE_SEARCHES_MAX = 2_000
-"""Edges rw of one component from which a way back without a second rw is searched: bounds the time that a hopeless history takes."""
-SHORTEST_STARTS_MAX = 100
-"""Nodes of one component from which a shortest cycle is searched, and the rw edges from which it is once one is found."""
+SEARCHES_MAX = 200
+"""Searches of one component after which the shortest cycle that was found is short enough."""
 
 
 class Kind(IntFlag):
@@ -121,14 +119,19 @@ class Dependencies:
 
     def _components(self, order: Kind, places: Sequence[int], data: Kind = Kind.WW | Kind.WR | ANTI) -> list[list[int]]:
         """Give the components of some transactions by edges of some kinds."""
+        out, _ = self._subgraph(order, places, data)
+        count = len(places)
+        found = [[places[number] for number in component if number < count] for component in components(out)]
+        return [component for component in found if len(component) > 1]
+
+    def _subgraph(self, order: Kind, places: Sequence[int], data: Kind) -> tuple[list[list[int]], dict[int, int]]:
+        """Give the edges of some kinds among some transactions, which are numbered anew, and these numbers; answers follow them."""
         mask = int(order | data)
         local = {place: number for number, place in enumerate(places)}
         out = [[local[to] for to, kinds in self._kinds[place].items() if kinds & mask and to in local] for place in places]
         if order & Kind.REALTIME:
             self._add_times(out, places)
-        count = len(places)
-        found = [[places[number] for number in component if number < count] for component in components(out)]
-        return [component for component in found if len(component) > 1]
+        return out, local
 
     def _add_times(self, out: list[list[int]], places: Sequence[int]) -> None:
         """Add the chain of answers behind the transactions' nodes."""
@@ -150,16 +153,33 @@ class Dependencies:
         for name, data in (("G0", Kind.WW), ("G1c", Kind.WW | Kind.WR)):
             for part in self._components(order, component, data):
                 return self._explained(name + suffix, self._shortest(part, data | order))
-        single = self._single(component, order)
+        closing, positions = self._closing(component, order)
+        single = self._shortest_by(closing, component, Kind.WW | Kind.WR | order, positions)
         if single is not None:
             return self._explained("G-single" + suffix, single)
-        cycle = self._shortest(component, Kind.WW | Kind.WR | ANTI | order)
+        cycle = self._shortest_by(closing, component, Kind.WW | Kind.WR | ANTI | order)
+        assert cycle is not None, f"no cycle among {component}"
         has_predicate = any(kind is Kind.PREDICATE_RW for _, kind, _ in cycle)
         return self._explained(("G2" if has_predicate else "G2-item") + suffix, cycle)
 
+    def _closing(self, component: list[int], order: Kind) -> tuple[list[tuple[int, int]], dict[int, int]]:
+        """Give an order which all other edges than rw follow, and the rw that go back in it: every cycle has one of them."""
+        out, places = self._subgraph(order, component, Kind.WW | Kind.WR)
+        times = sorted(ended for place in component if (ended := self._ended[place]) is not None) if order & Kind.REALTIME else []
+        positions = dict(zip(component, topological(out, [*(self._invoked[place] for place in component), *times])))
+        flags = int(ANTI)
+        closing = [
+            (positions[reader] - positions[writer], reader, writer)
+            for reader in component
+            for writer, kinds in self._kinds[reader].items()
+            if kinds & flags and writer in places and positions[writer] < positions[reader]
+        ]
+        return [(reader, writer) for _, reader, writer in sorted(closing)], positions
+
     def _shortest(self, component: list[int], mask: Kind) -> list[Edge]:
+        """Give a short cycle."""
         best: list[int] | None = None
-        for start in component[:SHORTEST_STARTS_MAX]:
+        for start in component[:SEARCHES_MAX]:
             walk = shortest_walk(start, start, self._successors(component, mask), None if best is None else len(best) - 2)
             best = walk or best
             if best is not None and len(best) == 3:
@@ -167,24 +187,20 @@ class Dependencies:
         assert best is not None, f"no cycle among {component}"
         return self._edges(best, mask)
 
-    def _single(self, component: list[int], order: Kind) -> list[Edge] | None:
-        """Give a shortest cycle with exactly one rw, if there is one."""
-        inside = set(component)
-        mask = Kind.WW | Kind.WR | order
+    def _shortest_by(
+        self, closing: list[tuple[int, int]], component: list[int], mask: Kind, positions: dict[int, int] | None = None
+    ) -> list[Edge] | None:
+        """Give a short cycle of one of some edges rw and a way back by some kinds, if there is one; `positions` ascend on that way."""
         best: list[Edge] | None = None
-        tried = 0
-        for reader in component:
-            for writer, kinds in sorted(self._kinds[reader].items()):
-                if not kinds & ANTI or writer not in inside:
-                    continue
-                tried += 1
-                if tried > (SINGLE_SEARCHES_MAX if best is None else SHORTEST_STARTS_MAX):
-                    return best
-                walk = shortest_walk(writer, reader, self._successors(component, mask), None if best is None else len(best) - 2)
-                if walk is not None:
-                    best = [*self._edges([reader, writer], ANTI), *self._edges(walk, mask)]
-                    if len(best) == 2:
-                        return best
+        for tried, (reader, writer) in enumerate(closing):
+            if best is not None and (len(best) == 2 or tried > SEARCHES_MAX):
+                break
+            way = component
+            if positions is not None:
+                way = [place for place in component if positions[writer] <= positions[place] <= positions[reader]]
+            walk = shortest_walk(writer, reader, self._successors(way, mask), None if best is None else len(best) - 2)
+            if walk is not None:
+                best = [*self._edges([reader, writer], ANTI), *self._edges(walk, mask)]
         return best
 
     def _successors(self, component: list[int], mask: Kind) -> Callable[[int], Iterator[int]]:
@@ -217,6 +233,8 @@ class Dependencies:
     # ---- Explanations ----
 
     def _explained(self, name: str, cycle: list[Edge]) -> Anomaly:
+        first = min(range(len(cycle)), key=lambda number: cycle[number][0])
+        cycle = [*cycle[first:], *cycle[:first]]
         members = [self.txns[before] for before, _, _ in cycle]
         lines = [f"no order explains these {len(members)} transactions", *(f"  {txn}" for txn in members)]
         lines += [f"  T{self.txns[a].number} < T{self.txns[b].number} ({LABELS[kind]}): {self._reason(a, kind, b)}" for a, kind, b in cycle]

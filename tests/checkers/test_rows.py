@@ -15,6 +15,7 @@ from tests.checkers.replay import is_explained
 from tests.checkers.serial import MOMENT, Execute, Mix, serial
 
 FAIL, INFO = Outcome.FAIL, Outcome.INFO
+STRIDE = 1_000_000
 
 
 def txn(number: int, *ops: Op, at: tuple[int, int] = (1, 9), process: int | None = None, outcome: Outcome = Outcome.OK) -> Txn:
@@ -192,12 +193,12 @@ def rows(span: int) -> Execute:
         for position in range(chance.randint(1, 3)):
             there = sorted({**state, **mine})
             if chance.random() < 0.5:
-                key, group = chance.randrange(span) * 10_000 + number * 10 + position, chance.choice("ab")
+                key, group = chance.randrange(span) * STRIDE + number * 10 + position, chance.choice("ab")
                 mine[key] = group
                 ops.append(Insert(key, group))
                 continue
             kind, group = chance.choice(("scan", "select", "read")), chance.choice("ab")
-            start, end = sorted(chance.randrange(span * 10_000) for _ in range(2))
+            start, end = sorted(chance.randrange(span * STRIDE) for _ in range(2))
             found = {**state, **mine}
             if kind == "scan":
                 ops.append(Scan(tuple(key for key in there if start <= key < end), start, end))
