@@ -49,10 +49,34 @@ def test_an_embedded_node_shows_its_transactions(tmp_path: Path) -> None:
         assert rows(looker, "SELECT node_id, state FROM system.transactions") == [(1, "running")]
 
 
+def test_who_waits_for_whose_lock(tmp_path: Path) -> None:
+    blocked = """
+        SELECT l.table_name, l.key, l.waiters, l.holder_node, l.held_since > t.started_at - INTERVAL '1 second',
+            t.session_id, t.state, t.statement
+        FROM system.locks l JOIN system.transactions t ON t.attempt = l.holder"""
+    path = tmp_path / "store"
+    with dsdb.connect(path, autocommit=True) as first, dsdb.connect(path, autocommit=True) as second, dsdb.connect(path) as looker:
+        first.execute("CREATE TABLE t (a TEXT, b INT, PRIMARY KEY (a, b))")
+        first.execute("INSERT INTO t VALUES ('x', 42)")
+        take = "SELECT * FROM t WHERE a = 'x' AND b = 42 FOR UPDATE"
+        first.execute("BEGIN")
+        first.execute(take)
+        assert rows(looker, blocked) == [("t", "(x, 42)", 0, 1, True, 1, "idle", take)]
+        second.execute("BEGIN")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(rows, second, take)
+            wait_until(lambda: rows(looker, "SELECT waiters FROM system.locks") == [(1,)])
+            first.execute("COMMIT")
+            assert waiting.result(timeout=10) == [("x", 42)]
+        wait_until(lambda: rows(looker, blocked) == [("t", "(x, 42)", 0, 1, True, 2, "idle", take)])
+        second.execute("ROLLBACK")
+        wait_until(lambda: rows(looker, "SELECT * FROM system.locks") == [])
+
+
 def test_three_nodes_answer_and_who_does_not_is_left_out(cluster: ProcessCluster) -> None:
     urls = [f"dsdb://{node.address}" for node in cluster.nodes]
-    connections = [dsdb.connect(url, autocommit=True) for url in urls]
-    first, second, third = connections
+    connections = [dsdb.connect(url, autocommit=True) for url in (*urls, urls[0])]
+    first, second, third, writer = connections
     try:
         first.execute("CREATE TABLE shown (id INT PRIMARY KEY)")
         for number, connection in enumerate((second, third)):
@@ -72,8 +96,14 @@ def test_three_nodes_answer_and_who_does_not_is_left_out(cluster: ProcessCluster
         finally:
             os.kill(cluster.nodes[2].pid, signal.SIGCONT)
         # Without a quorum there is no oracle; these tables are there.
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO shown VALUES (9)")
         for node in cluster.nodes[1:]:
             node.kill()
+        with ThreadPoolExecutor(1) as pool:
+            ending = pool.submit(writer.execute, "COMMIT")
+            wait_until(lambda: rows(first, "SELECT statement FROM system.transactions WHERE state = 'committing'") == [("COMMIT",)])
+            assert isinstance(ending.exception(timeout=30), dsdb.Error)
         del first.notices[:]
         assert rows(first, query) == []
         assert len(first.notices) == 2
