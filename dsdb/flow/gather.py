@@ -21,7 +21,7 @@ import trio
 from dsdb.env import Clock
 from dsdb.flow.fragment import FRAGMENT, FragmentOutput, FragmentRequest, FragmentRunner, Piece, decode_chunk
 from dsdb.kv.errors import InvalidRequest, KvError, NotLeaseholder, RangeKeyMismatch, RangeNotFound, Unavailable
-from dsdb.kv.ids import AttemptId, NodeId
+from dsdb.kv.ids import NodeId
 from dsdb.kv.requests import DescribeReply, DescribeRequest
 from dsdb.ranges import CachedRange, Router
 from dsdb.rpc import CallFailed, NotSent, Peers, ReplyLost
@@ -70,7 +70,7 @@ class Gatherer:
         # As it is now: what is buffered while the stage runs is not seen by it.
         overlay = txn.overlay(stage.scan.spans)
         send, receive = trio.open_memory_channel[pa.RecordBatch](CHANNEL_BATCHES)
-        job = _Job(self, stage, ts, txn.owner, overlay, send)
+        job = _Job(self, stage, ts, txn, overlay, send)
         self._nursery.start_soon(job.run)
         left = stage.scan.limit if stage.sql is None else None
         try:
@@ -152,14 +152,14 @@ class _Job:
         gatherer: Gatherer,
         stage: LeafStage,
         ts: Timestamp,
-        attempt: AttemptId | None,
+        txn: KvTransaction,
         overlay: Overlay,
         send: trio.MemorySendChannel[pa.RecordBatch],
     ) -> None:
         self._gatherer = gatherer
         self._stage = stage
         self._ts = ts
-        self._attempt = attempt
+        self._txn = txn
         self._overlay = overlay
         self._send = send
         self._left: list[Span] = []  # spans that broke off and must be asked for again
@@ -174,7 +174,7 @@ class _Job:
             try:
                 await self._drive()
             except KvError as error:
-                self.error = RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail)))
+                self.error = self._txn.port_error(error)
             except Exception as error:  # a task's root: the error is raised where the stream is read
                 self.error = error
 
@@ -224,7 +224,7 @@ class _Job:
     async def _fragment(self, node: NodeId, pieces: tuple[Piece, ...]) -> None:
         """Run one fragment; what it leaves undone because of where ranges are goes to `_left`."""
         overlay = self._overlay.clipped(sorted(piece.span for piece in pieces))
-        request = FragmentRequest(self._stage, pieces, self._ts, self._attempt, overlay)
+        request = FragmentRequest(self._stage, pieces, self._ts, self._txn.owner, overlay)
         rest = {number: piece.span for number, piece in enumerate(pieces)}
         held: list[pa.RecordBatch] = []  # given by the fragment, but not yet followed by a key to go on after
         current = 0

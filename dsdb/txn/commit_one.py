@@ -11,14 +11,16 @@ Invariants:
   log (rule 10).
 """
 
-from dsdb.kv.errors import Conflict, KvError, RangeKeyMismatch
+from dsdb.kv.errors import AmbiguousResult, Conflict, DeadlinePassed, Gone, KvError, RangeKeyMismatch, Refused, Unavailable
 from dsdb.kv.requests import BumpReply, CommitReply, CommitRequest, OutcomeReply, RefuseRequest
 from dsdb.ranges import Copies
-from dsdb.sql.ports import AmbiguousCommitError, TransactionRetryError
+from dsdb.sql.errors import SqlError
+from dsdb.sql.ports import PortError, TransactionRetryError
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.txn.counters import TxnCounters
 from dsdb.txn.plan import CommitPlan, refresh
+from dsdb.txn.port_errors import port_error
 from dsdb.txn.readspans import outside
 from dsdb.txn.sender import Sender
 
@@ -30,6 +32,9 @@ FIRST_TS_AGE_MAX = 20_000 << 18
 """How old, in timestamps, a known timestamp may be to stand as `first_ts`: well inside the time for which outcomes are kept."""
 FIRST_TS_AGE_MAX_S = 20.0
 """The same by this node's clock, for a node that has not heard of the oracle since."""
+
+_FINAL = Conflict | DeadlinePassed | Gone | Refused
+"""What no copy of the attempt can turn into a commit, or nobody can find out any more."""
 
 
 class OneRangeCommit:
@@ -48,7 +53,7 @@ class OneRangeCommit:
     async def run(self) -> Timestamp | None:
         """Commit, and give the timestamp; None: the writes lie in several ranges, and nothing of this commit is under way.
 
-        Raises KvError (nothing was written, or AmbiguousResult, Gone), TransactionRetryError, AmbiguousCommitError.
+        Raises KvError (nothing was written, but for AmbiguousResult and Gone), PortError, SqlError (nothing was written).
         """
         entry = await self._sender.lookup(self._least)
         if self._greatest >= entry.end_key:
@@ -62,19 +67,17 @@ class OneRangeCommit:
                     if not self._copies.in_doubt:
                         self._counters.became_many += self._has_sent
                         return None
-                    return await self._give_up("the range was split during the commit")
+                    return await self._give_up(TransactionRetryError("the range was split during the commit"))
                 if isinstance(reply, CommitReply):
                     self._counters.one_range_commits += 1
                     return reply.ts
                 self._counters.bumps += 1
                 ts = await self._sender.fresh(above=reply.bound)
-        except _RefreshFailedError as failed:
-            error = failed.error
-            if not self._copies.in_doubt:
-                raise error from None
-            key = error.detail.key if isinstance(error.detail, Conflict) else None
-            return await self._give_up(str(error), key)
-        return await self._give_up("the commit timestamp was bumped too often")
+        except KvError as error:
+            if not self._copies.in_doubt or isinstance(error.detail, _FINAL):
+                raise
+            return await self._give_up(_met(error))
+        return await self._give_up(TransactionRetryError("the commit timestamp was bumped too often"))
 
     async def _choose_first_ts(self, ts: Timestamp | None) -> Timestamp:
         """Give a timestamp issued before anything of the commit was sent, and not too old (rule 11)."""
@@ -104,7 +107,10 @@ class OneRangeCommit:
                 try:
                     await refresh(self._sender, self._counters, plan, elsewhere, ts)
                 except KvError as error:
-                    raise _RefreshFailedError(error) from error
+                    if self._copies.in_doubt:
+                        # Nothing in the range of the writes knows of it: a copy may still take effect.
+                        raise KvError(AmbiguousResult(str(error))) from error
+                    raise
             request = CommitRequest(
                 entry.desc.range_id, plan.attempt, self._first_ts, ts, writes, plan.read_ts, local, bool(elsewhere), plan.deadline
             )
@@ -120,8 +126,8 @@ class OneRangeCommit:
             return reply
         return None
 
-    async def _give_up(self, reason: str, key: bytes | None = None) -> Timestamp:
-        """End the attempt: raise TransactionRetryError once no copy of it can take effect, or give the commit of one that did (rule 10).
+    async def _give_up(self, why: PortError | SqlError) -> Timestamp:
+        """End the attempt: raise `why` once no copy of it can take effect, or give the commit of one that did (rule 10).
 
         After a split the outcomes of before are on both sides, and copies that were sent before are refused for their keys.
         """
@@ -132,17 +138,15 @@ class OneRangeCommit:
                     plan.writes[0].key, lambda desc: RefuseRequest(desc.range_id, plan.attempt, self._first_ts), Copies()
                 )
             except KvError as error:
-                raise AmbiguousCommitError(str(error)) from error
+                raise KvError(AmbiguousResult(str(error))) from why
             assert isinstance(reply, OutcomeReply)
             if reply.ts is not None:
                 self._counters.one_range_commits += 1
                 return reply.ts
-        raise TransactionRetryError(reason, key)
+        raise why
 
 
-class _RefreshFailedError(Exception):
-    """A refresh elsewhere found a change, or was not answered: nothing in the range of the writes knows of it."""
-
-    def __init__(self, error: KvError) -> None:
-        super().__init__(str(error))
-        self.error = error
+def _met(error: KvError) -> PortError | SqlError:
+    """Say what the last copy met, in an attempt of which an earlier one decides."""
+    met = error.__cause__ if isinstance(error.__cause__, KvError) else error
+    return port_error(KvError(Unavailable(met.detail.reason)) if isinstance(met.detail, AmbiguousResult) else met)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
+from dsdb.sql.ports import AmbiguousCommitError, TransactionRetryError
+
 
 class TxnCounters:
     """One for each node; only ever grows."""
@@ -42,6 +44,11 @@ class TxnCounters:
         self.finishes_failed = 0
         self.finishes_waited = 0
         self.stale_records = 0
+
+    def note_end(self, error: Exception) -> None:
+        """Count how a commit failed."""
+        self.restarts += isinstance(error, TransactionRetryError)
+        self.unknown_outcomes += isinstance(error, AmbiguousCommitError)
 
     def entries(self) -> Iterator[tuple[str, str, int]]:
         """Give name, description and count of each."""

@@ -227,7 +227,6 @@ class ParallelCommit:
             try:
                 reply = await self._sender.send(meta.anchor, lambda desc: EndTxnRequest(desc.range_id, meta, None))
             except KvError as error:
-                self._counters.unknown_outcomes += 1
                 raise AmbiguousCommitError(f"it is not known whether the commit was complete: {error}") from why
             assert isinstance(reply, RecordReply)
             status = reply.status
@@ -236,9 +235,7 @@ class ParallelCommit:
                 self._counters.recovered_commits += 1
                 return await self._committed(reply.ts, is_recorded=True)
             if status is not TxnStatus.ABORTED and (status is not TxnStatus.GONE or self._may_be_staged):
-                self._counters.unknown_outcomes += 1
                 raise AmbiguousCommitError(f"the record of the commit is {status}") from why
-        self._counters.restarts += isinstance(why, TransactionRetryError)
         await self._finisher.finish(FinishJob(meta, self._keys, None, has_record=self._may_be_staged))
         raise why
 

@@ -24,7 +24,7 @@ from dsdb.kv.locks import LockWait, NewerReply
 from dsdb.kv.requests import ReadReply, ReadRequest, ScanReply, ScanRequest
 from dsdb.ranges import CachedRange
 from dsdb.sql.errors import InvalidParameterError, InvalidTransactionStateError, SqlError
-from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, RowWait, TransactionRetryError, TransactionState
+from dsdb.sql.ports import PortError, RangeUnavailableError, RowWait, TransactionRetryError, TransactionState
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.txn.buffer import Overlay, WriteBuffer
@@ -96,7 +96,7 @@ class KvTransaction:
             try:
                 ts = await self._sender.fresh()
             except KvError as error:
-                raise self._port_error(error) from error
+                raise self.port_error(error) from error
             if self._past is not None:
                 if self._past > ts:
                     raise InvalidParameterError("the time to read at lies in the future", hint="Choose a time that has passed.")
@@ -146,7 +146,7 @@ class KvTransaction:
                 found.update(zip(group, zip(reply.locked, reply.values)))
                 self._reads.add_keys(key for key, is_locked in zip(group, reply.locked) if is_locked)
         except KvError as error:
-            raise self._port_error(error) from error
+            raise self.port_error(error) from error
         return [found[key] if (own := self._buffer.get(key)) is None else (True, own.value) for key in keys]
 
     @contextlib.contextmanager
@@ -268,15 +268,17 @@ class KvTransaction:
         plan = self._plan(deadline)
         try:
             ts = await OneRangeCommit(self._sender, self._counters, plan).run()
+            if ts is None:
+                # Under the same attempt id: nothing of the first try can take effect any more.
+                ts = await ParallelCommit(self._sender, self._counters, self._finisher, plan).run()
         except KvError as error:
-            found = self._port_error(error)
-            self._counters.restarts += isinstance(found, TransactionRetryError)
-            self._counters.unknown_outcomes += isinstance(found, AmbiguousCommitError)
+            found = self.port_error(error)
+            self._counters.note_end(found)
             raise found from error
-        if ts is not None:
-            return ts
-        # Under the same attempt id: nothing of the first try can take effect any more.
-        return await ParallelCommit(self._sender, self._counters, self._finisher, plan).run()
+        except PortError as error:
+            self._counters.note_end(error)
+            raise
+        return ts
 
     # ---- Reads, range by range ----
 
@@ -298,7 +300,7 @@ class KvTransaction:
                     is_reading=True,
                 )
             except KvError as error:
-                raise self._port_error(error) from error
+                raise self.port_error(error) from error
             for group, reply in replies:
                 assert isinstance(reply, ReadReply)
                 found.update(zip(group, reply.values))
@@ -320,7 +322,7 @@ class KvTransaction:
             if reply is None:
                 reply = await self._sender.send(key, lambda desc: ReadRequest(desc.range_id, keys, ts, attempt))
         except KvError as error:
-            raise self._port_error(error) from error
+            raise self.port_error(error) from error
         assert isinstance(reply, ReadReply)
         if self._read_ts is None:
             self._set_read_ts(reply.ts)
@@ -340,7 +342,7 @@ class KvTransaction:
             except KvError as error:
                 if isinstance(error.detail, RangeKeyMismatch):
                     continue
-                raise self._port_error(error) from error
+                raise self.port_error(error) from error
             assert isinstance(reply, ScanReply)
             if reply.resume is None:
                 return reply, piece
@@ -357,7 +359,8 @@ class KvTransaction:
         self._read_ts = ts
         self._read_at_s = self._sender.now()
 
-    def _port_error(self, error: KvError) -> PortError | SqlError:
+    def port_error(self, error: KvError) -> PortError | SqlError:
+        """Translate what a range answered to this transaction, or to whoever reads for it, into what execution knows."""
         if self._past is not None and isinstance(error.detail, BelowThreshold):
             return kept_since(error.detail.threshold)
         return port_error(error)

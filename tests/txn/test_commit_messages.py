@@ -13,7 +13,7 @@ from dsdb.kv.errors import AmbiguousResult, KvError
 from dsdb.kv.intents import STAGED_KEYS_MAX, EndTxnRequest, PrewriteRequest, RecordReply, StageRequest, TxnStatus
 from dsdb.kv.requests import CommitRequest, ReadRequest, RefuseRequest, Reply, Request
 from dsdb.sql.errors import InvalidParameterError, InvalidTransactionStateError
-from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, KeyExistsError, TransactionRetryError
+from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, KeyExistsError, RangeUnavailableError, TransactionRetryError
 from dsdb.storage.keys import Span
 from dsdb.txn import KvTransaction
 from dsdb.txn import finish as finish_module
@@ -536,5 +536,61 @@ def test_a_record_reply_of_a_recovery_is_taken_from_the_record() -> None:
             await txn.commit()
         assert replies == [[b"1"]]
         assert world.cluster.settlement._counters.recoveries_committed == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("has_arrived", [True, False])
+def test_a_commit_that_is_not_answered_in_time_is_refused_before_the_client_is_told(has_arrived: bool) -> None:
+    async def test(world: World) -> None:
+        lost: list[CommitRequest] = []
+
+        async def intercept(request: Request, serve: Callable[[Request], Awaitable[Reply]]) -> Reply:
+            if isinstance(request, CommitRequest):
+                lost.append(request)
+                if has_arrived:
+                    await serve(request)
+                raise KvError(AmbiguousResult("lost"))
+            return await serve(request)
+
+        txn = world.begin()
+        await txn.read_timestamp()
+        txn.put(A, b"1")
+        world.link.intercept = intercept
+        if has_arrived:
+            await txn.commit()
+        else:
+            with pytest.raises(RangeUnavailableError):
+                await txn.commit()
+            with pytest.raises(KvError):
+                await world.cluster.execute(lost[0])
+        world.link.intercept = None
+        assert await world.read(A) == [b"1" if has_arrived else None]
+
+    run(test)
+
+
+def test_that_a_key_exists_is_told_once_no_copy_can_insert_it() -> None:
+    async def test(world: World) -> None:
+        await world.write(a=b"0")
+        txn = world.begin()
+        txn.insert(A, b"1")
+        lost: list[CommitRequest] = []
+
+        async def intercept(request: Request, serve: Callable[[Request], Awaitable[Reply]]) -> Reply:
+            if isinstance(request, CommitRequest) and not lost:
+                lost.append(request)
+                raise KvError(AmbiguousResult("late"))
+            return await serve(request)
+
+        world.link.intercept = intercept
+        with pytest.raises(KeyExistsError):
+            await txn.commit()
+        remover = world.begin()
+        remover.delete(A)
+        await remover.commit()
+        with pytest.raises(KvError):
+            await world.cluster.execute(lost[0])
+        assert await world.read(A) == [None]
 
     run(test)

@@ -26,7 +26,7 @@ from tests.sim.network import SimClock, SimNetwork
 T = TypeVar("T")
 ACCOUNTS = 6
 EACH = 100
-SECONDS = 8.0
+SECONDS = 5.0
 KEYS = [TABLE_PREFIX + bytes([200 + number // 2, number]) for number in range(ACCOUNTS)]
 """Two in each of three ranges."""
 
