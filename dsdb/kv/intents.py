@@ -24,6 +24,10 @@ STAGED_KEYS_MAX = 1024
 """Keys that a STAGING record may promise; a larger transaction commits in two rounds (`StageRequest.is_final`)."""
 
 
+STAGED_VALUES_MAX = 512
+"""Writes that a StageRequest may lay itself: a millisecond or two of its leaseholder's."""
+
+
 class TxnMeta(msgspec.Struct, frozen=True, array_like=True):
     """What every message of an attempt's commit carries, and every intent of it."""
 
@@ -79,6 +83,7 @@ class StageRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     keys: all keys that the transaction writes, the anchor first.  is_final: they are all known to be laid at or below `ts`, so the
     record is COMMITTED at once, and `keys` may be empty.
     was_one_range: a commit of the attempt in one range was sent before, and may have an outcome (rule 26).
+    laid, values: writes in the anchor's range, ascending, whose intents are laid at `ts` by the same command, as by a PrewriteRequest.
     Answered by a RecordReply (STAGING at `ts` or above, without the keys; COMMITTED; ABORTED; GONE) or a BumpReply (it must be staged
     above `bound`).
     """
@@ -89,6 +94,8 @@ class StageRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     keys: tuple[bytes, ...]
     is_final: bool = False
     was_one_range: bool = False
+    laid: tuple[bytes, ...] = ()
+    values: tuple[bytes | None, ...] = ()
 
 
 class PushRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -95,7 +95,10 @@ class PrewriteCommand(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=Fa
 
 
 class StageCommand(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
-    """Create the txn record of an attempt as STAGING at `ts`, raise it there, or make it COMMITTED (rules 14 and 15)."""
+    """Create the txn record of an attempt as STAGING at `ts`, raise it there, or make it COMMITTED (rules 14, 15).
+
+    Lays intents at `ts`, too.
+    """
 
     generation: int
     lease_term: int
@@ -103,6 +106,9 @@ class StageCommand(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False
     ts: Timestamp
     keys: tuple[bytes, ...]
     is_final: bool
+    laid: tuple[bytes, ...] = ()
+    """Ascending."""
+    values: tuple[bytes | None, ...] = ()
 
 
 class EndTxnCommand(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):

@@ -25,11 +25,11 @@ from dsdb.kv.intents import (
     ResolveRequest,
     StageRequest,
 )
-from dsdb.kv.requests import Reply
+from dsdb.kv.requests import BumpReply, Reply
 from dsdb.storage.timestamp import MIN_TIMESTAMP
 from dsdb.store import intents
 from dsdb.store.clearing import Clearing, latched
-from dsdb.store.command import IntentCommand
+from dsdb.store.command import IntentCommand, PrewriteCommand, StageCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.evaluate import IntentsMet
 from dsdb.store.intents import SLICE_KEYS, Awaited, record_latch
@@ -75,7 +75,7 @@ class IntentServing:
             values = request.values[begin : begin + SLICE_KEYS]
 
             def decide(keys: tuple[bytes, ...] = keys, values: tuple[bytes | None, ...] = values) -> IntentCommand | PrewriteReply:
-                return intents.prewrite(replica, request, keys, values)
+                return intents.prewrite(replica, request.meta, request.ts, keys, values)
 
             try:
                 answers.append(await latched(replica, keys, decide))
@@ -110,9 +110,24 @@ class IntentServing:
         return await decided.wait() if isinstance(decided, Waiter) else decided
 
     async def _stage(self, replica: Replica, request: StageRequest) -> Reply:
-        await self._writable(replica)
-        latch_keys = (record_latch(request.meta.attempt),)
-        return await self._answer(await latched(replica, latch_keys, lambda: intents.stage(replica, request)))
+        intents.check_stage(request)
+        latch_keys = (*request.laid, record_latch(request.meta.attempt))
+        until = 0.0
+
+        def decide() -> StageCommand | PrewriteCommand | RecordReply | BumpReply:
+            return intents.stage(replica, request)
+
+        while True:
+            await self._writable(replica)
+            try:
+                decided: Waiter[Reply] | Reply = await latched(replica, latch_keys, decide)
+            except IntentsMet as intents_met:
+                met = intents_met
+            else:
+                reply = await self._answer(decided)
+                return BumpReply(reply.ts) if isinstance(reply, PrewriteReply) else reply
+            until = until or self._clearing.deadline()
+            await self._clearing.clear(replica, met, request.meta.first_ts, until)
 
     async def _push(self, replica: Replica, request: PushRequest) -> Reply:
         config, clock = self._context.config, self._context.clock

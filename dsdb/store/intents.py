@@ -19,6 +19,7 @@ from dsdb.kv.errors import InvalidRequest, KvError
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import (
     STAGED_KEYS_MAX,
+    STAGED_VALUES_MAX,
     EndTxnRequest,
     PrewriteReply,
     PrewriteRequest,
@@ -29,6 +30,7 @@ from dsdb.kv.intents import (
     ResolveItem,
     ResolveReply,
     StageRequest,
+    TxnMeta,
     TxnStatus,
 )
 from dsdb.kv.requests import BumpReply
@@ -58,18 +60,20 @@ def record_latch(attempt: AttemptId) -> bytes:
 
 def check_prewrite(request: PrewriteRequest) -> None:
     """Raise InvalidRequest if a prewrite makes no sense."""
-    keys = request.keys
-    if not keys or len(keys) != len(request.values) or any(key >= later for key, later in pairwise(keys)):
+    if not request.keys or not _are_writes(request.keys, request.values):
         raise KvError(InvalidRequest("a prewrite needs keys, ascending, and a value for each"))
 
 
+def _are_writes(keys: Sequence[bytes], values: Sequence[bytes | None]) -> bool:
+    return len(keys) == len(values) and all(key < later for key, later in pairwise(keys))
+
+
 def prewrite(
-    replica: Replica, request: PrewriteRequest, keys: Sequence[bytes], values: Sequence[bytes | None]
+    replica: Replica, meta: TxnMeta, ts: Timestamp, keys: Sequence[bytes], values: Sequence[bytes | None]
 ) -> PrewriteCommand | PrewriteReply:
     """Lay the intents of some keys (rule 13): where an own one stands, it stays.  Raises IntentsMet, KvError."""
     replica.require_writable()
     replica.require_keys(keys[0], keys[-1])
-    meta, ts = request.meta, request.ts
     engine, cache = replica.context.engine, replica.cache
     bound = standing = MIN_TIMESTAMP
     missing: list[bytes] = []
@@ -139,16 +143,23 @@ def _standing(replica: Replica, item: ResolveItem) -> ResolveItem:
 # ---- Records ----
 
 
-def stage(replica: Replica, request: StageRequest) -> StageCommand | RecordReply | BumpReply:
-    """Create a record as STAGING, or raise it (rules 14 and 15).  Raises KvError."""
+def check_stage(request: StageRequest) -> None:
+    """Raise InvalidRequest if a stage makes no sense."""
+    if len(request.keys) > STAGED_KEYS_MAX and not request.is_final:
+        raise KvError(InvalidRequest(f"a record promises {STAGED_KEYS_MAX} keys at most, not {len(request.keys)}"))
+    if len(request.laid) > STAGED_VALUES_MAX or not _are_writes(request.laid, request.values):
+        raise KvError(InvalidRequest(f"a stage may write {STAGED_VALUES_MAX} keys at most, ascending, with a value for each"))
+
+
+def stage(replica: Replica, request: StageRequest) -> StageCommand | PrewriteCommand | RecordReply | BumpReply:
+    """Create a record as STAGING, or raise it (rules 14 and 15), and lay some of its intents (rule 13).
+
+    A PrewriteCommand lays these only, above `ts`: a BumpReply is to follow.  Raises IntentsMet, KvError.
+    """
     replica.require_writable()
     meta, ts = request.meta, request.ts
     replica.require_keys(meta.anchor, meta.anchor)
-    keys = request.keys
-    if len(keys) > STAGED_KEYS_MAX:
-        if not request.is_final:
-            raise KvError(InvalidRequest(f"a record promises {STAGED_KEYS_MAX} keys at most, not {len(keys)}"))
-        keys = ()
+    keys = request.keys if len(request.keys) <= STAGED_KEYS_MAX else ()
     verdicts = replica.verdicts
     record = replica.machine.records.get(meta.attempt)
     if record is None:
@@ -162,7 +173,22 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | RecordReply
             return BumpReply(pushed)
     elif record.is_final or record.ts > ts or (record.ts == ts and not request.is_final):
         return record.reply(has_keys=False)
-    return StageCommand(replica.descriptor.generation, replica.lease_term, meta, ts, keys, request.is_final)
+    laid: PrewriteCommand | None = None
+    if request.laid:
+        decided = prewrite(replica, meta, ts, request.laid, request.values)
+        if decided.ts > ts:
+            return decided if isinstance(decided, PrewriteCommand) else BumpReply(decided.ts)
+        laid = decided if isinstance(decided, PrewriteCommand) else None
+    return StageCommand(
+        generation=replica.descriptor.generation,
+        lease_term=replica.lease_term,
+        meta=meta,
+        ts=ts,
+        keys=keys,
+        is_final=request.is_final,
+        laid=() if laid is None else laid.keys,
+        values=() if laid is None else laid.values,
+    )
 
 
 def _one_range_outcome(replica: Replica, request: StageRequest | EndTxnRequest) -> RecordReply | None:
@@ -264,6 +290,8 @@ def evaluated_ts(command: PrewriteCommand | StageCommand | EndTxnCommand | Resol
     """Give the timestamp at and above which reads wait until a command is applied; None: they need not."""
     match command:
         case PrewriteCommand():
+            return command.ts
+        case StageCommand() if command.laid:
             return command.ts
         case EndTxnCommand():
             return command.commit_ts

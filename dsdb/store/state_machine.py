@@ -12,6 +12,7 @@ Invariants:
 """
 
 import heapq
+from collections.abc import Sequence
 from typing import TypeAlias, assert_never, get_args
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
 from dsdb.kv.errors import Gone, InvalidRequest, KvErrorDetail, RangeKeyMismatch, Refused, Unavailable
 from dsdb.kv.ids import AttemptId
-from dsdb.kv.intents import PrewriteReply, RecordReply, RemoveRecordsReply, ResolveReply, TxnStatus
+from dsdb.kv.intents import PrewriteReply, RecordReply, RemoveRecordsReply, ResolveReply, TxnMeta, TxnStatus
 from dsdb.kv.requests import (
     ChangeReplicasReply,
     ClearSpanReply,
@@ -277,7 +278,7 @@ class StateMachine:
             case PrewriteCommand():
                 return self._apply_prewrite(batch, command)
             case StageCommand():
-                return self._apply_stage(batch, command), 0
+                return self._apply_stage(batch, command)
             case EndTxnCommand():
                 return self._apply_end(batch, command)
             case ResolveCommand():
@@ -294,22 +295,26 @@ class StateMachine:
                 assert_never(command)
 
     def _apply_prewrite(self, batch: WriteBatch, command: PrewriteCommand) -> tuple[Result, int]:
-        meta, ts = command.meta, command.ts
+        return PrewriteReply(command.ts), self._lay(batch, command.meta, command.ts, command.keys, command.values)
+
+    def _lay(self, batch: WriteBatch, meta: TxnMeta, ts: Timestamp, keys: Sequence[bytes], values: Sequence[bytes | None]) -> int:
+        """Put intents; give by how much the range has grown."""
         size = 0
-        self._unwritten.update(command.keys)
-        for key, value in zip(command.keys, command.values):
+        self._unwritten.update(keys)
+        for key, value in zip(keys, values):
             mvcc.put_intent(batch, key, mvcc.Intent(meta.attempt, meta.anchor, meta.first_ts, ts, 0, value))
             size += _version_bytes(key, value)
-        return PrewriteReply(ts), size
+        return size
 
-    def _apply_stage(self, batch: WriteBatch, command: StageCommand) -> RecordReply:
-        meta, ts = command.meta, command.ts
+    def _apply_stage(self, batch: WriteBatch, command: StageCommand) -> tuple[Result, int]:
+        meta, ts, size = command.meta, command.ts, 0
         record = self.records.get(meta.attempt)
         if record is None or (record.status is TxnStatus.STAGING and (record.ts < ts or (record.ts == ts and command.is_final))):
             status = TxnStatus.COMMITTED if command.is_final else TxnStatus.STAGING
             keys = command.keys if record is None else command.keys or record.keys
             record = self._put_record(batch, meta.attempt, TxnRecord(status, ts, meta.first_ts, meta.anchor, keys))
-        return record.reply(has_keys=False)
+            size = self._lay(batch, meta, ts, command.laid, command.values)
+        return record.reply(has_keys=False), size
 
     def _apply_end(self, batch: WriteBatch, command: EndTxnCommand) -> tuple[Result, int]:
         attempt, commit_ts = command.meta.attempt, command.commit_ts
@@ -443,7 +448,7 @@ def _keys_of(command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCo
         case PrewriteCommand():
             return command.keys
         case StageCommand():
-            return (command.meta.anchor,)
+            return (command.meta.anchor, *command.laid)
         case EndTxnCommand():
             return (command.meta.anchor, *command.resolve)
         case ResolveCommand():

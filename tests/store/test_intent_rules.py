@@ -5,7 +5,7 @@ import trio
 from txn_desk import ABORTED, COMMITTED, GONE, LEFT, PUSHED, STAGING, A, B, TxnDesk, X, on_two_ranges
 
 from dsdb.kv.errors import InvalidRequest, KvError
-from dsdb.kv.intents import STAGED_KEYS_MAX, RecordReply
+from dsdb.kv.intents import STAGED_KEYS_MAX, STAGED_VALUES_MAX, RecordReply
 from dsdb.kv.requests import BumpReply, CommitRequest, Write
 from dsdb.storage.keys import point_span
 from dsdb.storage.timestamp import Timestamp, after
@@ -130,6 +130,43 @@ def test_rule_15_a_stage_without_a_record_asks_tombstone_low_water_and_push_in_t
         assert await desk.stage(old, desk.now(), A) == RecordReply(GONE)
         with pytest.raises(KvError) as caught:
             await desk.stage(desk.meta(), desk.now(), *[b"\x10a%d" % number for number in range(STAGED_KEYS_MAX + 1)])
+        assert isinstance(caught.value.detail, InvalidRequest)
+
+    on_two_ranges(body)
+
+
+def test_a_stage_lays_intents_beside_the_record_in_one_command() -> None:
+    async def body(desk: TxnDesk) -> None:
+        txn = desk.meta()
+        ts = txn.first_ts
+        other = desk.meta()
+        await desk.prewrite(other, other.first_ts, {A: b"foreign"})
+        assert await desk.stage(txn, ts, A, B, laid={A: b"1"}) == RecordReply(STAGING, ts)
+        assert desk.cluster.settler.asked == [(other.attempt, True)], "a foreign intent is pushed out of the way, as by a writer"
+        intent = desk.intent(A)
+        assert intent is not None
+        assert (intent.attempt_id, intent.ts, intent.value) == (txn.attempt, ts, b"1")
+        assert await desk.stage(txn, ts, A, B, laid={A: b"1"}) == RecordReply(STAGING, ts), "a second copy finds both"
+
+    on_two_ranges(body)
+
+
+def test_a_stage_whose_intents_are_bumped_lays_them_and_stages_nothing() -> None:
+    async def body(desk: TxnDesk) -> None:
+        txn = desk.meta()
+        ts = txn.first_ts
+        read_ts = desk.now()
+        assert await desk.read(A, read_ts) is None
+        assert await desk.stage(txn, ts, A, B, laid={A: b"1"}) == BumpReply(after(read_ts))
+        intent = desk.intent(A)
+        assert intent is not None
+        assert intent.ts == after(read_ts)
+        # Still above: the answer of a second copy.
+        assert await desk.stage(txn, ts, A, B, laid={A: b"1"}) == BumpReply(after(read_ts))
+        later = desk.now()
+        assert await desk.stage(txn, later, A, B, laid={A: b"1"}) == RecordReply(STAGING, later)
+        with pytest.raises(KvError) as caught:
+            await desk.stage(desk.meta(), desk.now(), A, laid={b"\x10a%d" % number: None for number in range(STAGED_VALUES_MAX + 1)})
         assert isinstance(caught.value.detail, InvalidRequest)
 
     on_two_ranges(body)

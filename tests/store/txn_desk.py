@@ -69,9 +69,21 @@ class TxnDesk:
         return reply.ts
 
     async def stage(
-        self, meta: TxnMeta, ts: Timestamp, *keys: bytes, is_final: bool = False, was_one_range: bool = False
+        self,
+        meta: TxnMeta,
+        ts: Timestamp,
+        *keys: bytes,
+        is_final: bool = False,
+        was_one_range: bool = False,
+        laid: Mapping[bytes, bytes | None] | None = None,
     ) -> RecordReply | BumpReply:
-        reply: Reply = await self.call(meta.anchor, lambda range_id: StageRequest(range_id, meta, ts, keys, is_final, was_one_range))
+        writes = sorted((laid or {}).items())
+        reply: Reply = await self.call(
+            meta.anchor,
+            lambda range_id: StageRequest(
+                range_id, meta, ts, keys, is_final, was_one_range, tuple([key for key, _ in writes]), tuple([value for _, value in writes])
+            ),
+        )
         assert isinstance(reply, RecordReply | BumpReply)
         return reply
 
