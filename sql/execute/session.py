@@ -11,6 +11,7 @@ from dsdb.sql.execute.open_transaction import OpenTransaction
 from dsdb.sql.ports import Transaction
 from dsdb.sql.schema import DEFAULT_DATABASE
 from dsdb.sql.transaction_status import TransactionStatus
+from dsdb.storage.timestamp import Timestamp
 
 TIMEOUT_MAX_MS = 2**31 - 1
 
@@ -97,6 +98,8 @@ class SessionState:
         self.sequence_values: dict[int, int] = {}
         self.last_sequence: int | None = None
         self.has_committed = False
+        self.kept_age: Timestamp | None = None
+        """When a transaction began that has met others (40001): the next one is most probably the same again, and keeps its age."""
 
     def note_commit(self) -> None:
         """Note that the statement that runs has committed something."""

@@ -65,6 +65,7 @@ class SessionTransactions:
 
         Raises SqlError's: then the transaction, if one is open still, has failed.  So it has after a cancellation.
         """
+        transaction = session.transaction
         try:
             if isinstance(statement.tree, TransactionStatement):
                 return await self._control(session, statement.tree, begin)
@@ -74,7 +75,10 @@ class SessionTransactions:
                     return None
                 self._begin(session, is_implicit=begin is Begin.IMPLICIT)
             return await self._run_within(session, statement, parameters)
-        except BaseException:
+        except BaseException as error:
+            transaction = transaction or session.transaction
+            if isinstance(error, SerializationError) and transaction is not None:
+                session.kept_age = transaction.txn.start_ts
             session.fail_transaction()
             raise
 
@@ -245,8 +249,10 @@ class SessionTransactions:
 
     def _begin(self, session: SessionState, *, is_implicit: bool) -> OpenTransaction:
         services = self._services
+        start_ts, session.kept_age = session.kept_age, None
+        txn, settings = services.begin(start_ts=start_ts), session.settings
         transaction = session.transaction = OpenTransaction(
-            services.begin(), now=services.now(), settings=session.settings, is_implicit=is_implicit, read_only=session.read_only
+            txn, now=services.now(), settings=settings, is_implicit=is_implicit, read_only=session.read_only
         )
         transaction.last_used = trio.current_time()
         return transaction

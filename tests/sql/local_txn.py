@@ -55,18 +55,18 @@ class LocalStore:
         return self.timestamp()
 
     def begin(self, *, read_ts: Timestamp | None = None, start_ts: Timestamp | None = None) -> LocalTransaction:
-        return LocalTransaction(self, read_ts)
+        return LocalTransaction(self, read_ts, start_ts)
 
 
 class LocalTransaction:
     """ports.Transaction over the store."""
 
-    def __init__(self, store: LocalStore, read_ts: Timestamp | None = None) -> None:
+    def __init__(self, store: LocalStore, read_ts: Timestamp | None = None, start_ts: Timestamp | None = None) -> None:
         self.store = store
         self._read_ts = read_ts
         self._log: list[tuple[bytes, bytes | None, bool]] = []
         self._read_spans: list[Span] = []
-        self.start_ts: Timestamp | None = None
+        self._start_ts = start_ts
 
     @property
     def writes(self) -> dict[bytes, bytes | None]:
@@ -84,6 +84,10 @@ class LocalTransaction:
         writes = self.writes
         return [writes.get(key, value) for key, value in zip(keys, stored)]
 
+    @property
+    def start_ts(self) -> Timestamp | None:
+        return self._start_ts or self._read_ts
+
     async def get_locked(
         self, keys: Sequence[bytes], *, wait: RowWait = RowWait.WAIT, timeout_s: float | None = None
     ) -> list[tuple[bool, bytes | None]]:
@@ -92,13 +96,13 @@ class LocalTransaction:
         if wait is not RowWait.SKIP and not all(locked):
             raise RowLockedError("locked", keys[locked.index(False)], is_late=wait is RowWait.WAIT)
         locks.update({key: self for key, is_locked in zip(keys, locked) if is_locked})
-        ts = self.store.timestamp()
-        if self._read_ts is not None:
+        ts = await self.read_timestamp()
+        if any(version is not None and version.ts > ts for version in (mvcc.newest(self.store.engine, key) for key in keys)):
+            self._read_ts = self.store.timestamp()
             for span in self._read_spans:
-                changed = mvcc.changed(self.store.engine, span, self._read_ts, ts)
+                changed = None if span.is_empty else mvcc.changed(self.store.engine, span, ts, self._read_ts)
                 if changed is not None:
                     raise TransactionRetryError("a row that was read has changed", changed[0])
-        self._read_ts = ts
         return [(is_locked, value if is_locked else None) for is_locked, value in zip(locked, await self.get(keys))]
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from dsdb.sql.execute.transactions import RENEW_AFTER_SECONDS
 from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, PortError, RangeUnavailableError, TransactionRetryError
 from dsdb.sql.rows import Row
 from dsdb.sql.transaction_status import Begin, TransactionStatus
-from dsdb.storage.timestamp import from_milliseconds
+from dsdb.storage.timestamp import Timestamp, from_milliseconds
 from tests.sql.conformance import LocalDatabase
 from tests.sql.local_txn import LocalTransaction
 
@@ -76,6 +76,56 @@ async def _write_skew(one: Client, two: Client) -> None:
 
 
 test_write_skew_is_refused = scenario(_write_skew)
+
+
+async def _age(one: Client, two: Client) -> None:
+    async def begun() -> tuple[object, object]:
+        await one.run("BEGIN; SELECT n FROM t WHERE id = 1")
+        txn = one.state.transaction.txn  # type: ignore[union-attr]
+        return txn.start_ts, await txn.read_timestamp()
+
+    first_age, first_read = await begun()
+    assert first_age == first_read
+    for _ in range(2):
+        await two.run("UPDATE t SET n = n + 1 WHERE id = 1")
+        await one.run("UPDATE t SET n = 0 WHERE id = 2")
+        assert (await one.fail("COMMIT")).sqlstate == "40001"
+        age, read = await begun()
+        assert (age, read != first_read) == (first_age, True)
+    await one.run("COMMIT")
+    age, read = await begun()
+    assert age == read
+
+
+test_a_transaction_that_is_run_again_keeps_its_age = scenario(_age)
+
+
+async def _locked(one: Client, two: Client) -> None:
+    await one.run("BEGIN; SELECT * FROM t WHERE id = 1 FOR UPDATE")
+    error = await two.fail("SELECT * FROM t WHERE id IN (1, 2) FOR UPDATE NOWAIT")
+    assert (error.sqlstate, error.message) == ("55P03", 'could not obtain lock on row in relation "t"')
+    assert error.detail == 'Another transaction has locked row (1) of "t".'
+    error = await two.fail("UPDATE t SET n = 1 WHERE id = 1")
+    assert (error.sqlstate, error.message) == ("55P03", "canceling statement due to lock timeout")
+    assert await two.run("SELECT id FROM t ORDER BY id FOR UPDATE SKIP LOCKED") == [(2,)]
+    assert await two.run("SELECT n FROM t WHERE id = 1") == [(10,)]
+    assert await two.run("UPDATE t SET n = 21 WHERE id = 2 RETURNING n") == [(21,)]
+    await one.run("ROLLBACK")
+    assert await two.run("SELECT id FROM t WHERE id = 1 FOR UPDATE NOWAIT") == [(1,)]
+    assert not one.database.store.locks, "a statement by itself locks for its own time"
+
+
+test_who_meets_a_lock = scenario(_locked)
+
+
+async def _catalogue_behind_a_lock(one: Client, two: Client) -> None:
+    await one.run("BEGIN; SELECT 1 FROM t WHERE id = 2")
+    await two.run("CREATE TABLE u (id INT PRIMARY KEY)")
+    one.database.store.clock = Timestamp(one.database.store.clock + from_milliseconds(3_600_000))
+    assert (await one.fail("SELECT * FROM t WHERE id = 1 FOR UPDATE")).sqlstate == "40001"
+
+
+test_a_lock_moves_a_transaction_on_under_the_same_catalogue_only = scenario(_catalogue_behind_a_lock)
 
 
 async def _phantom(one: Client, two: Client) -> None:
