@@ -18,7 +18,7 @@ import dsdb
 from dsdb.sql.transaction_status import TransactionStatus
 from tests.differential.postgres import NoPostgresError, run_postgres
 
-SCRIPTS = 60
+SCRIPTS = 40
 STATEMENTS = 25
 
 TEXTS = (
@@ -38,12 +38,20 @@ TEXTS = (
     "SELECT id FROM t WHERE id BETWEEN %d AND 30 ORDER BY id DESC LIMIT 2",
     *("SELECT 1/0", "SELECT * FROM nope", "SELEKT", "BEGIN; INSERT INTO t VALUES (%d, 5); COMMIT"),
 )
+WITHIN = (
+    *("SAVEPOINT a", "SAVEPOINT b", "ROLLBACK TO a", "RELEASE a", "SELECT * FROM t ORDER BY id", "SELECT count(*), sum(n) FROM t"),
+    *("INSERT INTO t VALUES (1%d%d, %d)", "UPDATE t SET n = n + %d WHERE id > %d", "DELETE FROM t WHERE id = %d"),
+)
+"""Most of what is said in a transaction, so that savepoints come to mean something; a failed one is mostly told to go back."""
+AFTER_FAILURE = ("ROLLBACK TO a", "ROLLBACK TO a", "ROLLBACK", "COMMIT", "SELECT 1")
 FRESH = (
     "ROLLBACK",
     "SET default_transaction_read_only = off",
     "RESET application_name",
     "DELETE FROM t",
     "INSERT INTO t VALUES (1, 10), (2, 20), (3, 30)",
+    "BEGIN",
+    "SAVEPOINT a",
 )
 
 _STATUS = {
@@ -89,7 +97,8 @@ def compare(postgres: Any, ours: Any, seed: int) -> None:
         ours.execute(sql)
     said: list[str] = []
     for _ in range(STATEMENTS):
-        text = chance.choice(TEXTS)
+        texts = {TransactionStatus.ACTIVE: WITHIN, TransactionStatus.FAILED: AFTER_FAILURE}.get(ours.transaction_status, TEXTS)
+        text = chance.choice(texts if chance.random() < 0.7 else TEXTS)
         sql = text % tuple(chance.randint(1, 8) for _ in range(text.count("%d")))
         said.append(sql)
         theirs = (*outcome(postgres, sql), _STATUS[postgres.info.transaction_status])
