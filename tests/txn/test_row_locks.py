@@ -44,6 +44,13 @@ def sqlstate(statement: Callable[[], object]) -> str:
     return str(caught.value.sqlstate)
 
 
+def wait_until(check: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE_S
+    while not check():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 def begun(directory: Path) -> Connection:
     connection = dsdb.connect(directory, autocommit=True)
     connection.execute("BEGIN")
@@ -124,6 +131,19 @@ def test_a_lock_ends_with_its_transaction(directory: Path, end: str) -> None:
         assert waiting.result(PATIENCE_S) == 1
         assert time.monotonic() - began < 2.5, "it did not wait until the holder was taken for dead"
     holder.close()
+
+
+def test_a_statement_that_is_cancelled_leaves_the_queue(directory: Path) -> None:
+    with begun(directory) as holder, dsdb.connect(directory, autocommit=True) as other, ThreadPoolExecutor(1) as threads:
+        holder.execute("SELECT * FROM t WHERE id = 3 FOR UPDATE").fetchall()
+        waiting = threads.submit(sqlstate, lambda: other.execute("UPDATE t SET n = 5 WHERE id = 3"))
+        queue = "SELECT key, waiters FROM system.locks"
+        wait_until(lambda: holder.execute(queue).fetchall() == [("(3)", 1)])
+        other.cancel()
+        assert waiting.result(PATIENCE_S) == "57014"
+        wait_until(lambda: holder.execute(queue).fetchall() == [("(3)", 0)])
+        holder.execute("COMMIT")
+        wait_until(lambda: other.execute(queue).fetchall() == [])
 
 
 def test_a_lock_outlives_the_time_after_which_a_silent_holder_is_taken_for_dead(directory: Path) -> None:
