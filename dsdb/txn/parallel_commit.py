@@ -1,7 +1,7 @@
 """The commit of a transaction that writes in several ranges (rules 12 to 18).
 
-    refresh at c ─▶ ┌ stage(c, keys) at the anchor's range ┐ ─▶ all there at or below c: committed, the client is told
-                    └ prewrite(c) at each range            ┘ ─▶ bumped: a fresh c, refresh, stage again; intents stay
+    refresh at c ─▶ ┌ stage(c, keys), and intents, at the anchor's range ┐ ─▶ all there at or below c: committed, the client is told
+                    └ prewrite(c) at each other range                    ┘ ─▶ bumped: a fresh c, refresh, stage again; intents stay
 
     more keys than a record may promise:  refresh at c ─▶ prewrites ─▶ stage as final: committed
 
@@ -16,9 +16,11 @@ Not here: what comes after the client is told (`finish`).
 
 import msgspec
 
+from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import AmbiguousResult, KvError, Unavailable
 from dsdb.kv.intents import (
     STAGED_KEYS_MAX,
+    STAGED_VALUES_MAX,
     EndTxnRequest,
     PrewriteReply,
     PrewriteRequest,
@@ -69,8 +71,8 @@ class ParallelCommit:
         self._keys = tuple(sorted(self._values))
         self._is_two_round = len(self._keys) > STAGED_KEYS_MAX
         self._meta = TxnMeta(plan.attempt, plan.writes[0].key, MIN_TIMESTAMP)
-        self._is_laid = False
-        """All intents are known to be there."""
+        self._missing = set(self._keys)
+        """Keys whose intents are not known to be there."""
         self._has_sent = False
         """Something of the commit has left, and …"""
         self._has_staged = False
@@ -143,9 +145,11 @@ class ParallelCommit:
 
     async def _try_parallel(self, ts: Timestamp) -> RecordReply | BumpReply:
         """Stage and prewrite side by side; give COMMITTED, ABORTED or GONE, or what c must be above.  Raises KvError."""
-        asks = [lambda: self._stage(ts)]
-        if not self._is_laid:
-            asks.append(lambda: self._prewrite(ts))
+        beside = await self._missing_beside_record()
+        others = tuple(sorted(self._missing.difference(beside)))
+        asks = [lambda: self._stage(ts, beside)]
+        if others:
+            asks.append(lambda: self._prewrite(ts, others))
         staged, *laid = await self._sender.round(asks)
         if isinstance(staged, KvError):
             raise staged
@@ -158,7 +162,9 @@ class ParallelCommit:
                 raise reply
             assert isinstance(reply, BumpReply)
             bound = max(bound, reply.bound)
-        self._is_laid = True
+        if self._missing and not bound:
+            # The range of the record was split just now.
+            bound = (await self._prewrite(ts, tuple(sorted(self._missing)))).bound
         if bound:
             return BumpReply(bound)
         assert isinstance(staged, RecordReply)
@@ -168,9 +174,8 @@ class ParallelCommit:
 
     async def _try_two_rounds(self, ts: Timestamp) -> RecordReply | BumpReply:
         """Lay all intents, then let the record be created as committed.  Raises KvError."""
-        if not self._is_laid:
-            laid = await self._prewrite(ts)
-            self._is_laid = True
+        if self._missing:
+            laid = await self._prewrite(ts, self._keys)
             if laid.bound:
                 return laid
         reply = await self._stage(ts, is_final=True)
@@ -178,27 +183,42 @@ class ParallelCommit:
         self._counters.two_round_commits += isinstance(reply, RecordReply) and reply.status is TxnStatus.COMMITTED
         return reply
 
-    async def _stage(self, ts: Timestamp, *, is_final: bool = False) -> RecordReply | BumpReply:
-        meta = self._meta
+    async def _missing_beside_record(self) -> tuple[bytes, ...]:
+        """Give the keys, ascending, whose intents the stage may lay itself: one command less."""
+        span = (await self._sender.lookup(self._meta.anchor)).desc.span
+        beside = tuple(sorted([key for key in self._missing if span.contains(key)]))
+        return beside if len(beside) <= STAGED_VALUES_MAX else ()
+
+    async def _stage(self, ts: Timestamp, beside: tuple[bytes, ...] = (), *, is_final: bool = False) -> RecordReply | BumpReply:
+        """Stage, and lay those of some intents that still lie beside the record.  Raises KvError."""
+        meta, values = self._meta, self._values
+        laid: tuple[bytes, ...] = ()
         keys = (meta.anchor, *[key for key in self._keys if key != meta.anchor])
         if is_final and sum(map(len, keys)) > FINAL_KEYS_BYTES_MAX:
             keys = ()
         copies = Copies()
+
+        def make(desc: RangeDescriptor) -> StageRequest:
+            nonlocal laid
+            laid = tuple([key for key in beside if desc.span.contains(key)])
+            return StageRequest(desc.range_id, meta, ts, keys, is_final, laid=laid, values=tuple([values[key] for key in laid]))
+
         self._has_staged = True
         try:
-            reply = await self._sender.send(meta.anchor, lambda desc: StageRequest(desc.range_id, meta, ts, keys, is_final), copies)
+            reply = await self._sender.send(meta.anchor, make, copies)
         finally:
             self._may_be_staged = self._may_be_staged or copies.in_doubt
         assert isinstance(reply, RecordReply | BumpReply)
         if isinstance(reply, RecordReply) and reply.status in (TxnStatus.STAGING, TxnStatus.COMMITTED):
             self._may_be_staged = True
+            self._missing.difference_update(laid)
         return reply
 
-    async def _prewrite(self, ts: Timestamp) -> BumpReply:
-        """Lay all intents; give what c must be above, 0 if `ts` will do.  Raises KvError."""
+    async def _prewrite(self, ts: Timestamp, keys: tuple[bytes, ...]) -> BumpReply:
+        """Lay intents; give what c must be above, 0 if `ts` will do.  Raises KvError."""
         meta, values = self._meta, self._values
         replies = await self._sender.round_over(
-            self._keys,
+            keys,
             self._sender.router.cut_keys,
             lambda desc, group: PrewriteRequest(desc.range_id, meta, ts, group, tuple([values[key] for key in group])),
             items_max=PREWRITE_KEYS_MAX,
@@ -207,6 +227,7 @@ class ParallelCommit:
         for _, reply in replies:
             assert isinstance(reply, PrewriteReply)
             highest = max(highest, reply.ts)
+        self._missing.difference_update(keys)
         return BumpReply(highest if highest > ts else MIN_TIMESTAMP)
 
     # ---- After ----

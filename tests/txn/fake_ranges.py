@@ -306,7 +306,7 @@ class FakeRange:
     # ---- Records ----
 
     def stage(self, request: StageRequest) -> Reply:
-        self.check(request.meta.anchor)
+        self.check(request.meta.anchor, *request.laid)
         attempt, ts = request.meta.attempt, request.ts
         _, record = self.records.get(attempt, (None, None))
         if record is None:
@@ -320,6 +320,11 @@ class FakeRange:
                 return BumpReply(self.pushes[attempt])  # type: ignore[arg-type]
         elif record.status is not TxnStatus.STAGING or (record.ts or 0) >= ts:
             return record
+        if request.laid:
+            laid = self.prewrite(PrewriteRequest(request.range_id, request.meta, ts, request.laid, request.values))
+            assert isinstance(laid, PrewriteReply)
+            if laid.ts > ts:
+                return BumpReply(laid.ts)
         status = TxnStatus.COMMITTED if request.is_final else TxnStatus.STAGING
         self.records[attempt] = (request.meta, RecordReply(status, ts, request.keys))
         return RecordReply(status, ts)

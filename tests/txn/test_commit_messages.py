@@ -120,14 +120,15 @@ def test_two_ranges_are_one_round_until_the_client_is_told() -> None:
         began = trio.current_time()
         await txn.commit()
         assert trio.current_time() - began == pytest.approx(MESSAGE_S)
-        assert world.link.count() == {"StageRequest": 1, "PrewriteRequest": 2}
+        assert world.link.count() == {"StageRequest": 1, "PrewriteRequest": 1}
         (stage,) = [request for request in world.link.sent if isinstance(request, StageRequest)]
         assert stage.keys == (D, A), "the anchor, the first key written, goes first"
+        assert stage.laid == (D,), "the record's range lays its intents with it"
         assert len(world.left()) == 3
         assert await world.read(A, D) == [b"1", b"2"], "readable at once"
         await world.gateway.finisher.drain(1)
         assert world.left() == []
-        finishing = world.link.count() - Counter(StageRequest=1, PrewriteRequest=2)
+        finishing = world.link.count() - Counter(StageRequest=1, PrewriteRequest=1)
         assert (finishing["EndTxnRequest"], finishing["ResolveRequest"], finishing["RemoveRecordsRequest"]) == (1, 1, 1)
 
     run(test)
@@ -179,11 +180,30 @@ def test_a_bump_stages_again_and_leaves_the_intents() -> None:
         txn.put(D, b"1")
         await txn.commit()
         assert world.link.count()["StageRequest"] == 2
-        assert world.link.count()["PrewriteRequest"] == 2
+        assert world.link.count()["PrewriteRequest"] == 1
         assert world.link.count()["RefreshRequest"] == 1
         assert world.gateway.counters.bumps == 1
         metas = {request.meta for request in world.link.sent if isinstance(request, PrewriteRequest | StageRequest)}
         assert len(metas) == 1, "first_ts is fixed, however often it is staged"
+
+    run(test)
+
+
+def test_a_split_beside_the_record_parts_the_stage_from_its_intents() -> None:
+    async def test(world: World) -> None:
+        txn = world.begin()
+        await txn.read_timestamp()
+        far = A + b"z"
+        for key in (A, far, D):
+            txn.put(key, b"1")
+        world.cluster.split(far)  # the gateway's cache does not know
+        await txn.commit()
+        stages = [request for request in world.link.sent if isinstance(request, StageRequest)]
+        # The right side's low water bumps what it lays, so the record is staged once more.
+        assert [stage.laid for stage in stages] == [(A, far), (A,), ()]
+        assert await world.read(A, far, D) == [b"1"] * 3
+        await world.gateway.finisher.drain(1)
+        assert world.left() == []
 
     run(test)
 
