@@ -26,6 +26,7 @@ class SimNetwork:
         self._listeners: dict[Address, SimListener] = {}
         self._pipes: list[Pipe] = []
         self._blocked: set[tuple[str, str]] = set()
+        self._slow: dict[tuple[str, str], tuple[int, int]] = {}
         self._silent: dict[Address, str] = {}
         """Addresses of hosts that lost their power: nobody says that nobody listens."""
         self._next_port = 10_000
@@ -40,9 +41,14 @@ class SimNetwork:
         """Hold everything from one host to another."""
         self._blocked.add((source, target))
 
+    def slow(self, source: str, target: str, delay_ms: tuple[int, int]) -> None:
+        """Let everything from one host to another take so long."""
+        self._slow[source, target] = delay_ms
+
     def heal(self) -> None:
-        """Let everything through again."""
+        """Let everything through again, at its usual pace."""
         self._blocked.clear()
+        self._slow.clear()
         for pipe in self._pipes:
             pipe.wake()
 
@@ -74,9 +80,9 @@ class SimNetwork:
     def is_blocked(self, source: str, target: str) -> bool:
         return (source, target) in self._blocked
 
-    def delay_s(self) -> float:
+    def delay_s(self, source: str = "", target: str = "") -> float:
         # Whole milliseconds, so that ties happen and order never hides behind the clock.
-        return self._chance.randint(*self._delay_ms) / 1000
+        return self._chance.randint(*self._slow.get((source, target), self._delay_ms)) / 1000
 
     async def listen(self, owner: str, address: Address) -> "SimListener":
         if address.port == 0:
@@ -139,7 +145,7 @@ class Pipe:
             raise trio.BrokenResourceError("connection broken")
         if self.lost_host is not None:
             return
-        self._last_at = max(self._last_at, trio.current_time() + self._network.delay_s())
+        self._last_at = max(self._last_at, trio.current_time() + self._network.delay_s(self.source, self.target))
         self._queue.append((self._last_at, data))
         self.wake()
 

@@ -1,7 +1,7 @@
 """The clients of the simulated cluster, and what they know of it.
 
 Statements run on the nodes' executors, as sessions would run them; the lists (`tests.checkers`) use the transactions below SQL, as these
-can write in one range what they read in others.
+can write in one range what they read in others.  Transactions of several statements are in `sql_clients`.
 
 A client of a host that dies sees its connection break: what it asked for is then unknown.
 """
@@ -11,26 +11,34 @@ import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 import trio
 
 from dsdb.node.node import Node
-from dsdb.sql.errors import CannotConnectNowError, SerializationError, SqlError, UnknownOutcomeError
+from dsdb.sql.errors import CannotConnectNowError, LockNotAvailableError, SerializationError, SqlError, UnknownOutcomeError
 from dsdb.sql.execute.result import Parameter
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError
 from dsdb.sql.types import INT
 from tests.checkers.history import Append, ReadList, Recorder, Violation
+from tests.sim.sql_clients import TABLES, SqlClients
 
 T = TypeVar("T")
 
 CLIENTS = 3
+KINDS = ("insert", "count", "append", *TABLES)
+"""Kinds of clients; there are so many of each."""
 COUNTERS = 3
 LISTS = 6
+EXPECTED = (CannotConnectNowError, SerializationError, LockNotAvailableError, RangeUnavailableError, TransactionRetryError)
+"""What a client may be told while there are faults, or others."""
 STATEMENT_S = 15.0
 """A statement must end within this, with rows or with an error: the patience of a transaction, and what its calls may take besides."""
+HANGS_S = 120.0
+"""What has not ended by then will never."""
 
 _encode = msgspec.msgpack.encode
 
@@ -71,22 +79,33 @@ class Model:
 class Clients:
     """All clients of one cluster."""
 
-    def __init__(self, hosts: list[Any], model: Model, chance: random.Random, nursery: trio.Nursery, list_keys: list[bytes]) -> None:
+    def __init__(
+        self,
+        hosts: list[Any],
+        model: Model,
+        chance: random.Random,
+        nursery: trio.Nursery,
+        list_keys: list[bytes],
+        kinds: tuple[str, ...] = KINDS,
+        seed: int = 0,
+    ) -> None:
         self._hosts = hosts
         self._model = model
         self._chance = chance
         self._nursery = nursery
         self._list_keys = list_keys
+        self._kinds = kinds
         self._next_id = 1
+        self.sql = SqlClients(chance, self._on_some_host, seed)
         self.is_over = False
 
     async def run(self, stop: Callable[[], Awaitable[None]]) -> None:
         """Let clients work until `stop` returns."""
+        acts = {"insert": self._insert, "count": self._count, "append": self._append}
         async with trio.open_nursery() as nursery:
             for client in range(CLIENTS):
-                nursery.start_soon(self._loop, client, self._insert)
-                nursery.start_soon(self._loop, client, self._count)
-                nursery.start_soon(self._loop, client, self._append)
+                for kind in self._kinds:
+                    nursery.start_soon(self._loop, client, acts.get(kind) or partial(self._transact, kind))
             await stop()
             self.is_over = True
 
@@ -94,7 +113,7 @@ class Clients:
         while not self.is_over:
             try:
                 await act(client)
-            except (CannotConnectNowError, SerializationError, RangeUnavailableError, TransactionRetryError) as error:
+            except EXPECTED as error:
                 self._model.events[f"error: {type(error).__name__}"] += 1
             except UnknownOutcome:
                 self._model.events["unknown outcome"] += 1
@@ -172,6 +191,11 @@ class Clients:
         model.events["append acknowledged" if appended else "lists read"] += 1
         model.note("lists", client, record.number, record.ops, ts)
 
+    async def _transact(self, kind: str, client: int) -> None:
+        what = await self.sql.act(kind, client)
+        self._model.events[what] += 1
+        self._model.note(what, client)
+
     async def read_lists(self, node: Node) -> None:
         """Read all lists, at one timestamp, when nobody is at them any more."""
         assert node.parts is not None
@@ -187,8 +211,11 @@ class Clients:
     async def _sql(self, text: str, *values: int) -> list[tuple[Any, ...]]:
         return await self._on_some_host(lambda node: execute(node, text, *values), STATEMENT_S, text)
 
-    async def _on_some_host(self, act: Callable[[Node], Awaitable[T]], limit_s: float, name: str = "a transaction") -> T:
-        """Do something on a host.  Raises what it raises if that is known to have had no effect, else UnknownOutcome."""
+    async def _on_some_host(self, act: Callable[[Node], Awaitable[T]], limit_s: float | None, name: str = "a transaction") -> T:
+        """Do something on a host.  Raises what it raises if that is known to have had no effect, else UnknownOutcome.
+
+        limit_s: how long it may take; None: it sees to that itself.
+        """
         host = self._chance.choice(self._hosts)
         if not host.is_up:
             await trio.sleep(0.05)
@@ -204,7 +231,7 @@ class Clients:
             except Exception as error:  # a task's root: it is raised again where it is waited for
                 result.append(error)
             seconds = trio.current_time() - began
-            if not died.is_set():
+            if not died.is_set() and limit_s is not None:
                 self._model.slowest_s = max(self._model.slowest_s, seconds)
                 if seconds > limit_s:
                     result[:] = [Violation(f"{name!r} took {seconds:.1f} s: {result}")]
@@ -214,10 +241,13 @@ class Clients:
         self._nursery.start_soon(run, host.node)
         async with trio.open_nursery() as waits:
             waits.start_soon(_cancel_after, died, waits.cancel_scope)
-            await done.wait()
+            with trio.move_on_after(HANGS_S):
+                await done.wait()
             waits.cancel_scope.cancel()
         if died.is_set():
             raise UnknownOutcome
+        if not done.is_set():
+            raise Violation(f"{name!r} has not ended after {HANGS_S:g} s")
         (value,) = result
         if isinstance(value, UnknownOutcomeError | AmbiguousCommitError):
             raise UnknownOutcome

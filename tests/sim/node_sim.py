@@ -6,16 +6,15 @@ split and leases move.  Everything follows from the seed; each seed draws its ow
     python -m tests.sim.node_sim --seed N [--seconds S] [--verbose]
     python -m tests.sim.node_sim --search MINUTES [--seed N] [--seconds S]
 
+The faults are in `node_faults`, the counts of what is rare in `rare_events`, the command in `node_search`.
+
 Checked: every acknowledged insert is there from then on, once; a counter that is only incremented reads, at any moment, at least what was
 acknowledged before the read began, at most what was asked for before it ended, and never less than an earlier read; transactions over
-lists are strictly serializable (`tests.checkers`); every statement ends in time; when the faults are over, everything is back in BACK_S.
+lists, accounts and rows are strictly serializable (`tests.checkers`); every statement ends in time; when the faults are over, everything
+is back in BACK_S.
 """
 
-import argparse
-import logging
 import random
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,46 +25,27 @@ import trio
 import trio.testing
 
 from dsdb.env import Address
-from dsdb.kv.errors import KvError
-from dsdb.kv.requests import TransferLeaseRequest
+from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.node.config import NodeConfig
 from dsdb.node.node import Node
-from dsdb.sql.errors import CannotConnectNowError, SerializationError, SqlError, UnknownOutcomeError
-from dsdb.sql.ports import PortError
+from dsdb.sql.errors import CannotConnectNowError, SerializationError, UnknownOutcomeError
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import StorageError
 from tests.checkers import listappend, timestamps
 from tests.checkers.history import Violation, refuse
 from tests.sim.network import SimClock, SimNetwork
 from tests.sim.node_clients import COUNTERS, LISTS, Clients, Model, check_counter, execute
+from tests.sim.node_faults import Faults, Mix, draw
+from tests.sim.rare_events import Hooks
+from tests.sim.sql_clients import TABLES
 
 T = TypeVar("T")
 
 HOSTS = 3
 BACK_S = 4.0
 """Simulated time after the last fault in which every host must serve every range again."""
-FAILOVER_S = 4.0
-"""Simulated time into a fault of one host after which the others must serve every range."""
 LATE_S = 3.0
 """Simulated time at the end in which what dead hosts' clients sent may still take effect, once more than it should."""
-
-FAULTS = (
-    "crash",
-    "power",
-    "partition",
-    "one-way out",
-    "one-way in",
-    "link",
-    "resets",
-    "quorum",
-    "wall clock",
-    "slow disk",
-    "transfer",
-    "split",
-    "join",
-)
-NO_QUORUM_S = 25.0
-"""How long a quorum may be away: longer than a statement may take."""
 
 
 @dataclass
@@ -108,31 +88,36 @@ class SimDisk:
 class Simulation:
     """One run."""
 
-    def __init__(self, seed: int, seconds: float, faults: tuple[str, ...] | None = None, keep: Path | None = None) -> None:
+    def __init__(self, seed: int, seconds: float, mix: Mix, hooks: Hooks, model: Model, keep: Path | None = None) -> None:
         self.seed = seed
         self.keep = keep
         self.chance = random.Random(seed)
         self.seconds = seconds
-        self.fault_kinds = faults or tuple(self.chance.sample(FAULTS, self.chance.randint(2, len(FAULTS))))
-        self.network = SimNetwork(self.chance)
+        self.mix = mix
+        self.hooks = hooks
+        self.model = model
+        self.network = SimNetwork(self.chance, delay_ms=mix.delay_ms)
         self.hosts: list[Host] = []
-        self.model = Model()
         self.nursery: trio.Nursery
-        self.next_split = 1
-        self.pace_s = self.chance.choice((0.5, 1.5, 3.0))
 
     async def run(self) -> Model:
         async with trio.open_nursery() as self.nursery:
             for _ in range(HOSTS):
                 await self.add_host()
             await self.set_up()
-            clients = Clients(self.hosts, self.model, self.chance, self.nursery, await self.list_keys())
-            await clients.run(self.faults)
+            kinds, keys = self.mix.clients, await self.list_keys()
+            clients = Clients(self.hosts, self.model, self.chance, self.nursery, keys, kinds, self.seed)
+            await clients.run(Faults(self).run)
             await self.check_end(clients)
             self.nursery.cancel_scope.cancel()
         return self.model
 
     # ---- Hosts ----
+
+    @property
+    def founders(self) -> list[Host]:
+        """Give the hosts that were there from the beginning: faults are theirs."""
+        return self.hosts[:HOSTS]
 
     async def add_host(self) -> None:
         number = len(self.hosts) + 1
@@ -173,6 +158,7 @@ class Simulation:
 
     def kill(self, host: Host, *, is_silent: bool = False) -> None:
         """Let a host die: its process, whose connections break at once, or its power, of which nobody is told."""
+        self.count(host)
         host.engine = host.engine.crash(self.chance)  # first: what the dying node still writes does not count
         host.is_up = False
         host.died.set()
@@ -182,32 +168,42 @@ class Simulation:
         else:
             self.network.cut(host.name)
 
+    def count(self, host: Host) -> None:
+        """Add what a node has counted to the run's events."""
+        if host.is_up and host.node is not None and host.node.parts is not None:
+            for name, _, count in host.node.parts.txn_counters.entries():
+                self.model.events[f"txn: {name}"] += count
+
     # ---- Before and after ----
 
     async def set_up(self) -> None:
+        for kind in self.mix.clients:
+            for text in TABLES.get(kind, ()):
+                await self.patiently(0, text)
         await self.patiently(0, "CREATE TABLE sets (id INT PRIMARY KEY)")
         await self.patiently(0, "CREATE TABLE counters (id INT PRIMARY KEY, n INT NOT NULL)")
         for counter in range(COUNTERS):
             await self.patiently(0, "INSERT INTO counters VALUES ($1, 0)", counter)
-        await self.patiently(0, "ALTER TABLE counters SPLIT AT VALUES (1), (2)")
+        await self.patiently(0, "ALTER TABLE counters SPLIT AT VALUES (0), (1), (2)")
         with trio.fail_after(120):
             while not self.is_replicated():  # noqa: ASYNC110 (nothing else tells it)
                 await trio.sleep(0.5)
 
     def is_replicated(self) -> bool:
-        node = self.hosts[0].node
-        assert node is not None
-        assert node.parts is not None
-        descriptors = node.parts.store.descriptors()
+        descriptors = self.descriptors()
         return len(descriptors) >= 4 and all(len(desc.voters) == HOSTS for desc in descriptors)
 
-    async def list_keys(self) -> list[bytes]:
-        """Give keys for the lists: two in each of the ranges of `counters`, behind its first row."""
+    def descriptors(self) -> list[RangeDescriptor]:
+        """Give the ranges of the first host."""
         node = self.hosts[0].node
         assert node is not None
         assert node.parts is not None
-        starts = sorted(desc.start_key for desc in node.parts.store.descriptors())[-3:]
-        return [start + b"\xff" + bytes([number]) for number in range(LISTS // 3) for start in starts]
+        return sorted(node.parts.store.descriptors(), key=lambda desc: desc.start_key)
+
+    async def list_keys(self) -> list[bytes]:
+        """Give keys for the lists: two in each of the ranges of `counters`, which are the last ones, behind its first row."""
+        starts = [desc.start_key for desc in self.descriptors()[-COUNTERS:]]
+        return [start + b"\xff" + bytes([number]) for number in range(LISTS // COUNTERS) for start in starts]
 
     async def patiently(self, host: int, text: str, *values: int, limit_s: float = 60) -> list[tuple[Any, ...]]:
         """Run a statement until it succeeds."""
@@ -243,121 +239,47 @@ class Simulation:
         node = self.hosts[0].node
         assert node is not None
         await clients.read_lists(node)
+        await clients.sql.check([kind for kind in self.mix.clients if kind in TABLES], node, self.keep)
         for host in self.hosts:
-            if host.is_up and host.node is not None and host.node.parts is not None:
-                for name, _, count in host.node.parts.txn_counters.entries():
-                    self.model.events[f"txn: {name}"] += count
+            self.count(host)
         history = self.model.lists.history(f"lists of seed {self.seed}")
         refuse(listappend.check(history) + timestamps.check(history), history, self.keep)
-
-    # ---- Faults ----
 
     def heal(self) -> None:
         self.network.heal()
         for host in self.hosts:
             host.disk.slowness = 1
 
-    async def faults(self) -> None:
-        end = trio.current_time() + self.seconds
-        while trio.current_time() < end:
-            await trio.sleep(self.chance.uniform(0.1, self.pace_s))
-            kind = self.chance.choice(self.fault_kinds)
-            host = self.chance.choice(self.hosts[:HOSTS])
-            self.model.events[f"fault: {kind}"] += 1
-            self.model.note(kind, host.name)
-            logging.getLogger("sim").info("%s %s", kind, host.name)
-            await self.fault(kind, host)
-            self.heal()
-
-    async def fault(self, kind: str, host: Host) -> None:
-        chance = self.chance
-        match kind:
-            case "crash" | "power":
-                self.kill(host, is_silent=kind == "power")
-                await self.last(chance.uniform(0.01, 8), host)
-                await self.start(host)
-            case "quorum":
-                down = [other for other in self.hosts[:HOSTS] if other is not host]
-                for other in down:
-                    self.kill(other, is_silent=chance.random() < 0.5)
-                await trio.sleep(chance.choice((1.0, 5.0, NO_QUORUM_S)))
-                for other in down:
-                    await self.start(other)
-            case "partition" | "one-way out" | "one-way in" | "link":
-                others = [other for other in self.hosts if other is not host]
-                for other in others[:1] if kind == "link" else others:
-                    if kind != "one-way in":
-                        self.network.block(host.name, other.name)
-                    if kind != "one-way out":
-                        self.network.block(other.name, host.name)
-                if kind == "link":
-                    # A leaseholder that cannot reach the oracle serves nothing, and keeps its lease.
-                    await trio.sleep(chance.uniform(0.1, 4))
-                else:
-                    await self.last(chance.uniform(0.1, 8), host)
-            case "resets":
-                for _ in range(10):
-                    self.network.reset(host.name, chance.choice([other.name for other in self.hosts if other is not host]))
-                    await trio.sleep(chance.uniform(0, 0.1))
-            case "wall clock":
-                host.clock.wall_jump_ms = chance.choice((-3_600_000, 0, 3_600_000))
-            case "slow disk":
-                host.disk.slowness = chance.choice((10, 50))
-                await trio.sleep(chance.uniform(0.1, 4))
-            case "transfer":
-                await self.transfer(host)
-            case "split":
-                await self.split(host)
-            case "join":
-                if len(self.hosts) == HOSTS:
-                    await self.add_host()
-
-    async def last(self, seconds: float, *concerned: Host) -> None:
-        """Let a fault last; meanwhile a host whose connections are whole must serve every range again after FAILOVER_S."""
-        await trio.sleep(min(seconds, FAILOVER_S))
-        if seconds > FAILOVER_S:
-            healthy = max(number for number in range(HOSTS) if self.hosts[number] not in concerned)
-            began = trio.current_time()
-            await self.try_all(healthy, 2.0)
-            self.model.events["failover seen"] += 1
-            await trio.sleep(max(seconds - FAILOVER_S - trio.current_time() + began, 0))
-
     async def try_all(self, host: int, limit_s: float) -> None:
         """Write to each range from a host."""
         for counter in range(COUNTERS):
             await self.patiently(host, "UPDATE counters SET n = n WHERE id = $1", counter, limit_s=limit_s)
 
-    async def transfer(self, host: Host) -> None:
-        """Move the lease of some range to a host."""
-        assert host.node is not None
-        parts = host.node.parts
-        assert parts is not None
-        descriptor = self.chance.choice(sorted(parts.store.descriptors(), key=lambda desc: desc.start_key))
-        try:
-            await parts.router.send(descriptor.start_key, lambda desc: TransferLeaseRequest(desc.range_id, parts.identity.store_id))
-            self.model.events["transferred"] += 1
-        except KvError as error:
-            self.model.events[f"not transferred: {type(error.detail).__name__}"] += 1
 
-    async def split(self, host: Host) -> None:
-        """Cut the table that clients insert into."""
-        assert host.node is not None
-        at, self.next_split = self.next_split, self.next_split + self.chance.randint(1, 100)
-        try:
-            await execute(host.node, f"ALTER TABLE sets SPLIT AT VALUES ({at})")
-            self.model.events["split done"] += 1
-        except (SqlError, PortError) as error:
-            self.model.events[f"not split: {type(error).__name__}"] += 1
+def simulate(
+    seed: int,
+    seconds: float,
+    faults: tuple[str, ...] | None = None,
+    keep: Path | None = None,
+    clients: tuple[str, ...] | None = None,
+    events: Counter[str] | None = None,
+) -> Model:
+    """Run one seed.  Raises Violation, or whatever else went wrong; a history that is wrong is kept.
 
-
-def simulate(seed: int, seconds: float, faults: tuple[str, ...] | None = None, keep: Path | None = None) -> Model:
-    """Run one seed.  Raises Violation, or whatever else went wrong; a history of lists that is wrong is kept."""
+    faults, clients: instead of the seed's own; events: counts what happens, also in a run that fails.
+    """
     _seed_trio(seed)
-    simulation = Simulation(seed, seconds, faults, keep)
+    mix = draw(seed, faults, clients)
+    model = Model(events=Counter() if events is None else events)
+    hooks = Hooks(model.events)
+    hooks.install(mix.staged_keys)
     try:
+        simulation = Simulation(seed, seconds, mix, hooks, model, keep)
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))
     except BaseExceptionGroup as group:
         raise _first(group) from group
+    finally:
+        hooks.undo()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -381,68 +303,7 @@ def _seed_trio(seed: int) -> None:
     run._r.seed(seed)
 
 
-def search(minutes: float, first_seed: int, seconds: float, faults: tuple[str, ...] | None) -> bool:
-    """Run seed after seed, and print the failing ones.  Say whether there was none."""
-    end = time.perf_counter() + minutes * 60
-    began, seed, failing = time.perf_counter(), first_seed, []
-    events: Counter[str] = Counter()
-    while time.perf_counter() < end:
-        try:
-            events.update(simulate(seed, seconds, faults).events)
-        except Exception as error:  # a search's root: whatever went wrong is a finding
-            failing.append(seed)
-            print(f"seed {seed}: {type(error).__name__}: {str(error)[:400]}", flush=True)
-        seed += 1
-    runs = seed - first_seed
-    print(f"{runs} seeds of {seconds:g} s, {runs / (time.perf_counter() - began):.2f} seeds/s; failing: {failing or 'none'}")
-    _print_events(events)
-    return not failing
-
-
-def _print_events(events: Counter[str]) -> None:
-    for name, count in sorted(events.items()):
-        print(f"  {name:34} {count}")
-
-
-class _SimulatedTime(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        try:
-            now = trio.current_time()
-        except RuntimeError:
-            now = 0.0
-        return f"{now:9.3f} {record.name:16} {super().format(record)}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1, help="the first one, of a search")
-    parser.add_argument("--search", type=float, metavar="MINUTES", help="run seed after seed for so long, and print the failing ones")
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--faults", help="comma-separated, instead of the seed's own mix")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="where the history of lists goes that is wrong, of one seed")
-    parser.add_argument("--verbose", action="store_true")
-    options = parser.parse_args()
-    faults = tuple(options.faults.split(",")) if options.faults else None
-    if options.verbose:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_SimulatedTime())
-        logging.basicConfig(level=logging.INFO, handlers=[handler])
-    else:
-        logging.disable(logging.CRITICAL)
-    if options.search is not None:
-        raise SystemExit(0 if search(options.search, options.seed, options.seconds, faults) else 1)
-    began = time.perf_counter()
-    try:
-        model = simulate(options.seed, options.seconds, faults, options.keep)
-    except Exception as error:
-        if options.verbose:
-            traceback.print_exc()
-        raise SystemExit(f"seed {options.seed}: {type(error).__name__}: {error}") from None
-    took = time.perf_counter() - began
-    print(f"seed {options.seed}: {options.seconds:g} s simulated in {took:.1f} s, trace {model.trace:08x}")
-    print(f"  slowest statement {model.slowest_s:.1f} s; back {model.slowest_back_s:.1f} s after the last fault")
-    _print_events(model.events)
-
-
 if __name__ == "__main__":
+    from tests.sim.node_search import main
+
     main()
