@@ -84,6 +84,9 @@ class Transaction(Protocol):
         Raises RowLockedError; TransactionRetryError if something that it read before has changed.
         """
 
+    def has_read(self, keys: Sequence[bytes]) -> bool:
+        """Say whether keys were read before, so that `get` gives them again without asking."""
+
     def unrecorded(self) -> AbstractContextManager[None]:
         """Read without depending on it: what is read within may be changed by others before the commit, and be stale at once."""
 

@@ -44,6 +44,10 @@ MOVES_MAX = 20
 """Times that one locking read may move the read timestamp before the transaction is run again."""
 READ_KEYS_MAX = 512
 """Keys of one read: 3 to 5 ms for its leaseholder."""
+SEEN_KEYS_MAX = 256
+"""Single keys whose values a transaction keeps: statements that read a row often change it next."""
+SEEN_BYTES_MAX = 4096
+"""Larger values are asked for again."""
 READS_AT_ONCE = 8
 """Reads of one `get` that run side by side."""
 SCAN_ROWS_MAX = 10_000
@@ -74,6 +78,8 @@ class KvTransaction:
         self._read_at_s = 0.0
         """When read_ts was taken, by this node's clock."""
         self._reads = ReadSpans()
+        self._seen: dict[bytes, bytes | None] = {}
+        """What single keys gave: it stays so, also when the read timestamp moves, as all that was read is then refreshed."""
         self._buffer = WriteBuffer()
         self._is_committing = False
         self._locks = TxnLocks(keeper, sender, attempt, start_ts)
@@ -149,14 +155,20 @@ class KvTransaction:
             raise self.port_error(error) from error
         return [found[key] if (own := self._buffer.get(key)) is None else (True, own.value) for key in keys]
 
+    def has_read(self, keys: Sequence[bytes]) -> bool:
+        """Say whether keys were read before, so that `get` gives them again without asking."""
+        seen = self._seen
+        return all(key in seen for key in keys)
+
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:
         """Read without remembering it."""
         reads, self._reads = self._reads, ReadSpans()
+        seen, self._seen = self._seen, {}
         try:
             yield
         finally:
-            self._reads = reads
+            self._reads, self._seen = reads, seen
 
     async def _move_read_ts(self, above: Timestamp) -> None:
         """Read at a fresh timestamp from now on: what was read before must be unchanged up to it (rules 5 and 7).  Raises KvError."""
@@ -285,6 +297,8 @@ class KvTransaction:
     async def _get_below(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if not keys:
             return []
+        if self._seen and self.has_read(keys):
+            return [self._seen[key] for key in keys]
         if len(keys) == 1 and self._past is None:
             return [await self._get_one(keys[0])]
         ts = await self.read_timestamp()
@@ -306,6 +320,9 @@ class KvTransaction:
                 found.update(zip(group, reply.values))
             await trio.lowlevel.checkpoint()
         self._reads.add_keys(found)
+        if len(found) <= SEEN_KEYS_MAX:
+            for key, value in found.items():
+                self._keep_seen(key, value)
         return [found[key] for key in keys]
 
     async def _get_one(self, key: bytes) -> bytes | None:
@@ -327,7 +344,12 @@ class KvTransaction:
         if self._read_ts is None:
             self._set_read_ts(reply.ts)
         self._reads.add_keys(keys)
+        self._keep_seen(key, reply.values[0])
         return reply.values[0]
+
+    def _keep_seen(self, key: bytes, value: bytes | None) -> None:
+        if len(self._seen) < SEEN_KEYS_MAX and (value is None or len(value) <= SEEN_BYTES_MAX):
+            self._seen[key] = value
 
     async def _scan_piece(self, rest: Span, ts: Timestamp, rows_max: int, reverse: bool) -> tuple[ScanReply, Span]:
         """Scan the part of `rest` in its first (or last) range; give the reply and the span that it covers."""

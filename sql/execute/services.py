@@ -114,7 +114,12 @@ class Execution:
         return await self.txn.get_locked(keys, wait=wait, timeout_s=self.session.lock_timeout_ms / 1000 or None)
 
     async def get_to_change(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Read rows that the statement is about to change, under their locks: it queues behind others instead of running again."""
+        """Read rows that the statement is about to change, under their locks: it queues behind others instead of running again.
+
+        Rows that the transaction has read before are not locked: had others changed them since, a lock would not help any more.
+        """
+        if self.is_within and self.txn.has_read(keys):
+            return await self.txn.get(keys)
         return [value for _, value in await self.lock(keys)]
 
     def release_catalog(self) -> None:

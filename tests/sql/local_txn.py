@@ -105,6 +105,9 @@ class LocalTransaction:
                     raise TransactionRetryError("a row that was read has changed", changed[0])
         return [(is_locked, value if is_locked else None) for is_locked, value in zip(locked, await self.get(keys))]
 
+    def has_read(self, keys: Sequence[bytes]) -> bool:
+        return False
+
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:
         spans, self._read_spans = self._read_spans, []

@@ -134,6 +134,30 @@ def test_two_ranges_are_one_round_until_the_client_is_told() -> None:
     run(test)
 
 
+def test_what_was_read_is_not_asked_for_again() -> None:
+    async def test(world: World) -> None:
+        await world.write(b=b"0", d=b"0")
+        txn = world.begin()
+        assert await txn.get([B, D]) == [b"0", b"0"]
+        assert txn.has_read([B, D])
+        assert not txn.has_read([B, C])
+        asked = world.link.count()["ReadRequest"]
+        txn.put(B, b"1")
+        assert await txn.get([D, B]) == [b"0", b"1"]
+        assert await txn.get([B]) == [b"1"]
+        assert world.link.count()["ReadRequest"] == asked
+        await world.write(d=b"2")
+        assert await txn.get([D]) == [b"0"], "as of its timestamp"
+        await world.read(B)  # so that the commit must be later than that
+        with pytest.raises(TransactionRetryError):
+            await txn.commit()
+        with (other := world.begin()).unrecorded():
+            await other.get([D])
+        assert not other.has_read([D]), "what does not count as read may be stale"
+
+    run(test)
+
+
 def test_records_are_removed_together() -> None:
     async def test(world: World) -> None:
         for number in range(5):
