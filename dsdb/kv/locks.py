@@ -66,10 +66,10 @@ class NewerReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class UnlockRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Give back all locks of an attempt in this range, and its places in queues."""
+    """Give back all locks of some attempts in this range, and their places in queues."""
 
     range_id: RangeId
-    attempt: AttemptId
+    attempts: tuple[AttemptId, ...]
 
 
 class UnlockReply(msgspec.Struct, frozen=True, array_like=True, tag=True):

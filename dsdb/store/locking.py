@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import trio
 
-from dsdb.kv.errors import InvalidRequest, KvError, LockNotAvailable, Unavailable
+from dsdb.kv.errors import BelowThreshold, InvalidRequest, KvError, LockNotAvailable, Unavailable
 from dsdb.kv.intents import PrewriteRequest
 from dsdb.kv.locks import (
     LOCKED_KEYS_MAX,
@@ -29,11 +29,10 @@ from dsdb.kv.locks import (
     UnlockReply,
     UnlockRequest,
 )
-from dsdb.kv.requests import CommitRequest, ReadRequest, Reply, Request
+from dsdb.kv.requests import CommitRequest, Reply, Request
 from dsdb.storage import mvcc
 from dsdb.storage.mvcc import Intent
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
-from dsdb.store import evaluate
 from dsdb.store.clearing import Clearing
 from dsdb.store.context import StoreContext
 from dsdb.store.evaluate import Blocked, IntentsMet
@@ -75,7 +74,8 @@ class Locking:
             # A timestamp of this node's own is the newest there is, but for other nodes'.
             return None if request.ts is None and isinstance(reply, NewerReply) else reply
         if isinstance(request, UnlockRequest):
-            replica.locks.release(request.attempt, now)
+            for attempt in request.attempts:
+                replica.locks.release(attempt, now)
             return UnlockReply()
         if isinstance(request, KeepLocksRequest):
             for attempt in request.attempts:
@@ -222,22 +222,31 @@ def read_locked(replica: Replica, request: LockedReadRequest, locked: Sequence[b
     if not keys:
         return LockedReadReply(ts, (None,) * len(request.keys), tuple(locked))
     check_place(replica, keys)
-    latches, engine = replica.latches, replica.context.engine
+    latches, engine, attempt = replica.latches, replica.context.engine, request.attempt
     newest = MIN_TIMESTAMP
     met: list[tuple[bytes, Intent]] = []
+    values: dict[bytes, bytes | None] = {}
     for key in keys:
         # Also one that was evaluated above `ts`: after it this read would only be repeated.
         latch = latches.blocking_key(key, MAX_TIMESTAMP)
         if latch is not None:
             raise Blocked(latch)
         version, intent = mvcc.newest_and_intent(engine, key)
-        if intent is not None and intent.attempt_id != request.attempt:
+        if intent is not None and intent.attempt_id != attempt:
             met.append((key, intent))
         if version is not None:
             newest = max(newest, version.ts)
+            values[key] = version.value
     if met:
         raise IntentsMet(met, ts, is_write=True)
     if newest > ts:
         return NewerReply(newest)
-    found = iter(evaluate.read(replica, ReadRequest(request.range_id, keys, ts, request.attempt), ts).values)
-    return LockedReadReply(ts, tuple([next(found) if is_locked else None for is_locked in locked]), tuple(locked))
+    threshold = replica.machine.state.threshold
+    if ts < threshold:
+        raise KvError(BelowThreshold(threshold))
+    # Of every key the newest version is the one at `ts`.
+    for key in keys:
+        replica.cache.note_key(key, ts, attempt)
+    return LockedReadReply(
+        ts, tuple([values.get(key) if is_locked else None for key, is_locked in zip(request.keys, locked)]), tuple(locked)
+    )

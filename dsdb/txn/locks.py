@@ -33,10 +33,10 @@ WAIT_S = 2.0
 """How long one request waits for a lock: well within what one call may take.  Its place in the queue is the same when it asks again."""
 KEEP_INTERVAL_S = 1.5
 """Leaseholders hear of open transactions with locks so often: three times before they take a holder for dead."""
-UNLOCK_S = 2.0
-"""How long giving back is tried."""
-UNLOCKING_MAX = 1_024
-"""Transactions that give back at a time; with more, their locks are left to pass on by themselves."""
+TELL_S = 2.0
+"""How long a leaseholder is tried to be told; then it finds out by itself that an attempt is silent."""
+UNLOCKING_MAX = 8
+"""Rounds of giving back that run at a time: more would only wait for leaseholders that do not answer."""
 
 
 class LockKeeper:
@@ -48,7 +48,10 @@ class LockKeeper:
         self._open: dict[AttemptId, TxnLocks] = {}
         """Attempts that may hold locks."""
         self._nursery: trio.Nursery | None = None
+        self._ended: dict[bytes, list[AttemptId]] = {}
+        """Key → attempts whose locks in its range are to be given back."""
         self._unlocking = 0
+        """Tasks that do so."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the locks of what is open, until cancelled."""
@@ -62,28 +65,33 @@ class LockKeeper:
             finally:
                 self._nursery = None
 
-    def sender(self) -> Sender:
-        """Give a way to ranges that is nobody's transaction's."""
-        return Sender(self._router, self._oracle, patience_s=UNLOCK_S)
-
     def admit(self, locks: "TxnLocks") -> None:
         """Keep the locks of an attempt from now on."""
         self._open[locks.attempt] = locks
 
     def end(self, locks: "TxnLocks", keys: list[bytes]) -> None:
-        """Keep them no longer, and give back those in the ranges of some keys (ascending), in the background."""
-        self._open.pop(locks.attempt, None)
-        if keys and self._nursery is not None and self._unlocking < UNLOCKING_MAX:
-            self._unlocking += 1
-            self._nursery.start_soon(self._unlock, locks.attempt, keys)
+        """Keep them no longer, and give back those in the ranges of some keys: at once where this node leads, else in the background."""
+        attempt = locks.attempt
+        self._open.pop(attempt, None)
+        for key in keys:
+            if not self._is_unlocked_here(attempt, key) and self._nursery is not None:
+                self._ended.setdefault(key, []).append(attempt)
+                if self._unlocking < UNLOCKING_MAX:
+                    self._unlocking += 1
+                    self._nursery.start_soon(self._unlock)
 
-    async def _unlock(self, attempt: AttemptId, keys: list[bytes]) -> None:
+    def _is_unlocked_here(self, attempt: AttemptId, key: bytes) -> bool:
         try:
-            await self.sender().round_over(
-                keys, self._router.cut_keys, lambda desc, _: UnlockRequest(desc.range_id, attempt), items_max=len(keys)
-            )
-        except KvError as error:
-            log.info("locks of an ended transaction are left to pass on: %s", error)
+            return self._router.try_send(key, lambda desc: UnlockRequest(desc.range_id, (attempt,))) is not None
+        except KvError:
+            return False
+
+    async def _unlock(self) -> None:
+        """Give back what has ended, all that has come together at a time."""
+        try:
+            while self._ended:
+                ended, self._ended = self._ended, {}
+                await self._tell(UnlockRequest, ended)
         finally:
             self._unlocking -= 1
 
@@ -93,16 +101,20 @@ class LockKeeper:
         for attempt, locks in self._open.items():
             for key in locks.keys:
                 attempts.setdefault(key, []).append(attempt)
-        if not attempts:
-            return
+        if attempts:
+            await self._tell(KeepLocksRequest, attempts)
 
-        def make(desc: RangeDescriptor, keys: tuple[bytes, ...]) -> KeepLocksRequest:
-            return KeepLocksRequest(desc.range_id, tuple(dict.fromkeys(attempt for key in keys for attempt in attempts[key])))
+    async def _tell(self, kind: type[UnlockRequest] | type[KeepLocksRequest], attempts: dict[bytes, list[AttemptId]]) -> None:
+        """Send the ranges of some keys a request about the attempts there."""
+
+        def make(desc: RangeDescriptor, keys: tuple[bytes, ...]) -> UnlockRequest | KeepLocksRequest:
+            return kind(desc.range_id, tuple(dict.fromkeys(attempt for key in keys for attempt in attempts[key])))
 
         try:
-            await self.sender().round_over(sorted(attempts), self._router.cut_keys, make, items_max=LOCKED_KEYS_MAX)
+            sender = Sender(self._router, self._oracle, patience_s=TELL_S)
+            await sender.round_over(sorted(attempts), self._router.cut_keys, make, items_max=LOCKED_KEYS_MAX)
         except KvError as error:
-            log.info("some locks could not be kept: %s", error)
+            log.info("some leaseholders could not be told about locks, which pass on: %s", error)
 
 
 class TxnLocks:
@@ -140,9 +152,7 @@ class TxnLocks:
             return len(group), reply
         raise RowLockedError("the range was split too often", keys[0], is_late=True)
 
-    async def _ask(
-        self, entry: CachedRange, group: tuple[bytes, ...], ts: Timestamp | None, wait: LockWait, until: float | None
-    ) -> Reply:
+    async def _ask(self, entry: CachedRange, group: tuple[bytes, ...], ts: Timestamp | None, wait: LockWait, until: float | None) -> Reply:
         assert self.start_ts is not None, "set before"
         holds_locks = bool(self.keys)
         if not holds_locks:
@@ -157,8 +167,11 @@ class TxnLocks:
                 return LockedReadRequest(desc.range_id, group, ts, attempt, start_ts, wait, holds_locks, left_s)
 
             try:
-                # Not by the sender: waiting for others is not waiting for what does not answer.
-                return await router.send(group[0], make, deadline_s=PATIENCE_S)
+                reply = router.try_send(group[0], make)
+                if reply is None:
+                    # Not by the sender: waiting for others is not waiting for what does not answer.
+                    reply = await router.send(group[0], make, deadline_s=PATIENCE_S)
+                return reply
             except KvError as error:
                 if not isinstance(error.detail, LockNotAvailable):
                     raise

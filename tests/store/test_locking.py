@@ -148,7 +148,7 @@ def test_locks_end_with_a_refusal_a_conflict_and_an_unlock() -> None:
                 await probe.lock(A, wait=LockWait.NOWAIT)
             except KvError:
                 return False
-            await probe.store.serve(UnlockRequest(TABLES, probe.attempt))
+            await probe.store.serve(UnlockRequest(TABLES, (probe.attempt,)))
             return True
 
         one = client()
@@ -164,7 +164,7 @@ def test_locks_end_with_a_refusal_a_conflict_and_an_unlock() -> None:
         assert await is_free()
         three = client()
         await three.lock(A)
-        assert three.store.try_serve(UnlockRequest(TABLES, three.attempt)) == UnlockReply()
+        assert three.store.try_serve(UnlockRequest(TABLES, (three.attempt,))) == UnlockReply()
         assert await is_free()
 
     on_one_store(body)
@@ -180,7 +180,7 @@ def test_two_that_want_each_others_locks_both_end() -> None:
         async def finish(one: Client, key: bytes) -> None:
             await one.lock(key)
             ended.append(one.attempt)
-            await one.store.serve(UnlockRequest(TABLES, one.attempt))
+            await one.store.serve(UnlockRequest(TABLES, (one.attempt,)))
 
         with trio.fail_after(1):
             async with trio.open_nursery() as nursery:
@@ -210,7 +210,7 @@ def test_the_locks_of_one_that_is_never_heard_of_again_pass_on() -> None:
                 await trio.sleep(1)
                 await kept.store.serve(KeepLocksRequest(TABLES, (kept.attempt,)))
             assert taken == [A]
-            await kept.store.serve(UnlockRequest(TABLES, kept.attempt))
+            await kept.store.serve(UnlockRequest(TABLES, (kept.attempt,)))
         assert taken == [A, B]
 
     on_one_store(body)
