@@ -1,5 +1,6 @@
 """Work that goes on behind statements, at one node at a time."""
 
 from dsdb.jobs.cleanup import Cleanup
+from dsdb.jobs.versions import VersionCollector
 
-__all__ = ["Cleanup"]
+__all__ = ["Cleanup", "VersionCollector"]

@@ -17,7 +17,7 @@ from dsdb import __version__
 from dsdb.coordinator import Coordinator, MetaWriter, StoreView
 from dsdb.env import Address, Clock, Network, NodeListener, NodeStream, Offload
 from dsdb.flow import FRAGMENT, FragmentRunner, Gatherer
-from dsdb.jobs import Cleanup
+from dsdb.jobs import Cleanup, VersionCollector
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
@@ -148,6 +148,7 @@ class NodeParts:
             clock=self._clock,
             is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE),
         )
+        self.version_collector = VersionCollector(store=self.store, oracle=self.oracle, clock=self._clock)
         self.membership = Membership(
             cluster_id=self.identity.cluster_id,
             directory=self.directory,
@@ -212,6 +213,7 @@ class NodeParts:
         await nursery.start(self.membership.run)
         await nursery.start(self.coordinator.run)
         await nursery.start(self.cleanup.run)
+        await nursery.start(self.version_collector.run)
         await nursery.start(self.sessions.run)
         nursery.start_soon(self.janitor.run)
         nursery.start_soon(self._run_leases)

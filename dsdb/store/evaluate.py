@@ -238,8 +238,9 @@ def evaluate_commit(
         if seen.newest_ts >= ts:
             bound = max(bound, seen.newest_ts)
         existing = seen.existing
-    if bound or ts <= cache.low:
-        return BumpReply(max(bound, cache.low))
+    least = max(cache.low, replica.machine.state.threshold)
+    if bound or ts <= least:
+        return BumpReply(max(bound, least))
     _refresh_local(replica, request, ts, is_unchanged=seen is not None and ts <= seen.unchanged_to)
     if existing is not None:
         # The client learns that the key exists at this timestamp.

@@ -75,7 +75,9 @@ def prewrite(
     replica.require_writable()
     replica.require_keys(keys[0], keys[-1])
     engine, cache = replica.context.engine, replica.cache
-    bound = standing = MIN_TIMESTAMP
+    # Versions that were collected cannot bump any more, so the threshold does (rule 31).
+    threshold = replica.machine.state.threshold
+    bound, standing = threshold if ts <= threshold else MIN_TIMESTAMP, MIN_TIMESTAMP
     missing: list[bytes] = []
     missing_values: list[bytes | None] = []
     met: list[tuple[bytes, mvcc.Intent]] = []

@@ -345,12 +345,27 @@ class Serving:
                 break
             end = self._garbage_end(start, descriptor.end_key)
             span = Span(start, descriptor.end_key if end is None else end)
-            command = CollectGarbageCommand(descriptor.generation, replica.lease_term, span, request.threshold)
-            reply = await replica.propose(command, None).wait()
+            reply = await self._collect_span(replica, span, request.threshold)
             assert isinstance(reply, CollectGarbageReply), reply
             removed += reply.removed
             start = end
         return CollectGarbageReply(replica.machine.state.threshold, removed)
+
+    async def _collect_span(self, replica: Replica, span: Span, threshold: Timestamp) -> Reply:
+        """Collect in one span, with no write evaluated and not applied in it: it may stand at or below the threshold (rule 31)."""
+        latch = replica.latches.acquire((), (span,))
+        await replica.wait_latch(latch)
+        is_proposed = False
+        try:
+            replica.require_lease()
+            replica.require_span(span)
+            command = CollectGarbageCommand(replica.descriptor.generation, replica.lease_term, span, threshold)
+            waiter = replica.propose(command, latch)
+            is_proposed = True
+        finally:
+            if not is_proposed:
+                replica.latches.release(latch)
+        return await waiter.wait()
 
     def _garbage_end(self, start: bytes, end: bytes) -> bytes | None:
         """Give the end of the part, from `start`, that one command may look at; None for all the rest."""

@@ -98,6 +98,8 @@ class StateMachine:
         self.state = state
         self.applied: Applied = read_applied(engine, keys)
         self.outcomes: dict[AttemptId, Outcome] = read_outcomes(engine, keys)
+        self.writes = 0
+        """Writes since it was loaded: each may have made an older version garbage."""
         self.records: dict[AttemptId, TxnRecord] = read_records(engine, keys.records)
         self._by_first_ts: list[tuple[Timestamp, AttemptId]] = [(outcome.first_ts, attempt) for attempt, outcome in self.outcomes.items()]
         """A heap of what `outcomes` holds, for forgetting it in order."""
@@ -243,6 +245,7 @@ class StateMachine:
             if value is not None:
                 size += len(value)
         self._record(batch, command.attempt, Outcome(command.first_ts, ts))
+        self.writes += len(command.keys)
         return CommitReply(ts), size
 
     def _apply_refuse(self, batch: WriteBatch, command: RefuseCommand) -> Result:
@@ -339,6 +342,7 @@ class StateMachine:
         self._unwritten.update(keys)
         for key in keys:
             intent = mvcc.resolve_intent(self._engine, batch, key, attempt, commit_ts)
+            self.writes += 1
             if intent is not None and (commit_ts is None or intent.ts > commit_ts):
                 size -= _version_bytes(key, intent.value)
         return size

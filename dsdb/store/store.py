@@ -310,6 +310,11 @@ class Store(LoopEvents):
         """Set who finds out what becomes of foreign intents; before, they cannot be got out of the way."""
         self._context.intents = settler
 
+    def write_counts(self) -> dict[RangeId, int]:
+        """Give, for each range led here, how many writes it has applied since this store was opened, or the range made."""
+        now = self._context.clock.now()
+        return {range_id: replica.machine.writes for range_id, replica in sorted(self._replicas.items()) if replica.holds_lease(now)}
+
     def has_records(self) -> bool:
         """Say whether any range led here keeps a txn record."""
         now = self._context.clock.now()
