@@ -107,6 +107,8 @@ class LockTable:
         """What each attempt holds, in the order of taking."""
         self._heard_at: dict[AttemptId, float] = {}
         """When each attempt that holds something was last heard of."""
+        self._sweep_at = 0.0
+        """When to look next for attempts that have fallen silent, also where nobody waits."""
         self._free: deque[bytes] = deque()
         """Keys whose queues are to be looked at."""
         self._is_settling = False
@@ -127,6 +129,9 @@ class LockTable:
         ask = Ask(attempt, start_ts, keys, wait, holds_locks or attempt in self._keys_of)
         self.waiting += 1
         self.touch(attempt, now)
+        if now >= self._sweep_at:
+            self._sweep_at = now + self._silence_max_s
+            self._sweep(now)
         self._go_on(ask, now)
         self._settle(now)
         return ask
@@ -291,6 +296,11 @@ class LockTable:
             if held is not None and self._is_silent(held, now):
                 self._let_go_of_silent(key)
         self._settle(now)
+
+    def _sweep(self, now: float) -> None:
+        for attempt in [attempt for attempt, heard_at in self._heard_at.items() if now - heard_at >= self._silence_max_s]:
+            for key in list(self._keys_of[attempt]):
+                self._let_go_of_silent(key)
 
     def _let_go_of_silent(self, key: bytes) -> None:
         self.abandoned += 1

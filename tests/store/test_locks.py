@@ -119,6 +119,14 @@ def test_a_newcomer_does_not_pass_the_queue_of_a_silent_holder() -> None:
     assert waiting.state is AskState.GRANTED
 
 
+def test_what_a_silent_holder_has_is_forgotten_when_others_lock_other_keys() -> None:
+    locks = table()
+    ask(locks, 1, b"a", b"b")
+    ask(locks, 2, b"c", now=SILENCE_S - 1)
+    ask(locks, 3, b"d", now=SILENCE_S)
+    assert holders(locks) == {b"c": 2, b"d": 3}
+
+
 def test_too_many_locks_drop_the_oldest_ones() -> None:
     locks = table(locks_max=2)
     ask(locks, 1, b"a", b"b")
