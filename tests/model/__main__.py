@@ -46,7 +46,7 @@ def show(seed: int, off: frozenset[str]) -> bool:
 def main(argv: list[str]) -> int:
     asked = arguments(argv)
     try:
-        offs = {name: rules_of(name) for name in (RULES if asked.rules == ["each"] else asked.rules)}
+        offs = {name: rules_of(name) for given in asked.rules for name in (RULES if given == "each" else [given])}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The rules of the commit protocol that the model can take away, one name each (`python -m tests.model rule NAME`)."""
+"""The rules of the commit protocol that the model can take away, one name each (`python -m tests.model NAME`)."""
 
 RULES: dict[str, str] = {
     # oracle
@@ -43,17 +43,17 @@ RULES: dict[str, str] = {
     "stage_tombstone": "an abort without a record leaves a tombstone in the anchor's leaseholder",
     "stage_low_water": "a record is not created if the anchor's lease began after the attempt's first timestamp",
     "stage_first_ts": "... judged by the attempt's first timestamp, not by the staged one",
-    "recover_staging": "a STAGING record is never aborted without recovery, except by its own coordinator",
+    "recover_staging": "a STAGING record is never aborted without recovery, except by its own gateway",
     "recover_prevent": "recovery prevents a write that it did not find",
     "recover_prevent_equal": "... also at exactly the staged timestamp",
     "recover_same": "recovery changes the record only if it is still the staging that it examined",
     "recover_staged_ts": "a recovered transaction commits at the staged timestamp",
-    "abort_asks_record": "a coordinator's own abort goes through the record and may find it committed",
+    "abort_asks_record": "a gateway's own abort goes through the record and may find it committed",
     "resolve_after_record": "intents are resolved only after the record says COMMITTED",
     "resolve_at_or_below": "resolving a committed intent above the commit timestamp drops it (a late copy of the prewrite)",
     "remove_after_resolve": "a record is removed only after all its intents are resolved and applied",
     "remove_tombstone": "removing a record leaves a tombstone",
-    "remove_tombstone_outcome": "... that says how it ended, for its coordinator",
+    "remove_tombstone_outcome": "... that says how it ended, for its gateway",
     "gone_unknown": "if lease and record are gone and a staging may have been applied, the outcome is unknown, not aborted",
     "push_before_lease": "a push of an attempt from before the lease concludes `drop the intent`, and leaves no tombstone",
     # splits; see split.py for the three ways in which a right side may begin

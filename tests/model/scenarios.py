@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from tests.model.gateway import Gateway
 from tests.model.leaseholder import Range
-from tests.model.state import MISMATCH, NOTHING, Command
+from tests.model.state import MISMATCH, NOTHING, WAIT, Command
 from tests.model.world import World
 
 T, U, W = ("T", 0), ("U", 0), ("W", 0)
@@ -231,6 +231,46 @@ def committed_under_the_janitor(off: Iterable[str]) -> str | None:
     return None if janitor.send(handler(rg, *args)) else "lost"
 
 
+def read_while_splitting(off: Iterable[str]) -> str | None:
+    """b is being split off; the right side leads elsewhere and is written before the left leaseholder has applied the split."""
+    stage = Stage(off, "ab")
+    left = stage.world.at["b"]
+    command = left.split("b")
+    left.log.append(command)
+    left.begin_right(*command.args)
+    assert stage.do("b", Range.commit_one, U, 25, {}, {"b": "ub"}, {}, 25, 25, True)[0] == "committed"
+    return None if left.read(W, {}, ["b"], 30, None) == WAIT else "order"
+
+
+def aborted_before_it_began(off: Iterable[str]) -> str | None:
+    """T's first flush reaches b before its PENDING record is made; W aborts it, and T goes on."""
+    stage = Stage(off, "ab")
+    stage.do("b", Range.prewrite, T, "b", "vb", 11, "b", 11, 1)
+    assert stage.do("b", Range.push, T, "b", 11, 30, True) == ("aborted",)
+    stage.do("b", Range.resolve, T, "b", None)
+    stage.do("b", Range.begin, T, 11, "b")
+    return "lost" if stage.do("b", Range.commit_flushed, T, 11, 11, ("b",), "b", False)[0] == "committed" else None
+
+
+def collected_under_a_reader(off: Iterable[str], splits: bool) -> str | None:
+    """T read b; U deleted it, and all its versions were collected; T refreshes what it read, somebody reads the past."""
+    stage = Stage(off, "ab")
+    stage.do("b", Range.commit_one, W, 10, {}, {"b": "wb"}, {}, 10, 10, True)
+    assert stage.do("b", Range.read, T, {}, ["b"], 11, None) == ("ok", {"b": "wb"})
+    assert stage.do("b", Range.commit_one, U, 13, {}, {"b": None}, {}, 13, 13, True) == ("committed", 13)
+    stage.do("b", Range.collect, 15)
+    if splits:
+        stage.do("a", Range.split, "b")
+    if stage.do("b", Range.refresh, T, {}, {"b": True}, 11, 20) == ("ok",):
+        return "order"
+    return "past" if stage.do("b", Range.read, W, {}, ["b"], 12, None) == ("ok", {"b": None}) else None
+
+
+def read_what_is_collected(off: Iterable[str]) -> str | None:
+    """What was read below the threshold cannot be refreshed, nor read again, also after a split."""
+    return collected_under_a_reader(off, False) or collected_under_a_reader(off, True)
+
+
 SCENARIOS: dict[Callable[[Iterable[str]], str | None], tuple[str, ...]] = {
     told_behind_its_back: ("remove_tombstone", "remove_tombstone_outcome", "gone_unknown", "push_before_lease"),
     told_after_a_split: ("split_stage_outcome", "split_stage_floor", "split_end_outcome", "split_end_floor"),
@@ -240,6 +280,9 @@ SCENARIOS: dict[Callable[[Iterable[str]], str | None], tuple[str, ...]] = {
     rolled_back_comes_late: ("savepoint_nothing", "savepoint_resolve_notes"),
     read_below_a_pending_one: ("stage_push", "pending_low_water", "full_pushes"),
     committed_under_the_janitor: ("pending_keys",),
+    read_while_splitting: ("split_latch",),
+    aborted_before_it_began: ("pending_tombstone",),
+    read_what_is_collected: ("gc_reads", "gc_refresh", "gc_split"),
     collected_and_laid_again: ("gc_bumps",),
     late_copy_after_a_split: ("split_spans_checked",),
 }

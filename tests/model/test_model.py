@@ -1,6 +1,7 @@
 """Random histories hold with all rules, and are caught without one; rare events really happen; the written scenarios go as they must."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,9 @@ def test_intents_laid_early() -> None:
     assert early_intents.violations(frozenset(), 1500) == (0, None)
     for off in ({"refresh"}, {"refresh_intents"}, {"refresh_cache"}, {"push"}):
         assert early_intents.violations(frozenset(off), 1500, stop=1)[0] == 1, off
+
+
+def test_every_rule_has_its_costs() -> None:
+    costs = (Path(__file__).parent / "costs.md").read_text()
+    assert not [rule for rule in RULES if f"| `{rule}` |" not in costs]
+    assert RULES.keys() >= {rule for rules in SCENARIOS.values() for rule in rules}
