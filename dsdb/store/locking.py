@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import trio
 
 from dsdb.kv.errors import BelowThreshold, InvalidRequest, KvError, LockNotAvailable, Unavailable
-from dsdb.kv.intents import PrewriteRequest
+from dsdb.kv.intents import PrewriteRequest, StageRequest
 from dsdb.kv.locks import (
     LOCKED_KEYS_MAX,
     KeepLocksReply,
@@ -139,7 +139,7 @@ class Locking:
         Without it a stream of writes that take no locks starves whoever reads under one, as each makes its refresh fail.
         """
 
-        async def serve_after(replica: Replica, request: CommitRequest | PrewriteRequest) -> Reply:
+        async def serve_after(replica: Replica, request: CommitRequest | PrewriteRequest | StageRequest) -> Reply:
             if not len(replica.locks):
                 return await serve(replica, request)
             ask = await self._give_way(replica, request, wait_s)
@@ -151,12 +151,12 @@ class Locking:
 
         return serve_after
 
-    async def _give_way(self, replica: Replica, request: CommitRequest | PrewriteRequest, wait_s: float) -> Ask | None:
+    async def _give_way(self, replica: Replica, request: CommitRequest | PrewriteRequest | StageRequest, wait_s: float) -> Ask | None:
         if isinstance(request, CommitRequest):
             keys = [write.key for write in request.writes]
             attempt, start_ts = request.attempt, request.read_ts or request.first_ts
         else:
-            keys = list(request.keys)
+            keys = list(request.keys if isinstance(request, PrewriteRequest) else request.laid)
             attempt, start_ts = request.meta.attempt, request.meta.first_ts
         locks, clock = replica.locks, self._context.clock
         held = locks.held_by_older(attempt, start_ts, keys) if len(keys) <= LOCKED_KEYS_MAX else []

@@ -18,7 +18,7 @@ import trio
 
 from dsdb.kv.errors import Conflict, InvalidRequest, KvError, RangeNotFound, Unavailable
 from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, RangeId
-from dsdb.kv.intents import PrewriteRequest
+from dsdb.kv.intents import PrewriteRequest, StageRequest
 from dsdb.kv.locks import LockRequest
 from dsdb.kv.requests import (
     BumpReply,
@@ -83,6 +83,7 @@ class Serving:
             CollectGarbageRequest: self._collect_garbage,
             **intents,
             PrewriteRequest: self._locking.after_older(intents[PrewriteRequest], context.config.staging_wait_s / 2),
+            StageRequest: self._locking.after_older(intents[StageRequest], context.config.staging_wait_s / 2),
             **self._locking.handlers,
         }
         """Request type → what serves it; `store` adds those that change ranges."""
