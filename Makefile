@@ -69,9 +69,9 @@ model: $(STAMP)
 differential: $(STAMP)
 	$(BIN)/python -m tests.differential.comparing --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
-# Planted faults that the simulation of whole nodes must find
+# make mutants [NAMES="tombstones low water"]: planted faults that the simulators must find; see docs/testing.md
 mutants: $(STAMP)
-	$(BIN)/python -m pytest tests/sim/node_mutants.py
+	$(BIN)/python -m tests.sim.mutants $(NAMES)
 
 fuzz-wire: $(STAMP)
 	$(BIN)/python -m tests.wire.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

@@ -7,10 +7,11 @@
 | partition, one-way out, one-way in, link | a host, or one pair of hosts, is cut off; TCP holds the bytes until it is healed |
 | delays | what one host sends to another, or both ways, takes up to 0.4 s |
 | resets | connections between two hosts break, again and again: requests and replies are lost |
+| chain | a host and the second are cut off from each other; soon after it does not hear the third either, which may have restarted |
 | quorum | two of three hosts are down, for up to 25 s |
 | slow disk, wall clock | syncs take up to 0.5 s; a wall clock jumps by an hour |
 | transfer, split, join | a lease moves, a table that is written to is cut, a fourth node joins |
-| storm, splits | leases move, or tables are cut, again and again |
+| storm, splits | leases move, while one host's messages take long, or tables are cut, again and again |
 
 Besides, of each seed: how long messages take, how many keys a record may promise, and how often a request whose connection broke arrives
 all the same, once more and later.
@@ -65,6 +66,7 @@ FAULTS = (
     "link",
     "delays",
     "resets",
+    "chain",
     "quorum",
     "wall clock",
     "slow disk",
@@ -166,6 +168,18 @@ class Faults:
                 await trio.sleep(chance.choice((1.0, 5.0, NO_QUORUM_S)))
                 for other in down:
                     await simulation.start(other)
+            case "chain":
+                second, third = chance.sample([other for other in simulation.founders if other is not host], 2)
+                simulation.network.block(host.name, second.name)
+                simulation.network.block(second.name, host.name)
+                await trio.sleep(chance.uniform(0.3, 0.7))
+                simulation.network.block(third.name, host.name)
+                if chance.random() < 0.5:
+                    # What it promised to the host it may not forget, though the host cannot remind it.
+                    simulation.network.block(host.name, third.name)
+                    simulation.kill(third)
+                    await simulation.start(third)
+                await trio.sleep(chance.uniform(0.3, 1.5))
             case "partition" | "one-way out" | "one-way in" | "link":
                 await self._cut_off(kind, host)
             case "delays":
@@ -187,6 +201,9 @@ class Faults:
             case "transfer":
                 await self._transfer(host)
             case "storm":
+                for other in self._others(host) if chance.random() < 0.7 else ():
+                    # Requests arrive that were sent long before the lease moved.
+                    simulation.network.slow(host.name, other.name, chance.choice(((20, 60), (50, 150), (0, 400))))
                 end = trio.current_time() + chance.uniform(0.5, 3)
                 while trio.current_time() < end:
                     await self._transfer(chance.choice(simulation.founders))

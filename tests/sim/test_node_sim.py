@@ -40,6 +40,14 @@ def test_without_a_quorum_statements_fail_in_time_and_all_comes_back() -> None:
     assert model.events["error: CannotConnectNowError"] >= 1
 
 
+def test_a_wall_clock_that_jumps_by_an_hour_stops_and_breaks_nothing() -> None:
+    """B24: nodes end, or reads break, when clocks are apart."""
+    model = simulate(3, 4, ("wall clock", "transfer"), clients=("count", "append", "transfers"))
+    assert model.events["fault: wall clock"] >= 1, model.events
+    for kind in ("append acknowledged", "increment acknowledged", "money moved"):
+        assert model.events[kind] > 10, model.events
+
+
 def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
     script = "from tests.sim.node_sim import simulate; m = simulate(6, 2); print(m.trace, sorted(m.events.items()))"
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

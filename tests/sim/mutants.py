@@ -1,0 +1,58 @@
+"""Planted faults in both simulators, one after another, as a table: `make mutants`.
+
+    python -m tests.sim.mutants [name …] [--minutes 5]
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from tests.sim import node_mutants, test_raft_sim
+from tests.sim.raft_checker import Violation
+from tests.sim.raft_sim import simulate
+
+Find = Callable[[], tuple[int, BaseException] | None]
+
+
+def _raft() -> Iterator[tuple[str, Find]]:
+    for mutant in test_raft_sim.MUTANTS:
+
+        def find(mutant: test_raft_sim.Mutant = mutant) -> tuple[int, BaseException] | None:
+            for seed in range(1, mutant.seeds + 1):
+                try:
+                    simulate(seed, test_raft_sim.SECONDS, mutant.rules)
+                except Violation as error:
+                    return seed, error
+            return None
+
+        yield f"raft: {mutant.name}", find
+
+
+def _nodes(limit_s: float) -> Iterator[tuple[str, Find]]:
+    for mutant in node_mutants.MUTANTS:
+        yield f"nodes: {mutant.plant.__name__.replace('_', ' ')}", lambda mutant=mutant: node_mutants.find(mutant, limit_s)  # type: ignore[misc]
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="parts of names; all if there are none")
+    parser.add_argument("--minutes", type=float, default=5.0, help="that the search for one may take")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    missed = 0
+    print(f"{'planted fault':56} {'seed':>5} {'seconds':>8}  found as")
+    for name, find in [*_raft(), *_nodes(options.minutes * 60)]:
+        if options.names and not any(part in name for part in options.names):
+            continue
+        began = time.perf_counter()
+        found = find()
+        missed += found is None
+        seed, what = ("-", "NOT FOUND") if found is None else (str(found[0]), " ".join(str(found[1]).split())[:80])
+        print(f"{name:56} {seed:>5} {time.perf_counter() - began:>8.1f}  {what}", flush=True)
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
