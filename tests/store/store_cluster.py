@@ -38,12 +38,13 @@ class MockedClock:
     def __init__(self, offset_s: float = 0.0, rate: float = 1.0) -> None:
         self.offset_s = offset_s
         self.rate = rate
+        self.wall_jump_ms = 0
 
     def now(self) -> float:
         return self.offset_s + self.rate * trio.current_time()
 
     def wall_ms(self) -> int:
-        return int(self.now() * 1000)
+        return int(self.now() * 1000) + self.wall_jump_ms
 
 
 class Oracle:

@@ -106,6 +106,21 @@ def test_commands_of_another_term_or_range_do_nothing() -> None:
     assert bench.machine.applied.size_bytes == 0
 
 
+def test_what_an_old_leaseholder_asks_of_intents_and_records_does_nothing_and_says_so() -> None:
+    """B6: of two leaseholders the old one's resolve does nothing and looks as if it had; the record goes, and the write with it."""
+    bench = Bench()
+    bench.apply(prewrite(60, K, L))
+    bench.apply(stage(60))
+    for command in (
+        ResolveCommand(1, TERM - 1, (ResolveItem(ONE, (K, L), Timestamp(60)),)),
+        EndTxnCommand(1, TERM - 1, meta(), Timestamp(60), Timestamp(60), (K,)),
+        RemoveRecordsCommand(TERM - 1, (ONE,)),
+    ):
+        assert isinstance(bench.apply(command), Unavailable)
+        assert mvcc.get_intent(bench.engine, K) is not None
+        assert bench.machine.records[ONE].status is STAGING
+
+
 def test_what_reads_the_engine_waits_for_what_the_batch_holds() -> None:
     bench = Bench()
     batch = bench.engine.new_batch()

@@ -112,6 +112,32 @@ def test_a_wait_ends_when_its_time_is_over_and_leaves_nothing() -> None:
     on_one_store(body)
 
 
+@pytest.mark.parametrize("jump_ms", [-3_600_000, 3_600_000])
+def test_a_wait_that_ends_while_the_clock_jumps_has_not_got_the_lock(jump_ms: int) -> None:
+    """B16: a wait for a lock that is over is taken for one that was granted."""
+
+    async def body(client: Callable[[], Client]) -> None:
+        holder, other = client(), client()
+        await holder.lock(B)
+        clock = holder.cluster.clocks[holder.store.identity.store_id]
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def jump() -> None:
+                await trio.sleep(0.1)
+                clock.wall_jump_ms = jump_ms
+
+            nursery.start_soon(jump)
+            assert await refusal(other.lock(B, wait_s=0.3)) == LockNotAvailable(B)
+        assert trio.current_time() - began == pytest.approx(0.3, abs=0.05)
+        assert [(entry.attempt, entry.waiters) for _, entry in holder.store.locks()] == [(holder.attempt, 0)]
+        # Nor does it pass to one that has given up.
+        await holder.store.serve(UnlockRequest(TABLES, (holder.attempt,)))
+        assert holder.store.locks() == []
+
+    on_one_store(body)
+
+
 def test_what_is_newer_than_asked_for_is_told_and_the_lock_is_kept() -> None:
     async def body(client: Callable[[], Client]) -> None:
         one = client()
