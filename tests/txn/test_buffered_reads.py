@@ -111,3 +111,42 @@ def test_leaf_stages_see_what_is_buffered_in_all_ranges() -> None:
         assert connection.execute(everything).fetchall()[0][1] == sum(want.values()) + len(want)
         connection.execute("COMMIT")
         assert connection.execute("SELECT id, v FROM t ORDER BY id").fetchall() == [(n, v + 1) for n, v in sorted(want.items())]
+
+
+@pytest.mark.parametrize("has_ranges", [False, True])
+def test_what_a_failed_statement_wrote_is_gone_when_its_savepoint_is_gone_back_to(has_ranges: bool) -> None:
+    failures = [
+        "INSERT INTO t SELECT n, 1000 / (n - 140) FROM generate_series(101, 140) AS numbers(n)",
+        "INSERT INTO t VALUES (101, 1000), (45, 1), (1, 1)",
+        "UPDATE t SET v = v + 1000 / (id - 99)",
+        "INSERT INTO t VALUES (3, 1), (101, 1), (99, 1) ON CONFLICT (id) DO UPDATE SET v = 1000 / (99 - t.id)",
+        "DELETE FROM t WHERE id > 50 RETURNING 1 / (id - 99)",
+    ]
+    with dsdb.connect(autocommit=True) as connection:
+
+        def rows(sql: str) -> list[tuple[object, ...]]:
+            return connection.execute(sql).fetchall()
+
+        connection.execute("CREATE TABLE t (id INT PRIMARY KEY, v INT NOT NULL)")
+        connection.execute("INSERT INTO t SELECT n, n FROM generate_series(1, 100) AS numbers(n)")
+        if has_ranges:
+            connection.execute("ALTER TABLE t SPLIT AT VALUES (30), (60)")
+        connection.execute("BEGIN")
+        connection.execute("UPDATE t SET v = -45 WHERE id = 45")
+        connection.execute("DELETE FROM t WHERE id = 46")
+        connection.execute("INSERT INTO t VALUES (0, 0)")
+        want = {n: n for n in range(101)} | {45: -45}
+        del want[46]
+        for statement in failures:
+            connection.execute("SAVEPOINT s")
+            connection.execute("UPDATE t SET v = 7 WHERE id = 7")
+            with pytest.raises(dsdb.Error):
+                rows(statement)
+            connection.execute("ROLLBACK TO s")
+            assert rows("SELECT count(*), sum(v), max(id) FROM t") == [(len(want), sum(want.values()), 100)]
+            assert rows("SELECT id, v FROM t ORDER BY id") == sorted(want.items())
+            for key in (1, 3, 7, 45, 46, 99, 101, 139):
+                assert rows(f"SELECT v FROM t WHERE id = {key}") == ([(want[key],)] if key in want else [])
+        assert rows("SELECT v FROM t WHERE id = 45 FOR UPDATE") == [(-45,)]
+        connection.execute("COMMIT")
+        assert rows("SELECT id, v FROM t ORDER BY id") == sorted(want.items())

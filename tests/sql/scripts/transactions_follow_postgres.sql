@@ -204,6 +204,98 @@ id
 5
 SELECT 3
 
+# What a statement wrote before it failed is gone with it: by key, by span, under a lock.
+
+BEGIN; SAVEPOINT s; INSERT INTO t VALUES (20, 20), (21, 21), (2, 2);
+---
+23505 duplicate key value violates unique constraint "t_pkey"
+detail: Key (id)=(2) already exists.
+
+ROLLBACK TO s; SELECT id FROM t WHERE id IN (20, 21);
+---
+ROLLBACK
+id
+SELECT 0
+
+SELECT id, n FROM t ORDER BY id;
+---
+id | n
+1 | 10
+2 | 2
+5 | 5
+SELECT 3
+
+UPDATE t SET n = 40 / (id - 5);
+---
+22012 division by zero
+
+ROLLBACK TO s; SELECT id, n FROM t WHERE n = n + 0 ORDER BY id;
+---
+ROLLBACK
+id | n
+1 | 10
+2 | 2
+5 | 5
+SELECT 3
+
+SELECT id, n FROM t WHERE id = 1 FOR UPDATE;
+---
+id | n
+1 | 10
+SELECT 1
+
+INSERT INTO t VALUES (20, 1); SAVEPOINT u; UPDATE t SET n = n + 60;
+---
+INSERT 0 1
+SAVEPOINT
+UPDATE 4
+
+UPDATE t SET n = n + 60;
+---
+23514 new row for relation "t" violates check constraint "t_n_check"
+detail: Failing row contains (1, 130).
+
+ROLLBACK TO u; SELECT id, n FROM t ORDER BY id;
+---
+ROLLBACK
+id | n
+1 | 10
+2 | 2
+5 | 5
+20 | 1
+SELECT 4
+
+INSERT INTO t VALUES (20, 2) ON CONFLICT (id) DO UPDATE SET n = t.n + EXCLUDED.n RETURNING n;
+---
+n
+3
+INSERT 0 1
+
+DELETE FROM t WHERE id = 20 RETURNING 1 / (id - 20);
+---
+22012 division by zero
+
+ROLLBACK TO s; SELECT id, n FROM t WHERE id = 20; SELECT count(*) FROM t;
+---
+ROLLBACK
+id | n
+SELECT 0
+count
+3
+SELECT 1
+
+COMMIT;
+---
+COMMIT
+
+SELECT id, n FROM t ORDER BY id;
+---
+id | n
+1 | 10
+2 | 2
+5 | 5
+SELECT 3
+
 # Settings go back, too.
 
 BEGIN; SET statement_timeout = '3s'; SAVEPOINT s; SET lock_timeout = 7;
