@@ -392,7 +392,7 @@ def test_cycles_agree_with_every_order(process: bool, realtime: bool) -> None:
         verdicts[right, bool(found)] += 1
 
     run()
-    assert all(verdicts[verdict] > 5 for verdict in ((True, False), (False, True))), verdicts
+    assert all(verdicts[verdict] > 1 for verdict in ((True, False), (False, True))), verdicts
 
 
 def test_twenty_thousand_transactions_are_judged_in_seconds() -> None:
