@@ -24,7 +24,7 @@ from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError
 from dsdb.sql.types import INT
 from tests.checkers.history import Append, ReadList, Recorder, Violation
-from tests.sim.sql_clients import TABLES, SqlClients
+from tests.sim.sql_clients import TABLES, SqlClients, only_row
 
 T = TypeVar("T")
 
@@ -272,7 +272,7 @@ async def execute(node: Node, text: str, *values: int) -> list[tuple[Any, ...]]:
 
 def check_counter(model: Model, counter: int, least: int, rows: list[tuple[Any, ...]]) -> None:
     """Raise Violation unless a counter's value is possible."""
-    ((value,),) = rows
+    (value,) = only_row(rows)
     most = model.asked[counter] - model.failed[counter]
     if not least <= value <= most:
         raise Violation(f"counter {counter} reads {value}; at least {least} and at most {most} was possible")

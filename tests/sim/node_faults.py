@@ -11,7 +11,7 @@
 | quorum | two of three hosts are down, for up to 25 s |
 | slow disk, wall clock | syncs take up to 0.5 s; a wall clock jumps by an hour |
 | transfer, split, join | a lease moves, a table that is written to is cut, a fourth node joins |
-| storm, splits | leases move, while one host's messages take long, or tables are cut, again and again |
+| storm, splits | leases move, or tables are cut, again and again, while one host's messages take long |
 
 Besides, of each seed: how long messages take, how many keys a record may promise, and how often a request whose connection broke arrives
 all the same, once more and later.
@@ -172,9 +172,10 @@ class Faults:
                 second, third = chance.sample([other for other in simulation.founders if other is not host], 2)
                 simulation.network.block(host.name, second.name)
                 simulation.network.block(second.name, host.name)
-                await trio.sleep(chance.uniform(0.3, 0.7))
+                is_restarted = chance.random() < 0.5
+                await trio.sleep(chance.uniform(0.6, 0.75) if is_restarted else chance.uniform(0.3, 0.7))
                 simulation.network.block(third.name, host.name)
-                if chance.random() < 0.5:
+                if is_restarted:
                     # What it promised to the host it may not forget, though the host cannot remind it.
                     simulation.network.block(host.name, third.name)
                     simulation.kill(third)
@@ -201,9 +202,7 @@ class Faults:
             case "transfer":
                 await self._transfer(host)
             case "storm":
-                for other in self._others(host) if chance.random() < 0.7 else ():
-                    # Requests arrive that were sent long before the lease moved.
-                    simulation.network.slow(host.name, other.name, chance.choice(((20, 60), (50, 150), (0, 400))))
+                self._be_slow(host)
                 end = trio.current_time() + chance.uniform(0.5, 3)
                 while trio.current_time() < end:
                     await self._transfer(chance.choice(simulation.founders))
@@ -211,6 +210,7 @@ class Faults:
             case "split":
                 await self._split(host)
             case "splits":
+                self._be_slow(host)
                 for _ in range(chance.randint(2, 5)):
                     await self._split(chance.choice(simulation.founders))
                     await trio.sleep(chance.uniform(0, 0.2))
@@ -220,6 +220,11 @@ class Faults:
 
     def _others(self, host: "Host") -> "list[Host]":
         return [other for other in self._simulation.hosts if other is not host]
+
+    def _be_slow(self, host: "Host") -> None:
+        """Let a host's messages take long, perhaps: they arrive when what they were sent to has moved, or was cut."""
+        for other in self._others(host) if self._chance.random() < 0.7 else ():
+            self._simulation.network.slow(host.name, other.name, self._chance.choice(((20, 60), (50, 150), (0, 400))))
 
     async def _die(self, host: "Host", *, is_silent: bool) -> None:
         self._simulation.kill(host, is_silent=is_silent)

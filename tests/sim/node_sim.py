@@ -37,7 +37,7 @@ from tests.sim.network import SimClock, SimNetwork
 from tests.sim.node_clients import COUNTERS, LISTS, Clients, Model, check_counter, execute
 from tests.sim.node_faults import Faults, Mix, draw
 from tests.sim.rare_events import Hooks
-from tests.sim.sql_clients import TABLES
+from tests.sim.sql_clients import SPLITS, TABLES
 
 T = TypeVar("T")
 
@@ -98,6 +98,8 @@ class Simulation:
         self.model = model
         self.network = SimNetwork(self.chance, delay_ms=mix.delay_ms)
         self.hosts: list[Host] = []
+        self.ranges = 2 + COUNTERS + sum(SPLITS[kind] for kind in mix.clients if kind in SPLITS)
+        """The system's, that of all tables, and what was cut off from it."""
         self.nursery: trio.Nursery
 
     async def run(self) -> Model:
@@ -132,7 +134,9 @@ class Simulation:
 
     async def live(self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run a host's node until it dies."""
-        join = () if host is self.hosts[0] else (self.hosts[0].address,)
+        # A node that has been a member needs nobody to join; if it is given somebody, it asks first.
+        is_told = host.node is None or self.chance.random() < 0.5
+        join = (self.hosts[0].address,) if is_told and host is not self.hosts[0] else ()
         host.node = node = Node(
             NodeConfig(store=None, listen=host.address, http=None, join=join),
             clock=host.clock,
@@ -191,7 +195,7 @@ class Simulation:
 
     def is_replicated(self) -> bool:
         descriptors = self.descriptors()
-        return len(descriptors) >= 4 and all(len(desc.voters) == HOSTS for desc in descriptors)
+        return len(descriptors) >= self.ranges and all(len(desc.voters) == HOSTS for desc in descriptors)
 
     def descriptors(self) -> list[RangeDescriptor]:
         """Give the ranges of the first host."""

@@ -79,6 +79,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Kind of client → what makes its table."""
+SPLITS = {"lists": 2, "transfers": 2, "pairs": 1, "rows": 2}
+"""Kind of client → how often its table is cut at the beginning."""
 SPLIT_AT: dict[str, Callable[[random.Random], str]] = {
     "lists": lambda chance: f"ALTER TABLE sql_lists SPLIT AT VALUES ({chance.randrange(1, SQL_LISTS)})",
     "transfers": lambda chance: f"ALTER TABLE accounts SPLIT AT VALUES ({chance.randrange(1, ACCOUNTS)})",
@@ -171,7 +173,7 @@ class SqlClients:
         return "lists changed" if appended else "sql lists read"
 
     async def _read_list(self, session: Session, record: Pending, key: int, lock: str) -> None:
-        ((text,),) = await session.run(f"SELECT v FROM sql_lists WHERE k = $1{lock}", key)
+        (text,) = only_row(await session.run(f"SELECT v FROM sql_lists WHERE k = $1{lock}", key))
         record.ops.append(ReadList(key, tuple(int(number) for number in text.split())))
 
     async def _move_money(self, client: int) -> str:
@@ -181,7 +183,7 @@ class SqlClients:
         async def body(session: Session, record: Pending) -> None:
             balances = {}
             for account in (source, *targets):
-                ((balances[account],),) = await session.run("SELECT balance FROM accounts WHERE id = $1", account)
+                (balances[account],) = only_row(await session.run("SELECT balance FROM accounts WHERE id = $1", account))
                 record.ops.append(Read(account, balances[account]))
             amount = chance.randint(0, max(0, balances[source]) // len(targets))
             for account in targets:
@@ -202,13 +204,12 @@ class SqlClients:
 
         async def body(session: Session, record: Pending) -> None:
             if is_query:
-                rows = await session.run("SELECT sum(balance), count(*) FROM accounts")
-                ((total, count),) = rows
+                total, count = only_row(await session.run("SELECT sum(balance), count(*) FROM accounts"))
                 if (int(total), count) != (ACCOUNTS * MONEY, ACCOUNTS):
                     raise Violation(f"{count} accounts add up to {total}, not {ACCOUNTS} to {ACCOUNTS * MONEY}")
             else:
                 for account in range(ACCOUNTS):
-                    ((balance,),) = await session.run("SELECT balance FROM accounts WHERE id = $1", account)
+                    (balance,) = only_row(await session.run("SELECT balance FROM accounts WHERE id = $1", account))
                     record.ops.append(Read(account, balance))
 
         await self._transact("transfers", client, body)
@@ -345,6 +346,13 @@ class SqlClients:
             self.recorders[kind].ok(record)
             history = self.recorders[kind].history(f"{kind} of {self._about}")
             refuse(judge(kind, history), history, keep)
+
+
+def only_row(rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Give the row, of which there is always one.  Raises Violation."""
+    if len(rows) != 1:
+        raise Violation(f"a query that has one row gave {rows}")
+    return rows[0]
 
 
 def judge(kind: str, history: History) -> list[Anomaly]:
