@@ -35,6 +35,7 @@ def test_properties_hold_under_faults() -> None:
 
 
 def test_without_a_quorum_statements_fail_in_time_and_all_comes_back() -> None:
+    """B22: statements hang while a range has no quorum."""
     model = simulate(4, 4, ("quorum",), clients=("insert", "count"))
     assert model.events["fault: quorum"] >= 1
     assert model.events["error: CannotConnectNowError"] >= 1

@@ -54,6 +54,7 @@ def scenario(test: Callable[[Client, Client], Awaitable[None]]) -> Callable[[], 
 
 
 async def _stale_read(one: Client, two: Client) -> None:
+    # B18: a transaction that lost is run again by the system, with the writes that it had.
     await one.run("BEGIN; SELECT n FROM t WHERE id = 1")
     await two.run("UPDATE t SET n = 11 WHERE id = 1")
     assert await one.run("SELECT n FROM t WHERE id = 1") == [(10,)]

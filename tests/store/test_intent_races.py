@@ -425,6 +425,8 @@ def test_a_frozen_span_meets_an_intent_midway_and_goes_on_behind_it() -> None:
 
 
 def test_a_refresh_gets_intents_out_of_its_way_also_below_its_start() -> None:
+    """B3: a refresh passes by an intent whose transaction commits below it."""
+
     async def body(desk: TxnDesk) -> None:
         live, done = desk.meta(A), desk.meta(B)
         reader = desk.cluster.new_attempt()

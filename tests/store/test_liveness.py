@@ -17,6 +17,7 @@ def make(now: float, incarnation: int = 7) -> Liveness:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_supported_never_counts_on_a_promise_that_has_lapsed(seed: int) -> None:
+    """B6: the end of a lease goes back, and there are two leaseholders."""
     chance = random.Random(seed)
     rates = {A: 1 + chance.uniform(-0.005, 0.005), B: 1 + chance.uniform(-0.005, 0.005)}
     offsets = {A: chance.uniform(0, 1e6), B: chance.uniform(0, 1e6)}

@@ -77,6 +77,8 @@ def on_one_store(body: Callable[[Desk], Awaitable[None]], config: StoreConfig | 
 
 
 def test_a_commit_is_answered_alike_however_often_it_comes() -> None:
+    """B2: a commit that is sent again is applied again."""
+
     async def body(desk: Desk) -> None:
         request = desk.commit(Write(A, b"1", must_be_absent=True))
         reply = await desk.store.serve(request)

@@ -586,6 +586,8 @@ def test_a_record_reply_of_a_recovery_is_taken_from_the_record() -> None:
 
 @pytest.mark.parametrize("has_arrived", [True, False])
 def test_a_commit_that_is_not_answered_in_time_is_refused_before_the_client_is_told(has_arrived: bool) -> None:
+    """B21: a commit without an answer is reported as failed, and takes effect."""
+
     async def test(world: World) -> None:
         lost: list[CommitRequest] = []
 
