@@ -28,7 +28,7 @@ import pyarrow as pa
 import trio
 
 from dsdb.sql.errors import OutOfMemoryError
-from dsdb.sql.execute.engine_errors import EngineFaultError, sql_error
+from dsdb.sql.execute.engine_errors import EngineFaultError, sql_error, streamed_error
 
 INTERRUPT_INTERVAL_SECONDS = 0.005
 """An interrupt that comes before the query has begun is lost: hence again and again, as often as this."""
@@ -202,19 +202,25 @@ def _select(connection: duckdb.DuckDBPyConnection, sql: str, inputs: Mapping[str
             connection.register(name, _with_uuids(table))
             registered.append(name)
         relation = connection.sql(statements[0])
-        batches: list[pa.RecordBatch] = []
-        size = 0
         with relation.to_arrow_reader(RESULT_BATCH_ROWS) as reader:
-            for batch in reader:
-                size += batch.nbytes
-                if size > bytes_max:
-                    raise OutOfMemoryError("the query's result is larger than the memory allowed for it")
-                batches.append(batch)
-            schema = reader.schema
-        return _without_uuids(pa.Table.from_batches(batches, schema))
+            return _without_uuids(_read_all(reader, bytes_max))
     finally:
         for name in registered:
             connection.unregister(name)
+
+
+def _read_all(reader: pa.RecordBatchReader, bytes_max: int) -> pa.Table:
+    batches: list[pa.RecordBatch] = []
+    size = 0
+    try:
+        for batch in reader:
+            size += batch.nbytes
+            if size > bytes_max:
+                raise OutOfMemoryError("the query's result is larger than the memory allowed for it")
+            batches.append(batch)
+    except OSError as error:
+        raise streamed_error(error) from error
+    return pa.Table.from_batches(batches, reader.schema)
 
 
 def _with_uuids(table: pa.Table) -> pa.Table:

@@ -125,6 +125,26 @@ _CLASSES: tuple[tuple[type[Exception], type[errors.SqlError]], ...] = (
 """What is left, by class.  BinderException: queries that the engine cannot plan, such as some correlated sub-queries."""
 
 
+_KINDS: dict[str, type[duckdb.Error]] = {
+    "Binder Error": duckdb.BinderException,
+    "Conversion Error": duckdb.ConversionException,
+    "FATAL Error": duckdb.FatalException,
+    "INTERNAL Error": duckdb.InternalException,
+    "INTERRUPT Error": duckdb.InterruptException,
+    "IO Error": duckdb.IOException,
+    "Invalid Input Error": duckdb.InvalidInputException,
+    "Not implemented Error": duckdb.NotImplementedException,
+    "Out of Memory Error": duckdb.OutOfMemoryException,
+    "Out of Range Error": duckdb.OutOfRangeException,
+}
+
+
+def streamed_error(error: OSError) -> duckdb.Error:
+    """Give the engine's error behind the one that a stream of rows ended with: Arrow hands on its text alone."""
+    text = str(error)
+    return _KINDS.get(text.partition(": ")[0], duckdb.Error)(text)
+
+
 def sql_error(error: duckdb.Error, sql: str) -> Exception:
     """Give what to raise for an error of the engine's that `sql` ended with."""
     first_line = str(error).split("\n", 1)[0]

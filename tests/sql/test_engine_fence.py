@@ -194,6 +194,21 @@ def test_errors_are_those_of_sql(engine: QueryEngine, sql: str, error: type[Exce
         run(engine, sql)
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("1 / (range - 150000)", errors.DivisionByZeroError, "^division by zero$"),
+        ("CAST(range - 117233 AS SMALLINT)", errors.NumericOutOfRangeError, "smallint out of range"),
+        ("CAST(CASE WHEN range = 150000 THEN 'x' ELSE '1' END AS INT)", errors.InvalidTextError, 'type integer: "x"'),
+        ("CASE WHEN range = 150000 THEN error('[22001] value too long') ELSE '' END", errors.StringTruncationError, "^value too long$"),
+    ],
+)
+def test_errors_behind_many_rows_are_the_same(engine: QueryEngine, value: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run(engine, f"SELECT {value} FROM range(84466, 160000)")
+    assert run(engine, "SELECT 1") == [(1,)]
+
+
 def test_an_empty_result_keeps_its_types(engine: QueryEngine) -> None:
     table = trio.run(engine.run, "SELECT x, CAST(x AS DOUBLE) AS y FROM input WHERE false", {"input": pa.table({"x": [1]})})
     assert table.num_rows == 0
