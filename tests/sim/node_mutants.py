@@ -2,6 +2,11 @@
 
 Each is what one rule of docs/transactions.md, or of leases, is there for; a simulation that does not find it is blind to that rule.
 Faults and clients are chosen for each, so that it is found soon.
+
+Not here, as the simulation of Raft groups finds them by its invariants, and whole nodes show them too seldom: votes against promises of
+support, and promises forgotten at a start.  Nor what has another rule behind it: without the tombstone of a removed record a late copy
+may make the record anew, and recovery then aborts it with nothing to resolve; an intent below a newer version comes after every read
+that the cache and the low water know of.
 """
 
 import contextlib
@@ -32,7 +37,6 @@ from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.store import evaluate, intents, state_machine
 from dsdb.store.config import StoreConfig
 from dsdb.store.latches import Latches
-from dsdb.store.liveness import Liveness
 from dsdb.store.replica import Replica
 from dsdb.store.state_machine import StateMachine
 from dsdb.store.timestamp_cache import TimestampCache
@@ -114,11 +118,6 @@ def syncs_do_nothing(patch: pytest.MonkeyPatch) -> None:
 def oracle_starts_at_its_clock(patch: pytest.MonkeyPatch) -> None:
     """A new oracle goes by its wall clock, and not from the mark that the old one left (rule 1)."""
     patch.setattr(parts._SystemRange, "oracle_mark", lambda self: MIN_TIMESTAMP)
-
-
-def votes_before_promises_end(patch: pytest.MonkeyPatch) -> None:
-    """A store votes for another leader while it supports the old one."""
-    patch.setattr(Liveness, "promises", lambda self, store: False)
 
 
 # ---- Reads and one range ----
@@ -345,7 +344,6 @@ MUTANTS = (
     Mutant(reads_leave_no_trace, ("transfer",)),
     Mutant(syncs_do_nothing, ("quorum",), ("insert", "count")),
     Mutant(oracle_starts_at_its_clock, ("wall clock", "storm", "crash")),
-    Mutant(votes_before_promises_end, ("chain",), seconds=15.0),
     Mutant(scans_leave_no_trace, ("storm", "delays"), ("pairs", "rows")),
     Mutant(reads_do_not_wait, ("slow disk",)),
     Mutant(reads_pass_by_intents, ("delays",), ("transfers", "lists")),
