@@ -7,5 +7,5 @@ from tests.faults import chaos
 
 def test_promises_are_kept_under_faults(tmp_path: Path) -> None:
     picture = tmp_path / "timeline.svg"
-    assert chaos.run(tmp_path, seed=2, nodes=3, seconds=10, picture=picture) == []
+    assert chaos.run(tmp_path, seed=2, nodes=3, seconds=6, picture=picture) == []
     assert picture.read_text().startswith("<svg")
