@@ -10,6 +10,7 @@ from dsdb.kv.ids import StoreId
 from dsdb.kv.intents import EndTxnRequest, PrewriteRequest, RecordReply, TxnMeta
 from dsdb.kv.requests import (
     BumpReply,
+    CollectGarbageRequest,
     CommitReply,
     CommitRequest,
     RefreshRequest,
@@ -546,3 +547,28 @@ def test_a_prewrite_must_lie_in_its_range() -> None:
         assert desk.intent(A) is None
 
     on_two_ranges(body)
+
+
+def test_collecting_versions_waits_for_writes_that_are_evaluated_and_not_applied() -> None:
+    """Rule 31: such a write may stand at or below the threshold; applied behind it, it could bring back what was collected."""
+
+    async def body(desk: TxnDesk) -> None:
+        txn = desk.meta()
+        store = await desk.store()
+        followers = [store_id for store_id in desk.cluster.ids if store_id != store.identity.store_id]
+        for store_id in followers:
+            desk.cluster.disks[store_id].hold()
+        replica = store._replicas[LEFT]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.prewrite, txn, txn.first_ts, {A: b"1"})
+            await trio.sleep(0.2)
+            assert len(replica.pending) == 1
+            nursery.start_soon(store.serve, CollectGarbageRequest(LEFT, desk.now()))
+            await trio.sleep(0.2)
+            assert len(replica.pending) == 1, "the command that collects is not in the log before the write is applied"
+            for store_id in followers:
+                desk.cluster.disks[store_id].let_go()
+        assert replica.machine.state.threshold > txn.first_ts
+        assert desk.intent(A) is not None
+
+    on_two_ranges(body, stores=3)
