@@ -1,11 +1,12 @@
 """The Raft loop: performs the effects of all groups of a store, in turns.
 
     dirty groups ─▶ ready() ─▶ one batch: log, hard states, applied commands ─▶ write ─▶ send, answer   (a turn: nothing waits)
-                                                                                  └─▶ sync in the disk thread ─▶ stabled, acknowledge
+                                                                                  └─▶ sync ─▶ stabled, acknowledge
 
 Two tasks run turns: the flusher, which goes on to sync what they wrote, and the stepper, while the flusher waits for the disk.  So a
 command that comes alone costs one task switch before its sync and none after it, and what comes meanwhile shares the next sync.  A frame
-of another store that finds neither at work has its turn at once (`turn_now`).
+of another store that finds neither at work has its turn at once (`turn_now`).  While the disk is fast, whoever had the turn syncs what is
+little at once (`_sync_promptly`, docs/decisions/0011); what is much, or slow, goes through the disk thread.
 
 Invariants:
 - Messages leave only after their turn's batch is written; those of `messages_after_sync` only when all written before them is durable.
