@@ -29,7 +29,7 @@ log = logging.getLogger("dsdb.coordinator")
 INTERVAL_S = 5.0
 """Time between looks at a cluster in which nothing needed to be done."""
 BUSY_INTERVAL_S = 0.1
-"""Time between looks while there is something to do."""
+"""Time between looks while there is something to do, and after a change; then it doubles, up to the longer one."""
 MOVE_TIMEOUT_S = 90.0
 """A change of replicas copies the range: it may take this long before it is asked for again."""
 
@@ -51,8 +51,14 @@ class Coordinator:
         self._wakeup.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look, plan and act, for ever."""
+        """Look, plan and act, for ever.
+
+        What wakes it may come before its consequences: of a node that joins, the entry is here before it is connected.
+        So it looks several times after a change, more and more seldom.
+        """
         task_status.started()
+        pause_s = INTERVAL_S
+        is_woken = False
         while True:
             moved = False
             if self._is_leader():
@@ -60,8 +66,10 @@ class Coordinator:
                     moved = await self._step()
                 except KvError as error:
                     log.info("the coordinator pauses: %s", error)
-            with trio.move_on_after(BUSY_INTERVAL_S if moved else INTERVAL_S):
+            pause_s = BUSY_INTERVAL_S if moved or is_woken else min(2 * pause_s, INTERVAL_S)
+            with trio.move_on_after(pause_s) as waiting:
                 await self._wakeup.wait()
+            is_woken = not waiting.cancelled_caught
             self._wakeup = trio.Event()
 
     async def _step(self) -> bool:
