@@ -41,10 +41,10 @@ MINUTES ?= 5
 crash: $(STAMP)
 	$(BIN)/python -m tests.faults.crash_loop --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-# make chaos [MINUTES=5] [SEED=1] [NODES=3] [PICTURE=chaos.svg]: real processes, transactions and faults; see docs/testing.md
+# make chaos [MINUTES=5] [SEED=1] [NODES=3] [NETWORK=proxy] [PICTURE=chaos.svg]: real processes, transactions and faults; see docs/testing.md
 chaos: $(STAMP)
 	$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) \
-		$(if $(PICTURE),--picture $(PICTURE))
+		$(if $(NETWORK),--network $(NETWORK)) $(if $(PICTURE),--picture $(PICTURE))
 
 # make failover [KILLS=20]: how long writes pause when a node is killed
 failover: $(STAMP)

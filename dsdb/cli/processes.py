@@ -39,8 +39,11 @@ class NodeProcess:
         join: Sequence[str] = (),
         http: bool = False,
         launcher: Sequence[str] = LAUNCHER,
+        options: Sequence[str] = (),
     ) -> None:
+        """options: others of `dsdb start`."""
         self.store = store
+        self._options = tuple(options)
         self._launcher = tuple(launcher)
         self._advertise = advertise
         self._http = http
@@ -49,7 +52,8 @@ class NodeProcess:
         self.node_id = 0
         self.http_address: str | None = None
         self._process: subprocess.Popen[str] | None = None
-        self._lines: list[str] = []
+        self.lines: list[str] = []
+        """What it has printed, since it was started first."""
 
     @property
     def address(self) -> str:
@@ -76,13 +80,14 @@ class NodeProcess:
             command += ["--advertise", self._advertise]
         if self._join:
             command += ["--join", ",".join(self._join)]
-        self._lines = []
+        command += self._options
+        said = len(self.lines)
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
         serves = threading.Event()
         threading.Thread(target=self._read, args=(self._process, serves), daemon=True).start()
         if not serves.wait(START_S) or not self.node_id:
             self.kill()
-            raise RuntimeError(f"node with store {self.store} did not start: {''.join(self._lines) or 'it said nothing'}")
+            raise RuntimeError(f"node with store {self.store} did not start: {''.join(self.lines[said:]) or 'it said nothing'}")
         return self
 
     def terminate(self) -> None:
@@ -117,7 +122,7 @@ class NodeProcess:
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                self._lines.append(line)
+                self.lines.append(line)
                 if found := _SERVES.search(line):
                     self.node_id = int(found[1])
                     self.listen = f"{found[2]}:{found[3]}"

@@ -3,6 +3,7 @@
 Invariants:
 - A Wire that failed, or was left in the middle of a message, is closed for good.
 - `send` of a whole frame that raises has not delivered it: the node cannot have acted on it.
+- Who waits for a node whose power or network has failed, and who sends to it, hears of it within SILENCE_MAX_S and a probe (on Linux).
 """
 
 import socket
@@ -32,6 +33,9 @@ from dsdb.sql.transaction_status import TransactionStatus
 _READ_BYTES = 64 << 10
 _READ_BYTES_INSIDE_FRAME = 1 << 20
 _NOTICES_KEPT_MAX = 100
+SILENCE_MAX_S = 15
+"""A node whose kernel answers nothing for this long is gone; one that is busy, or stopped, still answers."""
+_PROBE_AFTER_S, _PROBE_EVERY_S = 5, 2
 # As an int: combining the enum's members takes longer than the system call that they are for.
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
@@ -42,6 +46,17 @@ class WireClosedError(Exception):
     def __init__(self, reason: str, last_word: ErrorMessage | None = None) -> None:
         super().__init__(reason)
         self.last_word = last_word
+
+
+def expect_signs_of_life(sock: socket.socket) -> None:
+    """Have the kernel break the connection when the other end is silent: it may be gone without a word.  Elsewhere than on Linux: later."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY_S)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Probes alone would not do: none are sent while bytes are on their way, which the kernel sends again for a quarter of an hour.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MAX_S * 1000)
 
 
 class Wire:
@@ -70,7 +85,7 @@ class Wire:
         wire = cls(sock)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            expect_signs_of_life(sock)
             wire._shake_hands(target)
             sock.settimeout(None)
         except (OSError, WireClosedError) as error:

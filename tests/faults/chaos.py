@@ -1,17 +1,17 @@
 """Real processes, real clients, and everything that may happen to machines: does the cluster keep its promises?
 
-    clients (chaos_clients) ─ transactions ─▶ 3 or 5 nodes, each behind a door (proxy) ◀─ kill, pause, cut, clock jump, disk full ─ here
-        └─ history ─▶ checkers ─▶ verdict                                          └─▶ timeline.svg: faults beside throughput
+    clients (chaos_clients) ─ transactions ─▶ 3 or 5 nodes on a network that can be cut ◀─ kill, pause, cut, clock jump, disk full ─ here
+        └─ history ─▶ checkers ─▶ verdict      (namespaces, or a proxy)             └─▶ timeline.svg: faults beside throughput
 
-    python -m tests.faults.chaos --minutes 3 [--seed N] [--nodes 5] [--picture FILE]
+    python -m tests.faults.chaos --minutes 3 [--seed N] [--nodes 5] [--network namespaces|proxy] [--picture FILE]
 
 A killed node loses any part of its log that was not synced.  Faults may overlap; a quorum of nodes is left alone at each moment but for
-connections that break and, now and then, a kill of all.  Ends with 1 if a promise was broken; then stores, logs and histories are kept.
+connections that break and, now and then, a kill of all; and mostly one of every range.  Ends with 1 if a promise was broken; then stores,
+logs and histories are kept.
 """
 
 import argparse
 import contextlib
-import itertools
 import random
 import shutil
 import signal
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,19 +26,25 @@ import dsdb
 from dsdb.cli.processes import NodeProcess
 from tests.checkers import bank, listappend, register, sets
 from tests.checkers.history import Anomaly, History, explain
-from tests.faults import chaos_clients
+from tests.faults import chaos_clients, namespaces
 from tests.faults.chaos_clients import Banker, Client, Collector, ListAppender, RegisterUser, SharedRecorder
+from tests.faults.namespaces import NamespaceNetwork
 from tests.faults.node_main import Hurts, hurt, lose_unsynced
 from tests.faults.proxy import CutNetwork
-from tests.faults.timeline import FaultSpan, draw
+from tests.faults.timeline import draw
+from tests.faults.verdict import FaultSpan, Load, Told, pauses, report
 
 LAUNCHER = (sys.executable, str(Path(__file__).parent / "node_main.py"))
 PROGRESS_S = 60.0
 """How long a healed cluster may take until each kind of client has had a transaction committed."""
-ERRORS_SHOWN = 4
+CLIENT_ENDS_S = 30.0
+"""How long after the last fault a client may wait for an answer: longer than SILENCE_MAX_S of its driver."""
 HOUR_MS = 3_600_000
-KINDS = ("kill", "kill all", "pause", "isolate", "one-way cut", "drop connections", "clock jump", "disk full", "split")
-WEIGHTS = (5, 1, 3, 3, 3, 2, 2, 2, 1)
+KINDS = {"kill": 5, "kill all": 1, "pause": 3, "isolate": 3, "one-way cut": 3, "clock jump": 2, "disk full": 2, "split": 1}
+"""How often each kind of fault is chosen, beside those that only one of the networks has."""
+QUORUM_LOST = 0.2
+"""Of the faults that would cost some range its quorum, so many are let through."""
+RANGES_LOOK_S = 1.0
 LOADS: tuple[tuple[str, type[Client], int], ...] = (
     ("lists", ListAppender, 4),
     ("bank", Banker, 3),
@@ -60,13 +65,18 @@ CHECKS: dict[str, Callable[[History], list[Anomaly]]] = {
 class Chaos:
     """The cluster, its clients, and what was done to it."""
 
-    def __init__(self, directory: Path, seed: int, nodes: int) -> None:
+    def __init__(self, directory: Path, seed: int, nodes: int, network: CutNetwork | NamespaceNetwork) -> None:
         self.chance = random.Random(seed)
-        self.network = CutNetwork()
+        self.network = network
+        self.kinds = KINDS | network.faults
         self.nodes: list[NodeProcess] = []
         self.spans: list[FaultSpan] = []
+        self.ranges: dict[float, list[frozenset[int]]] = {}
+        """At some moments of the run, the nodes that had replicas of each range."""
+        self.faults: list[str] = []
+        """What went wrong that no history shows."""
         self.bytes_lost = 0
-        self.began = time.monotonic()
+        self.began = self.ended = time.monotonic()
         self.recorders = {name: SharedRecorder(time.monotonic_ns) for name, _, _ in LOADS}
         self.clients: list[Client] = []
         self.broken: dict[str, History] = {}
@@ -77,27 +87,50 @@ class Chaos:
         self._lock = threading.Lock()
         self._splits = 100
         try:
-            for number in range(1, nodes + 1):
-                door = self.network.open_door()
-                join = [self.network.doors[0].address] if self.nodes else []
-                node = NodeProcess(directory / f"node{number}", advertise=door.address, join=join, launcher=LAUNCHER)
-                self.nodes.append(node.start())
-                door.lead_to(node.node_id, node.address)
-            wait_until(self._is_replicated, "all ranges to have three replicas")
-            chaos_clients.make_tables(self.url)
-            wait_until(self._is_replicated, "all ranges to have three replicas")
+            self._start_nodes(directory, nodes)
         except BaseException:
             self.close()
             raise
+
+    def _start_nodes(self, directory: Path, nodes: int) -> None:
+        join: list[str] = []
+        for number in range(1, nodes + 1):
+            site = self.network.add_node()
+            node = NodeProcess(
+                directory / f"node{number}",
+                listen=site.listen,
+                advertise=site.advertise,
+                join=join,
+                launcher=(*site.launcher, *LAUNCHER),
+                options=site.options,
+            )
+            self.nodes.append(node)
+            node.start()
+            self.network.name(number, node.node_id, node.address)
+            join = join or [site.advertise or site.listen]
+        wait_until(self._is_replicated, "all ranges to have three replicas")
+        chaos_clients.make_tables(self.url)
+        wait_until(self._is_replicated, "all ranges to have three replicas")
 
     @property
     def url(self) -> str:
         """Give a URL of all nodes."""
         return f"dsdb://{','.join(node.address for node in self.nodes)}/"
 
+    def _look_at_ranges(self) -> list[frozenset[int]]:
+        with dsdb.connect(f"{self.url}?autocommit=true&statement_timeout=2s") as connection:
+            rows = connection.execute("SHOW RANGES").fetchall()
+        found = [frozenset(int(node_id) for node_id in str(row[4]).strip("{}").split(",") if node_id) for row in rows]
+        self.ranges[time.monotonic() - self.began] = found
+        return found
+
     def _is_replicated(self) -> bool:
-        with dsdb.connect(f"{self.url}?autocommit=true") as connection:
-            return all(str(row[4]).count(",") >= 2 for row in connection.execute("SHOW RANGES").fetchall())
+        return all(len(replicas) >= 3 for replicas in self._look_at_ranges())
+
+    def _watch_ranges(self) -> None:
+        while not self._stop.wait(RANGES_LOOK_S):
+            with contextlib.suppress(dsdb.Error):
+                self._look_at_ranges()
 
     def close(self) -> None:
         """Stop all."""
@@ -111,6 +144,8 @@ class Chaos:
     def run(self, seconds: float) -> None:
         """Load and faults for a time; then heal everything, and wait until all kinds of clients go on."""
         self.began = time.monotonic()
+        self.ranges = {0.0: max(self.ranges.items())[1]}
+        threading.Thread(target=self._watch_ranges, daemon=True).start()
         number = 0
         for name, kind, count in LOADS:
             for _ in range(count):
@@ -130,10 +165,14 @@ class Chaos:
             "the clients to go on after the last fault",
         )
         self._stop.set()
+        self.ended = time.monotonic()
+        deadline = time.monotonic() + CLIENT_ENDS_S
         for client in self.clients:
-            client.join(30)
+            client.join(max(deadline - time.monotonic(), 0.0))
             if client.error is not None:
                 raise client.error
+            if client.is_alive():
+                self.faults.append(f"a {type(client).__name__} waits for an answer, {CLIENT_ENDS_S:.0f} s after the last fault")
 
     # ---- Faults ----
 
@@ -141,60 +180,112 @@ class Chaos:
         while (left := deadline - time.monotonic()) > 0:
             self._stop.wait(min(self.chance.uniform(0.2, 3.0), left))
             if time.monotonic() < deadline:
-                self._fault(self.chance.choices(KINDS, WEIGHTS)[0])
+                self._fault(self.chance.choices(list(self.kinds), list(self.kinds.values()))[0])
 
     def _fault(self, kind: str) -> None:
-        if kind in ("drop connections", "split"):
-            self._timed(kind, "all" if kind == "split" else "", self.network.drop_connections if kind != "split" else self._split)
+        if kind == "drop connections":
+            self._timed(kind, [], self.network.drop_connections)
+            return
+        if kind == "split":
+            self._timed(kind, [], self._split)
             return
         victims = self._choose(len(self.nodes) if kind == "kill all" else 1)
         if not victims:
             return
         try:
             for_s = self.chance.choice((0.3, 1.0, 2.0, 4.0))
-            name = ",".join(str(self.nodes[at].node_id) for at in victims)
-            act = {
-                "kill": self._kill,
-                "kill all": self._kill,
-                "pause": self._pause,
-                "isolate": self._isolate,
-                "one-way cut": self._cut,
-                "clock jump": self._jump,
-                "disk full": self._fill,
-            }[kind]
-            self._timed("kill" if kind == "kill all" else kind, name, lambda: act(victims, for_s))
+            act = self._acts()[kind]
+            self._timed(kind, victims, lambda: act(victims, for_s))
         finally:
             with self._lock:
                 self._hurt.difference_update(victims)
 
+    def _acts(self) -> dict[str, Callable[[Sequence[int], float], None]]:
+        """Give what does each kind of fault to nodes, for so many seconds."""
+        acts: dict[str, Callable[[Sequence[int], float], None]] = {
+            "kill": self._kill,
+            "kill all": self._kill,
+            "pause": self._pause,
+            "isolate": self._isolate,
+            "one-way cut": self._cut,
+            "clock jump": self._jump,
+            "disk full": self._fill,
+        }
+        network = self.network
+        if isinstance(network, NamespaceNetwork):
+            acts["power off"] = lambda victims, for_s: self._power_off(network, victims, for_s)
+            acts["unplug"] = lambda victims, for_s: self._for_a_time(network.unplug, network.plug, victims, for_s)
+            acts["slow"] = lambda victims, for_s: self._for_a_time(network.slow, network.speed_up, victims, for_s)
+        return acts
+
     def _choose(self, count: int) -> list[int]:
-        """Take nodes that nothing is done to; none if a quorum would not be left alone (or, of all, if any is hurt)."""
+        """Take nodes that nothing is done to; none if a quorum would not be left alone (or, of all, if any is hurt).
+
+        Where that would leave some range without one, as ranges have fewer replicas than there may be nodes: mostly none.
+        """
         with self._lock:
             free = [at for at in range(len(self.nodes)) if at not in self._hurt]
             if count == 1 and len(self._hurt) >= (len(self.nodes) - 1) // 2:
                 return []
             if count > len(free):
                 return []
+            if count == 1 and self.chance.random() >= QUORUM_LOST:
+                free = [at for at in free if self._leaves_quorums(self._hurt | {at})]
+            if count > len(free):
+                return []
             chosen = self.chance.sample(free, count)
             self._hurt.update(chosen)
             return sorted(chosen)
 
-    def _timed(self, kind: str, target: str, act: Callable[[], object]) -> None:
+    def _leaves_quorums(self, hurt: set[int]) -> bool:
+        ids = {self.nodes[at].node_id for at in hurt}
+        return all(len(replicas & ids) * 2 < len(replicas) for replicas in max(self.ranges.items())[1])
+
+    def _timed(self, kind: str, victims: Sequence[int], act: Callable[[], object]) -> None:
         began = time.monotonic() - self.began
         act()
-        self.spans.append(FaultSpan(kind, target, began, time.monotonic() - self.began))
+        nodes = tuple(self.nodes[at].node_id for at in victims)
+        self.spans.append(FaultSpan(kind, nodes, began, time.monotonic() - self.began))
 
     def _kill(self, victims: Sequence[int], for_s: float) -> None:
+        self._end(victims)
+        self._stop.wait(for_s)
+        self._start(victims)
+
+    def _end(self, victims: Sequence[int]) -> None:
         for at in victims:
+            if not self.nodes[at].is_running:
+                self.faults.append(f"node {self.nodes[at].node_id} had ended by itself")
             self.nodes[at].kill()
         for at in victims:
             self.bytes_lost += lose_unsynced(self.nodes[at].store, self.chance)
-        self._stop.wait(for_s)
+
+    def _start(self, victims: Sequence[int]) -> None:
         threads = [threading.Thread(target=self.nodes[at].start) for at in victims]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def _power_off(self, network: NamespaceNetwork, victims: Sequence[int], for_s: float) -> None:
+        ids = [self.nodes[at].node_id for at in victims]
+        for node_id in ids:
+            network.unplug(node_id)
+        self._end(victims)
+        for node_id in ids:
+            network.vanish(node_id)
+        self._stop.wait(for_s)
+        for node_id in ids:
+            network.come_back(node_id)
+        self._start(victims)
+
+    def _for_a_time(self, begin: Callable[[int], None], end: Callable[[int], None], victims: Sequence[int], for_s: float) -> None:
+        ids = [self.nodes[at].node_id for at in victims]
+        for node_id in ids:
+            begin(node_id)
+        self._stop.wait(for_s)
+        for node_id in ids:
+            end(node_id)
 
     def _pause(self, victims: Sequence[int], for_s: float) -> None:
         for at in victims:
@@ -249,6 +340,9 @@ class Chaos:
             balances = chaos_clients.read_balances(connection)
             collected = chaos_clients.read_collected(connection)
         return [
+            *self.faults,
+            *(f"{name}: {told.error}" for name, recorder in self.recorders.items() for told in recorder.errors if "XX000" in told.error),
+            *(f"node {node.node_id} has ended by itself" for node in self.nodes if not node.is_running),
             *self._verdict("lists", final_lists),
             *self._verdict("bank", balances),
             *self._verdict("registers", []),
@@ -269,19 +363,19 @@ class Chaos:
         return [f"{name}: {explain(found)}"]
 
 
-def report(chaos: Chaos, seconds: float) -> str:
-    """Say what was done, and how much was done meanwhile."""
-    kinds = Counter(span.kind for span in chaos.spans)
-    lines = [", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items())) + f"; {chaos.bytes_lost} unsynced bytes cut off"]
-    for name, recorder in chaos.recorders.items():
-        moments = sorted(recorder.committed)
-        gap = max((later - earlier for earlier, later in itertools.pairwise(moments)), default=0.0)
-        lines.append(
-            f"{name}: {len(moments)} committed ({len(moments) / seconds:.0f}/s), {recorder.failed} without effect, "
-            f"{recorder.unknown} unknown; longest time without a commit {gap:.1f} s"
+def loads(chaos: Chaos) -> list[Load]:
+    """Give what became of the clients' transactions."""
+    began = chaos.began
+    return [
+        Load(
+            name=name,
+            commits=[moment - began for moment in recorder.committed],
+            failed=recorder.failed,
+            unknown=recorder.unknown,
+            errors=[Told(told.moment - began, told.error) for told in recorder.errors],
         )
-        lines += [f"    {count:6} × {error[:160]}" for error, count in recorder.errors.most_common(ERRORS_SHOWN)]
-    return "\n".join(lines)
+        for name, recorder in chaos.recorders.items()
+    ]
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -303,12 +397,28 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--nodes", type=int, choices=(3, 5), default=3)
+    parser.add_argument("--network", choices=("auto", "namespaces", "proxy"), default="auto")
     parser.add_argument("--picture", type=Path, default=Path(tempfile.gettempdir()) / "dsdb-chaos.svg")
     arguments = parser.parse_args()
+    if arguments.network != "proxy" and not namespaces.is_inside():
+        refusal = namespaces.refusal()
+        if refusal is None:
+            namespaces.enter("tests.faults.chaos", sys.argv[1:])
+        print(f"network namespaces cannot be used here: {refusal}", flush=True)
+        if arguments.network == "namespaces":
+            return 2
+    # As after Ctrl-C, all that was started is ended; the first process of a process namespace would not even hear of it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
-    print(f"seed {seed}, {arguments.nodes} nodes, {arguments.minutes:g} minutes", flush=True)
+    network = CutNetwork() if arguments.network == "proxy" or not namespaces.is_inside() else NamespaceNetwork()
+    through = "network namespaces" if isinstance(network, NamespaceNetwork) else "a proxy"
+    print(f"seed {seed}, {arguments.nodes} nodes through {through}, {arguments.minutes:g} minutes", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="dsdb-chaos-"))
-    faults = run(directory, seed, arguments.nodes, arguments.minutes * 60, arguments.picture)
+    try:
+        faults = run(directory, seed, arguments.nodes, network, arguments.minutes * 60, arguments.picture)
+    except (KeyboardInterrupt, SystemExit):
+        shutil.rmtree(directory)
+        raise
     if faults:
         print("\n".join(["BROKEN:", *faults, f"stores, logs and histories are kept in {directory}"]))
         return 1
@@ -317,27 +427,33 @@ def main() -> int:
     return 0
 
 
-def run(directory: Path, seed: int, nodes: int, seconds: float, picture: Path) -> list[str]:
+def run(directory: Path, seed: int, nodes: int, network: CutNetwork | NamespaceNetwork, seconds: float, picture: Path) -> list[str]:
     """Run once; print what was done, draw it, and give what is wrong."""
-    chaos = Chaos(directory, seed, nodes)
+    chaos = Chaos(directory, seed, nodes, network)
     try:
         faults: list[str] = []
         try:
             chaos.run(seconds)
             faults += chaos.check()
         except TimeoutError as error:
-            faults.append(str(error))
-        elapsed = time.monotonic() - chaos.began
-        print(report(chaos, elapsed))
-        moments = [moment - chaos.began for recorder in chaos.recorders.values() for moment in recorder.committed]
+            chaos.ended = time.monotonic()
+            faults += [*chaos.faults, str(error)]
+        elapsed = chaos.ended - chaos.began
+        found = loads(chaos)
+        print(report(found, chaos.spans, elapsed, chaos.ranges))
+        print(f"{chaos.bytes_lost} bytes of logs that were not synced were cut off")
+        moments = [moment for load in found for moment in load.commits]
+        longest = max(pauses(moments, elapsed), key=lambda pause: pause.seconds)
         title = f"chaos, seed {seed}, {nodes} nodes: " + (f"{len(faults)} promises broken" if faults else "no promise broken")
-        draw(picture, title=title, seconds=elapsed, commits=moments, faults=chaos.spans)
+        draw(picture, title=title, seconds=elapsed, commits=moments, faults=chaos.spans, longest=longest)
         print(f"timeline: {picture}")
         for name, history in chaos.broken.items():
             history.save(directory / f"{name}.jsonl")
         return faults
     finally:
         chaos.close()
+        for node in chaos.nodes:
+            (directory / f"node{node.node_id}.log").write_text("".join(node.lines))
 
 
 if __name__ == "__main__":

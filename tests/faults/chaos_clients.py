@@ -14,16 +14,16 @@ import random
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import dsdb
 from dsdb.driver.connection import Connection
 from tests.checkers.history import Append, Insert, Op, Pending, Read, ReadList, Recorder, Scan, Write
+from tests.faults.verdict import Told
 
 LISTS, ACCOUNTS, REGISTERS = 12, 24, 8
 BALANCE = 100
-_DIGITS = re.compile(r"[0-9a-f]{8,}|\d{2,}")
+_PARTICULARS = re.compile(r"b'(?:[^'\\]|\\.)*'|b\"(?:[^\"\\]|\\.)*\"|[0-9a-f]{8,}|\d{2,}|\(\d+\)")
 PATIENCE_S = 8
 """After this long a statement is given up by its server."""
 
@@ -36,8 +36,8 @@ class SharedRecorder:
         self._lock = threading.Lock()
         self.committed: list[float] = []
         self.failed = self.unknown = 0
-        self.errors: Counter[str] = Counter()
-        """What clients were told, its numbers left out."""
+        self.errors: list[Told] = []
+        """What clients were told and when; keys and numbers left out."""
 
     def begin(self, process: int) -> Pending:
         with self._lock:
@@ -52,13 +52,16 @@ class SharedRecorder:
         with self._lock:
             self._recorder.fail(pending, error)
             self.failed += 1
-            self.errors[_DIGITS.sub("…", error)] += 1
+            self._note(error)
 
     def info(self, pending: Pending, error: str) -> None:
         with self._lock:
             self._recorder.info(pending, error)
             self.unknown += 1
-            self.errors[_DIGITS.sub("…", error)] += 1
+            self._note(error)
+
+    def _note(self, error: str) -> None:
+        self.errors.append(Told(time.monotonic(), _PARTICULARS.sub("…", error)))
 
     @property
     def recorder(self) -> Recorder:

@@ -24,11 +24,25 @@ UNKNOWN = 0
 """The node id of a peer that has none yet."""
 
 
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node is to be: how it is started there, and how others come to it."""
+
+    listen: str = "127.0.0.1:0"
+    advertise: str | None = None
+    """If it is another one."""
+    launcher: tuple[str, ...] = ()
+    """What stands before its command."""
+    options: tuple[str, ...] = ()
+    """What stands behind it."""
+
+
 class CutNetwork:
     """The doors of a cluster's nodes, and which links are cut."""
 
     def __init__(self) -> None:
         self.doors: list[Door] = []
+        self.faults = {"drop connections": 2}
+        """What can be done to this network besides cutting links, and how often it shall be done."""
         self.delay_s = 0.0
         """Added to each piece of bytes, each way."""
         self._cut: set[tuple[int, int]] = set()
@@ -40,6 +54,14 @@ class CutNetwork:
         door = Door(self)
         self.doors.append(door)
         return door
+
+    def add_node(self) -> Site:
+        """Make a door for the next node, and say how it is to be started."""
+        return Site(advertise=self.open_door().address)
+
+    def name(self, number: int, node_id: int, address: str) -> None:
+        """Learn which node is behind the `number`th door."""
+        self.doors[number - 1].lead_to(node_id, address)
 
     def cut(self, links: Iterable[tuple[int, int]]) -> None:
         """Let nothing through from the first node of each pair to the second."""

@@ -1,71 +1,99 @@
-"""A picture of a chaos run: what was done to the cluster, and how many transactions committed meanwhile, over the same time."""
+"""A picture of a chaos run: what was done to each node, and how many transactions committed meanwhile, over the same time."""
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import msgspec
+from tests.faults.verdict import FaultSpan, Pause
 
-WIDTH, HEIGHT, LEFT, ROW = 1200, 220, 140, 18
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, ROW = 1200, 220, 110, 20, 30, 18
 BUCKET_S = 0.25
+TICKS_MAX = 12
 COLORS = {
     "kill": "#d62728",
+    "kill all": "#7f0000",
+    "power off": "#8c564b",
     "pause": "#9467bd",
     "isolate": "#1f77b4",
     "one-way cut": "#17becf",
+    "unplug": "#393b79",
+    "slow": "#e377c2",
     "drop connections": "#7f7f7f",
     "clock jump": "#bcbd22",
     "disk full": "#ff7f0e",
     "split": "#2ca02c",
 }
+OTHER = "#444444"
 
 
-class FaultSpan(msgspec.Struct, frozen=True):
-    """A fault: its kind, what it was done to, and from when to when, in seconds from the start of the run."""
-
-    kind: str
-    target: str
-    began: float
-    ended: float
-
-
-def draw(path: Path, *, title: str, seconds: float, commits: Sequence[float], faults: Sequence[FaultSpan]) -> None:
+def draw(path: Path, *, title: str, seconds: float, commits: Sequence[float], faults: Sequence[FaultSpan], longest: Pause) -> None:
     """Write the picture as SVG.  commits: when each transaction was acknowledged, in seconds from the start."""
-    buckets = [0] * (int(seconds / BUCKET_S) + 1)
-    for moment in commits:
-        if 0 <= moment <= seconds:
-            buckets[int(moment / BUCKET_S)] += 1
-    most = max(buckets, default=0) or 1
-    kinds = sorted({fault.kind for fault in faults})
-    height = HEIGHT + 40 + ROW * len(kinds) + 30
-
-    def x(moment: float) -> float:
-        return LEFT + (WIDTH - LEFT - 20) * min(max(moment / seconds, 0.0), 1.0)
-
-    points = " ".join(f"{x(at * BUCKET_S):.1f},{30 + HEIGHT * (1 - count / most):.1f}" for at, count in enumerate(buckets))
+    nodes = sorted({node for fault in faults for node in fault.nodes})
+    height = TOP + HEIGHT + 24 + ROW * (len(nodes) + 1) + 24
+    scale = (WIDTH - LEFT - RIGHT) / seconds
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="{LEFT}" y="18" font-size="14">{escape(title)}</text>',
-        f'<text x="4" y="40">{most / BUCKET_S:,.0f} commits/s</text><text x="4" y="{30 + HEIGHT}">0</text>',
-        f'<line x1="{LEFT}" y1="{30 + HEIGHT}" x2="{WIDTH - 20}" y2="{30 + HEIGHT}" stroke="black"/>',
+        *_legend(faults),
+        *_bars(faults, nodes, scale),
+        f'<rect x="{LEFT + longest.began * scale:.1f}" y="{TOP}" width="{longest.seconds * scale:.1f}" height="{HEIGHT}" '
+        'fill="none" stroke="#d62728" stroke-dasharray="3 3"/>',
+        f'<text x="{LEFT + longest.began * scale + 3:.1f}" y="{TOP + 12}" fill="#d62728">{longest.seconds:.1f} s</text>',
+        *_curve(commits, seconds, scale),
     ]
-    for row, kind in enumerate(kinds):
-        y = HEIGHT + 44 + ROW * row
-        color = COLORS.get(kind, "#444444")
-        parts.append(f'<text x="4" y="{y + 11}" fill="{color}">{escape(kind)}</text>')
-        for fault in faults:
-            if fault.kind == kind:
-                left, right = x(fault.began), x(fault.ended)
-                width = max(right - left, 2.0)
-                parts.append(f'<rect x="{left:.1f}" y="30" width="{width:.1f}" height="{HEIGHT}" fill="{color}" opacity="0.12"/>')
-                label = f"{fault.kind} {fault.target}: {fault.began:.1f} to {fault.ended:.1f} s"
-                parts.append(
-                    f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="13" fill="{color}"><title>{escape(label)}</title></rect>'
-                )
-                parts.append(f'<text x="{left + 2:.1f}" y="{y + 11}" fill="white" font-size="10">{escape(fault.target)}</text>')
-    parts.append(f'<polyline points="{points}" fill="none" stroke="black" stroke-width="1.2"/>')
-    for tick in range(0, int(seconds) + 1, max(1, int(seconds / 12))):
-        parts.append(f'<text x="{x(tick):.1f}" y="{height - 10}" text-anchor="middle">{tick} s</text>')
-    parts.append("</svg>")
-    path.write_text("\n".join(parts))
+    step = next(step for step in (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200) if seconds / step <= TICKS_MAX or step == 7200)
+    for tick in range(0, int(seconds) + 1, step):
+        at = LEFT + tick * scale
+        parts.append(f'<line x1="{at:.1f}" y1="{TOP + HEIGHT}" x2="{at:.1f}" y2="{TOP + HEIGHT + 4}" stroke="black"/>')
+        parts.append(f'<text x="{at:.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{tick} s</text>')
+    path.write_text("\n".join([*parts, "</svg>"]))
+
+
+def _legend(faults: Sequence[FaultSpan]) -> list[str]:
+    parts, x = [], LEFT + 420
+    for kind in sorted({fault.kind for fault in faults}):
+        parts.append(f'<rect x="{x}" y="9" width="9" height="9" fill="{COLORS.get(kind, OTHER)}"/>')
+        parts.append(f'<text x="{x + 12}" y="18" font-size="11">{escape(kind)}</text>')
+        x += 24 + 6 * len(kind)
+    return parts
+
+
+def _bars(faults: Sequence[FaultSpan], nodes: Sequence[int], scale: float) -> list[str]:
+    """A row for each node, where nothing can overlap, and one for what is done to all."""
+    top = TOP + HEIGHT + 26
+    parts = [f'<text x="4" y="{top + ROW * row + 11}">node {node}</text>' for row, node in enumerate(nodes)]
+    parts.append(f'<text x="4" y="{top + ROW * len(nodes) + 11}">all</text>')
+    for fault in faults:
+        color = COLORS.get(fault.kind, OTHER)
+        left, width = LEFT + fault.began * scale, max((fault.ended - fault.began) * scale, 2.0)
+        parts.append(f'<rect x="{left:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT}" fill="{color}" opacity="0.12"/>')
+        for row in [nodes.index(node) for node in fault.nodes] or [len(nodes)]:
+            y = top + ROW * row
+            label = escape(str(fault))
+            parts.append(f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="14" fill="{color}"><title>{label}</title></rect>')
+            if width > 6 * len(fault.kind):
+                parts.append(f'<text x="{left + 2:.1f}" y="{y + 11}" fill="white" font-size="10">{escape(fault.kind)}</text>')
+    return parts
+
+
+def _curve(commits: Sequence[float], seconds: float, scale: float) -> list[str]:
+    """Commits a second, as steps: each as wide as the time in which they are counted."""
+    buckets = [0] * (int(seconds / BUCKET_S) + 1)
+    for moment in commits:
+        if 0 <= moment <= seconds:
+            buckets[int(moment / BUCKET_S)] += 1
+    most = max(buckets) or 1
+    base = TOP + HEIGHT
+    points = []
+    for at, count in enumerate(buckets):
+        y = TOP + HEIGHT * (1 - count / most)
+        for edge in (at, at + 1):
+            points.append(f"{LEFT + min(edge * BUCKET_S, seconds) * scale:.1f},{y:.1f}")
+    return [
+        f'<text x="{LEFT - 6}" y="{TOP + 10}" text-anchor="end">{most / BUCKET_S:,.0f}/s</text>',
+        f'<text x="{LEFT - 6}" y="{base}" text-anchor="end">0</text>',
+        f'<text x="{LEFT - 6}" y="{TOP + HEIGHT // 2}" text-anchor="end">commits</text>',
+        f'<line x1="{LEFT}" y1="{base}" x2="{WIDTH - RIGHT}" y2="{base}" stroke="black"/>',
+        f'<polyline points="{" ".join(points)}" fill="none" stroke="black" stroke-width="1.2"/>',
+    ]
