@@ -59,6 +59,8 @@ from dsdb.txn import AttemptIds, Finisher, Janitor, LockKeeper, Settlement, Tran
 
 log = logging.getLogger("dsdb.node")
 
+HANDOVER_LOOK_S = 0.01
+"""Time between looks at whether another store leads what was handed over."""
 MAGIC_TIMEOUT_S = 10.0
 """A connection that does not say what it is for this long is closed."""
 
@@ -265,7 +267,11 @@ class NodeParts:
             await stream.send_all(text.encode())
 
     async def hand_over_leases(self) -> None:
-        """Ask another replica of each range led here to lead it, so that nobody waits for this store's silence to be noticed."""
+        """Ask another replica of each range led here to lead it, so that nobody waits for this store's silence to be noticed.
+
+        Returns when the others lead: what is still to be sent to them would go under with the node.
+        """
+        handed: list[RangeId] = []
         for desc in self.store.descriptors():
             if not self.store.holds_lease(desc.range_id):
                 continue
@@ -275,7 +281,12 @@ class NodeParts:
                         await self.store.serve(TransferLeaseRequest(desc.range_id, replica.store_id))
                     except KvError as error:
                         log.info("range %d: the lease was not handed over: %s", desc.range_id, error)
+                    else:
+                        handed.append(desc.range_id)
                     break
+        own = (None, self.identity.store_id)
+        while any(self.store.leaseholder_hint(range_id) in own for range_id in handed):  # noqa: ASYNC110 (once, at the end of a node)
+            await trio.sleep(HANDOVER_LOOK_S)
 
     def store_views(self) -> list[StoreView]:
         """Give all stores of the cluster, as this node sees them.

@@ -3,7 +3,6 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,12 +14,6 @@ from tests.cluster.writer import Writer
 
 LEAD_S = 10.0
 """Within this another node leads; it takes 1 to 2 seconds on a machine with nothing else to do."""
-
-
-@pytest.fixture(scope="module")
-def cuttable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutCluster]:
-    with CutCluster(tmp_path_factory.mktemp("cut")) as cluster:
-        yield cluster
 
 
 class Counter:
