@@ -91,9 +91,15 @@ class ScanSource(Protocol):
     """What a fragment asks of this node's store."""
 
     async def scan_snapshot(
-        self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None
+        self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None, *, any_replica: bool = False
     ) -> AbstractContextManager[PieceSnapshot]:
-        """Pin a span of a range that this store leads, after the latches that matter.  Raises KvError."""
+        """Pin a span of a range that this store leads, after the latches that matter; any_replica: or that is resolved here.
+
+        Raises KvError.
+        """
+
+    def reads_past(self, range_id: RangeId, ts: Timestamp) -> bool:
+        """Say whether the replica here, whoever leads, answers reads of the past at `ts`."""
 
     async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
         """Get foreign intents that a pinned span met out of the way of reads at `ts`.  Raises KvError."""
@@ -105,6 +111,10 @@ class FragmentRunner:
     def __init__(self, source: ScanSource, engine: QueryEngine) -> None:
         self._source = source
         self._engine = engine
+
+    def reads_past(self, range_id: RangeId, ts: Timestamp) -> bool:
+        """Say whether this node can read a range at a past timestamp by itself."""
+        return self._source.reads_past(range_id, ts)
 
     async def run(self, request: FragmentRequest) -> AsyncGenerator[FragmentOutput, None]:
         """Give the fragment's steps.  Raises KvError, SqlError."""
@@ -180,7 +190,8 @@ class FragmentRunner:
         rest = piece.span
         while not rest.is_empty:
             in_the_way: list[tuple[bytes, Intent]] = []
-            pinned = await self._source.scan_snapshot(piece.range_id, rest, request.ts, request.attempt)
+            any_replica = request.attempt is None
+            pinned = await self._source.scan_snapshot(piece.range_id, rest, request.ts, request.attempt, any_replica=any_replica)
             with pinned as snapshot:
                 chunks = snapshot.chunks()
                 while True:

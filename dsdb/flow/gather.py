@@ -116,11 +116,16 @@ class Gatherer:
             output, schema = decode_chunk(chunk, schema)
             yield output
 
-    async def cut(self, spans: Sequence[Span]) -> list[tuple[NodeId, Piece]]:
-        """Cut spans by ranges and say which node leads each piece, in key order."""
+    async def cut(self, spans: Sequence[Span], past: Timestamp | None) -> list[tuple[NodeId, Piece]]:
+        """Cut spans by ranges and say which node leads each piece, in key order.
+
+        past: read there, so this node does what is resolved on it (rule 23).
+        """
         pieces = []
         for entry, span in await self._router.cut(spans):
-            pieces.append((await self.serving_node(entry), Piece(entry.desc.range_id, span)))
+            is_here = past is not None and self._runner.reads_past(entry.desc.range_id, past)
+            node = self._router.node_id if is_here else await self.serving_node(entry)
+            pieces.append((node, Piece(entry.desc.range_id, span)))
         return pieces
 
     def forget(self, piece: Piece, error: Exception) -> None:
@@ -181,7 +186,7 @@ class _Job:
     async def _drive(self) -> None:
         spans = list(self._stage.scan.spans)
         while spans:
-            groups = self._grouped(await self._gatherer.cut(spans))
+            groups = self._grouped(await self._gatherer.cut(spans, self._ts if self._txn.owner is None else None))
             self._left = []
             if self._stage.ordered:
                 for position, (node, pieces) in enumerate(groups):

@@ -29,6 +29,8 @@ class ReadRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     keys: tuple[bytes, ...]
     ts: Timestamp | None
     attempt: AttemptId | None = None
+    any_replica: bool = False
+    """It reads the past, at `ts`: also a replica without the lease may answer, if that is resolved there (rule 23)."""
 
 
 class ReadReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -51,6 +53,8 @@ class ScanRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     bytes_max: int
     reverse: bool = False
     attempt: AttemptId | None = None
+    any_replica: bool = False
+    """As in ReadRequest."""
 
 
 class ScanReply(msgspec.Struct, frozen=True, array_like=True, tag=True):

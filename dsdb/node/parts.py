@@ -441,6 +441,10 @@ class _LateTimestamps:
     def fresh_nowait(self) -> Timestamp | None:
         return self.source.fresh_nowait()
 
+    @property
+    def latest(self) -> Timestamp:
+        return self.source.latest
+
     async def fresh(self) -> Timestamp:
         return await self.source.fresh()
 

@@ -61,15 +61,17 @@ class OracleClient:
         self._waiting: list[_Seat] = []
         self._rounds_in_flight = 0
         self._turn = 0
-        self.latest = MIN_TIMESTAMP
-        """The highest timestamp that came here: a lower bound of every one to come, nothing more."""
+        self._latest = MIN_TIMESTAMP
+        """The highest timestamp that came here."""
+
+    @property
+    def latest(self) -> Timestamp:
+        """Give the highest timestamp that is known here to be issued: a lower bound of every one to come, nothing more."""
+        return max(self._latest, self._issuer.latest)
 
     def fresh_nowait(self) -> Timestamp | None:
         """Give a fresh timestamp if this node is the oracle, else None."""
-        ts = self._issuer.issue_nowait()
-        if ts is not None:
-            self.latest = ts
-        return ts
+        return self._issuer.issue_nowait()
 
     async def fresh(self, *, timeout_s: float = TIMEOUT_S) -> Timestamp:
         """Give a fresh timestamp.  Raises KvError Unavailable."""
@@ -101,7 +103,7 @@ class OracleClient:
         riders, self._waiting = self._waiting, []
         try:
             first = await self._ask(1 + len(riders), deadline, riders)
-            self.latest = max(self.latest, Timestamp(first + len(riders)))
+            self._latest = max(self._latest, Timestamp(first + len(riders)))
             for number, seat in enumerate(riders, 1):
                 seat.wake(outcome.Value(Timestamp(first + number)))
             return first

@@ -21,7 +21,7 @@ from dsdb.env import Clock
 from dsdb.kv.errors import KvError, NotLeaseholder, Unavailable
 from dsdb.kv.ids import SYSTEM_RANGE, StoreId
 from dsdb.kv.requests import RaiseMarkReply, RaiseMarkRequest
-from dsdb.storage.timestamp import COUNTER_BITS, Timestamp, from_milliseconds, to_milliseconds
+from dsdb.storage.timestamp import COUNTER_BITS, MIN_TIMESTAMP, Timestamp, from_milliseconds, to_milliseconds
 
 log = logging.getLogger("dsdb.oracle")
 
@@ -61,6 +61,7 @@ class Issuer:
         self._clock = clock
         self._term: int | None = None  # the lease for which `_next` and `_limit` hold
         self._next = 0  # the least timestamp not issued yet
+        self.latest = MIN_TIMESTAMP  # the highest that was issued here
         self._limit = 0  # the committed mark: everything issued is below it
         self._physical_ms = 0.0  # the line's own idea of the time of day
         self._physical_at = clock.now()  # when that was brought up to date
@@ -80,6 +81,7 @@ class Issuer:
             self._wanted.set()
             return None
         self._next = first + count
+        self.latest = Timestamp(self._next - 1)
         if to_milliseconds(Timestamp(self._limit)) - now_ms < MARK_LOW_MS:
             self._wanted.set()
         return Timestamp(first)

@@ -2,6 +2,7 @@
 
     send(key, make) ─▶ cache ─ miss ─▶ meta scan in the system range
          │                └─▶ the store that probably leads: this one, or over rpc
+         │                └─▶ for reads of the past: this node's replica first, whoever leads
          ◀── reply        ◀── NotLeaseholder, RangeKeyMismatch, RangeNotFound: learn, ask again
                           ◀── no connection: the next replica
                           ◀── a reply that was lost: ask again, if the request allows it
@@ -150,10 +151,13 @@ class Router:
             entry = await self._entry(key, search)
             request = make(entry.desc)
             search.is_commit = isinstance(request, _Commit)
-            target = search.next_replica(entry)
+            near = self._near_replica(entry, request, search)
+            target = near or search.next_replica(entry)
             try:
                 return await self._ask(target, request, search)
             except KvError as error:
+                if near is not None and isinstance(error.detail, NotLeaseholder | RangeNotFound):
+                    continue  # it is not resolved here: on to the leaseholder, of whom this replica may know less than we
                 await self._after_error(error, entry, request, search)
             except NotSent as error:
                 search.note(f"range {entry.desc.range_id}: {error}")
@@ -164,6 +168,13 @@ class Router:
                 search.note(f"range {entry.desc.range_id}: {error}", in_doubt=is_lost and isinstance(request, _Repeatable))
                 entry.leaseholder = None
                 await self._pause(search)
+
+    def _near_replica(self, entry: CachedRange, request: Request, search: "_Search") -> ReplicaDescriptor | None:
+        """Give this node's own replica for a read that any replica may answer (rule 23), once in a search."""
+        if search.was_near or not isinstance(request, ReadRequest | ScanRequest) or not request.any_replica:
+            return None
+        search.was_near = True
+        return next((replica for replica in entry.desc.replicas if replica.node_id == self.node_id), None)
 
     async def lookup(self, key: bytes) -> CachedRange:
         """Give the range that holds a key.  Raises KvError Unavailable."""
@@ -297,6 +308,8 @@ class _Search:
         self.deadline = deadline
         self.reason = "nobody was asked"
         self.is_commit = False
+        self.was_near = False
+        """This node's own replica was asked, as any may answer."""
         self._copies = copies
         self.mismatches = 0
         self.tries_without_news = 0

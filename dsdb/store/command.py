@@ -13,7 +13,7 @@ from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import ResolveItem, TxnMeta
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 
 
 class CommitCommand(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -30,6 +30,8 @@ class CommitCommand(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=Fals
     keys: tuple[bytes, ...]
     """Ascending."""
     values: tuple[bytes | None, ...]
+    closed: Timestamp = MIN_TIMESTAMP
+    """Everything at or below it that the range ever has is in the log before this command, or is this command (rule 23)."""
 
 
 class RefuseCommand(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
@@ -56,6 +58,8 @@ class SplitCommand(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False
     right: RangeDescriptor
     left_size_bytes: int
     """The part of the size estimate that stays."""
+    closed: Timestamp = MIN_TIMESTAMP
+    """As in CommitCommand; of both sides."""
 
 
 class ClearSpanCommand(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
@@ -92,6 +96,8 @@ class PrewriteCommand(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=Fa
     keys: tuple[bytes, ...]
     """Ascending."""
     values: tuple[bytes | None, ...]
+    closed: Timestamp = MIN_TIMESTAMP
+    """As in CommitCommand."""
 
 
 class StageCommand(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
@@ -109,6 +115,8 @@ class StageCommand(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False
     laid: tuple[bytes, ...] = ()
     """Ascending."""
     values: tuple[bytes | None, ...] = ()
+    closed: Timestamp = MIN_TIMESTAMP
+    """As in CommitCommand."""
 
 
 class EndTxnCommand(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):

@@ -23,6 +23,13 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Replicas that lost their leader campaign after a random part of this, so that they do not split the votes."""
     inquiry_interval_s: float = 2.0
     """How long a replica without a leader waits before it asks, again and again, whether it was removed."""
+    closed_lag_s: float = 3.0
+    """A timestamp is closed so long after it was issued: a transaction that takes longer from its commit timestamp to its last intent is
+    bumped, and reads of the past that are younger must ask the leaseholder."""
+    closed_interval_s: float = 0.45
+    """Time between two promises of a store beside its logs: at every third request for support."""
+    closed_repeat_s: float = 5.0
+    """While nothing is issued the last promise is repeated so seldom, in case that it was lost."""
     latch_wait_s: float = 5.0
     """A request that waits longer for latches is answered Unavailable: its client can decide better than a queue."""
     latch_waiters_max: int = 10_000

@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dsdb.env.clock import Clock
 from dsdb.kv.errors import KvError, Unavailable
 from dsdb.kv.ids import StoreId
 from dsdb.kv.intents import TxnMeta
 from dsdb.storage.engine.port import Engine
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.store.closed import Promises
 from dsdb.store.config import StoreConfig
 from dsdb.store.frame import TimestampSource
 from dsdb.store.liveness import Liveness
@@ -43,6 +44,14 @@ class StoreContext:
         """Why writes are refused now: the disk is full."""
         self.on_dirty: Callable[[int], None] = _nobody
         """Told the range whose group has something to hand out; set by the loop."""
+        self.closing: Timestamp = MIN_TIMESTAMP
+        """What the leaseholders of this store may close now (rule 23)."""
+        self.promises: Promises = Promises(lambda _range_id: None)
+        """What is closed beside the logs; the store makes them."""
+        self.on_intents_wanted: Callable[[Any], None] = _nobody
+        """Told a replica whose intents somebody wants to know."""
+        self.follower_reads = 0
+        """Reads of the past that were answered without a lease."""
         self.intents: IntentSettler = _Nobody()
         """Finds out what becomes of foreign intents; set by the node."""
 
@@ -55,5 +64,5 @@ class _Nobody:
         raise KvError(Unavailable("the store cannot ask about other transactions yet"))
 
 
-def _nobody(_range_id: int) -> None:
+def _nobody(_told: Any) -> None:
     raise AssertionError("the store's loop is not set up yet")

@@ -72,6 +72,8 @@ class IntentsMet(Exception):
 
 def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
     """Read keys at `ts` (rules 3 and 4).  Raises Blocked, IntentsMet, KvError."""
+    if request.any_replica and replica.takes_past_read(ts):
+        return _read_past(replica, request.keys, ts)
     replica.require_lease()
     keys = request.keys
     state = replica.machine.state
@@ -98,9 +100,21 @@ def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
     return ReadReply(ts, tuple(values))
 
 
-def check_span_read(replica: Replica, span: Span, ts: Timestamp) -> None:
-    """Check all that must hold for a read of a span at `ts`.  Raises Blocked, KvError."""
-    replica.require_lease()
+def _read_past(replica: Replica, keys: Sequence[bytes], ts: Timestamp) -> ReadReply:
+    replica.require_keys(min(keys), max(keys))
+    threshold = replica.machine.state.threshold
+    if ts < threshold:
+        raise KvError(BelowThreshold(threshold))
+    try:
+        return ReadReply(ts, tuple(mvcc.get_many(replica.context.engine, keys, ts)))
+    except IntentsFoundError as error:
+        raise AssertionError(f"range {replica.range_id} has intents at or below {ts}, where it is resolved") from error
+
+
+def check_span_read(replica: Replica, span: Span, ts: Timestamp, *, is_past: bool = False) -> None:
+    """Check all that must hold for a read of a span at `ts`; is_past: without the lease.  Raises Blocked, KvError."""
+    if not is_past:
+        replica.require_lease()
     replica.require_span(span)
     state = replica.machine.state
     if ts < state.threshold:
@@ -115,7 +129,8 @@ def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
     span = request.span
     if request.rows_max < 1 or span.is_empty:
         raise KvError(InvalidRequest(f"a scan of {request.rows_max} rows in {span.start.hex()} to {span.end.hex()}"))
-    check_span_read(replica, span, ts)
+    is_past = request.any_replica and replica.takes_past_read(ts)
+    check_span_read(replica, span, ts, is_past=is_past)
     config = replica.context.config
     rows_max = min(request.rows_max, config.scan_rows_max)
     bytes_max = min(max(request.bytes_max, 1), config.scan_read_bytes_max)
@@ -133,7 +148,8 @@ def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
             done, resume = Span(span.start, key_after(keys[-1])), Span(key_after(keys[-1]), span.end)
         if resume.is_empty:
             done, resume = span, None
-    replica.cache.note_span(done, ts, request.attempt)
+    if not is_past:
+        replica.cache.note_span(done, ts, request.attempt)
     return ScanReply(ts, tuple(keys), tuple(values), resume)
 
 
@@ -258,6 +274,7 @@ def evaluate_commit(
         ts=ts,
         keys=tuple(keys),
         values=tuple([write.value for write in writes]),
+        closed=replica.promise_in_log(),
     )
 
 

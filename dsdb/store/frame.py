@@ -13,7 +13,8 @@ import msgspec
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.raft.messages import Message, ReplicaId, SnapshotMetadata
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.store.open_intents import UNKNOWN
 
 
 class RaftEnvelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -52,6 +53,19 @@ class ReplicaNotice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     replica_id: ReplicaId
 
 
+class ClosedUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """What the sender promises of the ranges that it leads and the receiver has replicas of (`closed`)."""
+
+    session: int
+    number: int
+    """Of the update in its session, from 1: none may be missing."""
+    ts: Timestamp
+    """Closed in every range that the session has named and not dropped."""
+    changed: tuple[tuple[RangeId, int], ...] = ()
+    """Ranges, and the indexes of their logs up to which everything at or below `ts` stands."""
+    dropped: tuple[RangeId, ...] = ()
+
+
 class StoreFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """All that one store has for another at the end of a turn."""
 
@@ -68,6 +82,11 @@ class StoreFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Replicas of the sender that hear of no leader: were they removed?"""
     gossip: bytes = b""
     """Whatever the node attached; opaque here."""
+    issued: Timestamp = MIN_TIMESTAMP
+    """The highest issued timestamp that the sender knows of; in frames about support."""
+    closed: ClosedUpdate | None = None
+    wants_closed: bool = False
+    """An update of the receiver's was missed: it must begin a new session."""
 
 
 class SnapshotHeader(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -85,6 +104,9 @@ class SnapshotHeader(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
     mark: Timestamp
     size_bytes: int
     """The replicated estimate of the range's size."""
+    closed: Timestamp = MIN_TIMESTAMP
+    intents: int = UNKNOWN
+    """How many stand in it."""
 
 
 class TransportError(OSError):
@@ -106,6 +128,10 @@ class TimestampSource(Protocol):
 
     def fresh_nowait(self) -> Timestamp | None:
         """Give a timestamp issued after this call, if the oracle is on this node and serves; else None."""
+
+    @property
+    def latest(self) -> Timestamp:
+        """Give the highest issued timestamp that is known here."""
 
     async def fresh(self) -> Timestamp:
         """Give a timestamp issued after this call.  Raises KvError(Unavailable)."""

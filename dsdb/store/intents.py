@@ -106,6 +106,7 @@ def prewrite(
         ts=max(after(bound) if bound else ts, standing),
         keys=tuple(missing),
         values=tuple(missing_values),
+        closed=replica.promise_in_log(),
     )
 
 
@@ -190,6 +191,7 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | PrewriteCom
         is_final=request.is_final,
         laid=() if laid is None else laid.keys,
         values=() if laid is None else laid.values,
+        closed=replica.promise_in_log() if laid is None else laid.closed,
     )
 
 

@@ -12,6 +12,7 @@ import math
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.raft.messages import NO_REPLICA
 from dsdb.raft.ready import Role, RoleChange
+from dsdb.store.closing import Closing
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import ReplicaNotice, StoreFrame
 from dsdb.store.loop import RaftLoop, follows, is_quiet
@@ -26,10 +27,11 @@ PERIOD_BITS = 62
 class Keeper:
     """One for each store."""
 
-    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica], loop: RaftLoop) -> None:
+    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica], loop: RaftLoop, closing: Closing) -> None:
         self._context = context
         self._replicas = replicas
         self._loop = loop
+        self._closing = closing
         self._is_barred = True
         self._next_request = 0.0
         self._peers: list[StoreId] | None = None
@@ -109,6 +111,7 @@ class Keeper:
             self._next_request = now + context.config.support_interval_s
             self._ask_support(now, missing_only=False)
             self._wake_unsupported(now)
+            self._closing.tick(now)
         self._tick_groups(now)
         self._loop.outbox.flush()
 

@@ -5,13 +5,14 @@ Invariants:
 """
 
 from dsdb.kv.ids import StoreId
-from dsdb.store.frame import RaftEnvelope, ReplicaNotice, StoreFrame, SupportGrant, SupportRequest, Transport
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.store.frame import ClosedUpdate, RaftEnvelope, ReplicaNotice, StoreFrame, SupportGrant, SupportRequest, Transport
 
 
 class _Parcel:
     """What one peer will get."""
 
-    __slots__ = ("grant", "inquiries", "messages", "missing", "removed", "request")
+    __slots__ = ("closed", "grant", "inquiries", "messages", "missing", "removed", "request", "wants_closed")
 
     def __init__(self) -> None:
         self.messages: list[RaftEnvelope] = []
@@ -20,6 +21,8 @@ class _Parcel:
         self.removed: list[ReplicaNotice] = []
         self.missing: list[ReplicaNotice] = []
         self.inquiries: list[ReplicaNotice] = []
+        self.closed: ClosedUpdate | None = None
+        self.wants_closed = False
 
 
 class Outbox:
@@ -29,6 +32,8 @@ class Outbox:
         self._sender = sender
         self._transport = transport
         self._parcels: dict[StoreId, _Parcel] = {}
+        self.issued: Timestamp = MIN_TIMESTAMP
+        """The highest issued timestamp that is known here: it goes with what is said about support."""
 
     def _to(self, store: StoreId) -> _Parcel:
         parcel = self._parcels.get(store)
@@ -60,6 +65,16 @@ class Outbox:
         """Ask a store whether our replica was removed."""
         self._to(to).inquiries.append(notice)
 
+    def tell_closed(self, to: StoreId, update: ClosedUpdate) -> None:
+        """Tell a store what is closed: once before the next `flush`."""
+        parcel = self._to(to)
+        assert parcel.closed is None, f"two updates for store {to} in one frame"
+        parcel.closed = update
+
+    def want_closed(self, to: StoreId) -> None:
+        """Ask a store to tell all that is closed anew."""
+        self._to(to).wants_closed = True
+
     def flush(self) -> None:
         """Send a frame to everyone who has something."""
         if not self._parcels:
@@ -77,5 +92,8 @@ class Outbox:
                     removed=tuple(parcel.removed),
                     missing=tuple(parcel.missing),
                     inquiries=tuple(parcel.inquiries),
+                    issued=MIN_TIMESTAMP if parcel.request is None and parcel.grant is None else self.issued,
+                    closed=parcel.closed,
+                    wants_closed=parcel.wants_closed,
                 ),
             )

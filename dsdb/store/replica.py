@@ -35,7 +35,7 @@ from dsdb.raft.messages import NO_REPLICA, MembershipChange, ReplicaId
 from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, before
 from dsdb.store.command import (
     ChangeReplicasCommand,
     Command,
@@ -118,6 +118,13 @@ class Replica:
         self._lease_until = 0.0
         """Up to when `holds_lease` need not ask again; 0 when something has changed."""
         self._low_waiters: list[Waiter[None]] = []
+        self.promised: Timestamp = MIN_TIMESTAMP
+        """What this leaseholder has closed: all that it evaluates later lies above."""
+        self._logged: Timestamp = MIN_TIMESTAMP
+        """The part of it that some command carries."""
+        self._closed: Timestamp = MIN_TIMESTAMP
+        """The highest promise that was seen to count."""
+        self._resolved: Timestamp = MIN_TIMESTAMP
         self.campaign_at = math.inf
         """When to campaign, as the leader's store has lost our support."""
         self.inquire_at = math.inf
@@ -251,6 +258,9 @@ class Replica:
         if term != self.lease_term or term != self.raft.term:
             return
         self.cache.raise_low(low)
+        if self.range_id != SYSTEM_RANGE:
+            # It was issued, and lies above all that earlier leaseholders closed.
+            self.promised = max(self.promised, low)
         self.verdicts.begin(low)
         self.low_term = term
         waiters, self._low_waiters = self._low_waiters, []
@@ -289,6 +299,63 @@ class Replica:
             if len(passable) > self.context.config.passable_max:
                 for oldest in list(passable)[: len(passable) // 2]:
                     del passable[oldest]
+
+    # ---- Closed timestamps ----
+
+    def promise(self) -> None:
+        """Close what may be closed now.  The lease must be held.
+
+        To close a timestamp is to count all keys as read there by nobody: so reads at or below it are recorded before they are made,
+        wherever they will be.
+        """
+        if self.context.closing > self.promised:
+            self.promised = self.context.closing
+            self.cache.raise_low(self.promised)
+
+    def promise_in_log(self) -> Timestamp:
+        """Give what the next command shall say is closed; MIN_TIMESTAMP if an earlier one has said it.  The lease must be held."""
+        self.promise()
+        if self.promised <= self._logged:
+            return MIN_TIMESTAMP
+        self._logged = self.promised
+        return self.promised
+
+    def keep_closed(self) -> Timestamp:
+        """Give what is closed here as of the applied log, and remember it."""
+        applied = self.machine.applied
+        found = self.context.promises.closed(self.range_id, applied.index)
+        self._closed = max(self._closed, applied.closed, found)
+        return self._closed
+
+    @property
+    def is_written(self) -> bool:
+        """Say whether the engine shows what `machine` has applied; not so while a batch is refused, or a Raft snapshot is copied."""
+        return self.machine.applied.index == self.raft.log.applied and not self.is_installing
+
+    def resolved_ts(self) -> Timestamp:
+        """Give the timestamp at and below which this replica's versions are final, and all there: it only ever grows (rule 23)."""
+        if self.is_written:
+            intents = self.machine.intents
+            if not intents.is_complete:
+                self.context.on_intents_wanted(self)
+            self._resolved = max(self._resolved, min(self.keep_closed(), before(intents.oldest_ts())))
+        return self._resolved
+
+    def reads_past(self, ts: Timestamp) -> bool:
+        """Say whether this replica may answer a read of the past without a lease.
+
+        The read is not recorded: whoever closed the timestamp has counted all keys as read up to there (`promise`), and later
+        leaseholders begin above.  No write is on its way there either, so latches are not looked at.
+        """
+        is_whole = self.damage is None and not (self.is_destroyed or self.is_installing or self.is_halted)
+        return is_whole and ts <= self.resolved_ts()
+
+    def takes_past_read(self, ts: Timestamp) -> bool:
+        """Say whether to answer a read of the past without the lease, and count it: with the lease it is read like any other."""
+        if self.holds_lease(self.context.clock.now()) or not self.reads_past(ts):
+            return False
+        self.context.follower_reads += 1
+        return True
 
     # ---- Requests' common checks ----
 

@@ -150,10 +150,15 @@ class Serving:
         ts = await self.fresh() if request.ts is None else request.ts
         return await self._unblocked(replica, lambda: evaluate.scan(replica, request, ts))
 
-    async def scan_snapshot(self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None) -> SnapshotScan:
+    async def scan_snapshot(
+        self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None, *, any_replica: bool = False
+    ) -> SnapshotScan:
         """Freeze a span at `ts` for reading at leisure, once no write stands in the way.  Raises KvError."""
         while True:
             replica = self.replica(range_id)
+            if any_replica and replica.takes_past_read(ts):
+                evaluate.check_span_read(replica, span, ts, is_past=True)
+                return SnapshotScan(self._context.engine.snapshot(), span, ts, own=None, passable={})
             try:
                 return self.scan_snapshot_nowait(replica, span, ts, attempt)
             except Blocked as blocked:

@@ -163,6 +163,8 @@ class SnapshotSender:
                 threshold=state.threshold,
                 mark=state.mark,
                 size_bytes=applied.size_bytes,
+                closed=applied.closed,
+                intents=applied.intents,
             )
             log.info("range %d: sending a Raft snapshot at %d to replica %d on store %d", replica.range_id, applied.index, to, store)
             async with aclosing(self._chunks(snapshot, replica, state)) as chunks:
@@ -319,7 +321,8 @@ class SnapshotReceiver:
             mark=header.mark,
         )
         batch.put(META, keys.replicated, encode(state))
-        batch.put(META, keys.applied, encode(Applied(header.metadata.index, header.metadata.term, header.size_bytes)))
+        applied = Applied(header.metadata.index, header.metadata.term, header.size_bytes, header.closed, header.intents)
+        batch.put(META, keys.applied, encode(applied))
         batch.put(META, keys.installing, encode(Installing(incoming.chunks)))
         replica.log.reset(batch, header.metadata.index, header.metadata.term)
         replica.is_installing = True

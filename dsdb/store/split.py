@@ -2,9 +2,9 @@
 
     leaseholder: latch the whole range ─▶ SplitCommand ─▶ every replica: left shrinks, right begins ─▶ right campaigns here at once
 
-The right side starts as a group of its own: same stores, same replica ids, an empty log at the initial place, the floor, threshold and
-outcomes of the left side, and the txn records whose anchors it has.  Its first leader takes a fresh low water, which covers every read
-that the left side served, and all that it said of attempts without a record.
+The right side starts as a group of its own: same stores, same replica ids, an empty log at the initial place, the floor, threshold,
+closed timestamp and outcomes of the left side, and the intents and txn records of its keys.  Its first leader takes a fresh low water,
+which covers every read that the left side served, and all that it said of attempts without a record.
 
 Invariants:
 - No read or write of the range, and nothing about a txn record, is evaluated between the evaluation of the split and its application.
@@ -25,6 +25,7 @@ from dsdb.storage.timestamp import MIN_TIMESTAMP
 from dsdb.store.command import SplitCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.intents import RECORD_LATCHES
+from dsdb.store.open_intents import OpenIntents
 from dsdb.store.records import put_record
 from dsdb.store.replica import Replica
 from dsdb.store.serving import VERSION_SUFFIX_BYTES, Serving
@@ -101,25 +102,30 @@ class Splitting:
             left=left,
             right=right,
             left_size_bytes=replica.machine.applied.size_bytes // 2,
+            closed=replica.promised,
         )
 
-    def put_right(self, replica: Replica, batch: WriteBatch, command: SplitCommand) -> ReplicatedState | None:
-        """Put the right side into the batch of the split; None if this store must not have it."""
+    def put_right(self, replica: Replica, batch: WriteBatch, command: SplitCommand) -> tuple[ReplicatedState, OpenIntents] | None:
+        """Put the right side into the batch of the split, and give it; None if this store must not have it."""
         right = command.right
-        records = replica.machine.hand_over_records(batch, right.start_key)
+        machine = replica.machine
+        records = machine.hand_over_records(batch, right.start_key)
+        intents = machine.hand_over_intents(right.start_key)
         if right.range_id in self._replicas or read_tombstone(self._context.engine, right.range_id) > replica.replica_id:
             if right.range_id not in self._replicas:
                 clear_keys(batch, right.span)
             return None
-        state = replica.machine.right_state(command)
+        state = machine.right_state(command)
         hard_state = HardState(term=INITIAL_TERM, commit=INITIAL_INDEX)
-        put_new_replica(batch, state, Applied(INITIAL_INDEX, INITIAL_TERM, command.left_size_bytes), hard_state=hard_state)
+        # Not what the left side learnt beside the log: that may be of after the split, when the right side's leaseholder was another.
+        applied = Applied(INITIAL_INDEX, INITIAL_TERM, command.left_size_bytes, machine.applied.closed, intents.count)
+        put_new_replica(batch, state, applied, hard_state=hard_state)
         keys = ReplicaKeys(right.range_id)
-        for attempt, outcome in replica.machine.outcomes.items():
+        for attempt, outcome in machine.outcomes.items():
             put_outcome(batch, keys, attempt, outcome)
         for attempt, record in records.items():
             put_record(batch, keys.records, attempt, record)
-        return state
+        return state, intents
 
     # ---- Votes that are early ----
 

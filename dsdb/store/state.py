@@ -1,7 +1,7 @@
 """What a store keeps of a replica in META and RAFT, key by key.
 
     META  02 range id │ 01          hard state: term, vote
-                      │ 02          applied: index, term and size estimate, written with every apply
+                      │ 02          applied: index, term, size estimate, closed timestamp, intents; written with every apply
                       │ 03          replicated state: descriptor, membership, floor, threshold, mark
                       │ 04          start of the log: index and term of the last truncated entry
                       │ 05          installing: a Raft snapshot was switched to and its data is still being copied
@@ -27,6 +27,7 @@ from dsdb.storage.engine.port import Family, Reader, WriteBatch
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import prefix_end
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.store.open_intents import UNKNOWN
 
 INITIAL_INDEX = 10
 INITIAL_TERM = 5
@@ -49,6 +50,10 @@ class Applied(msgspec.Struct, frozen=True, array_like=True, gc=False):
     term: int
     size_bytes: int = 0
     """An estimate of the keys and values in the range; replicated, so that all replicas agree on it."""
+    closed: Timestamp = MIN_TIMESTAMP
+    """The highest promise that came with a command (rule 23)."""
+    intents: int = UNKNOWN
+    """How many stand in the range, as far as this replica knows."""
 
 
 class ReplicatedState(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -165,7 +170,7 @@ def read_hard_state(reader: Reader, keys: ReplicaKeys) -> HardState:
 def read_applied(reader: Reader, keys: ReplicaKeys) -> Applied:
     """Read how far the log was applied."""
     stored = reader.get(META, keys.applied)
-    return Applied(0, 0) if stored is None else _decode(_applied_decoder, stored, "applied index")
+    return Applied(0, 0, intents=0) if stored is None else _decode(_applied_decoder, stored, "applied index")
 
 
 def read_replicated(reader: Reader, keys: ReplicaKeys) -> ReplicatedState | None:

@@ -35,7 +35,7 @@ from dsdb.raft.messages import Membership
 from dsdb.storage import mvcc
 from dsdb.storage.engine.port import Family, Reader, WriteBatch
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store.command import (
     INTENT_COMMANDS,
     ChangeReplicasCommand,
@@ -53,6 +53,7 @@ from dsdb.store.command import (
     SplitCommand,
     StageCommand,
 )
+from dsdb.store.open_intents import OpenIntents
 from dsdb.store.records import TxnRecord, put_record, read_records, remove_record
 from dsdb.store.state import (
     META,
@@ -97,6 +98,7 @@ class StateMachine:
         self.keys = keys
         self.state = state
         self.applied: Applied = read_applied(engine, keys)
+        self.intents = OpenIntents(is_complete=self.applied.intents == 0)
         self.outcomes: dict[AttemptId, Outcome] = read_outcomes(engine, keys)
         self.writes = 0
         """Writes since it was loaded: each may have made an older version garbage."""
@@ -131,9 +133,11 @@ class StateMachine:
             return self._has_cleared or (bool(self._unwritten) and not self._unwritten.isdisjoint(_keys_of(command)))
         return isinstance(command, CollectGarbageCommand)
 
-    def advance(self, batch: WriteBatch, index: int, term: int, *, size_delta: int = 0) -> None:
+    def advance(self, batch: WriteBatch, index: int, term: int, *, size_delta: int = 0, closed: Timestamp = MIN_TIMESTAMP) -> None:
         """Note an entry as applied; the last call for a batch must be followed by `put_applied`."""
-        self.applied = Applied(index, term, max(0, self.applied.size_bytes + size_delta))
+        before = self.applied
+        closed = max(before.closed, closed)
+        self.applied = Applied(index, term, max(0, before.size_bytes + size_delta), closed, self.intents.count)
 
     def put_applied(self, batch: WriteBatch) -> None:
         """Write the applied index into the batch of what was applied."""
@@ -173,6 +177,7 @@ class StateMachine:
     def apply(self, batch: WriteBatch, index: int, term: int, command: Command) -> Result:
         """Apply a command at its place in the log.  Membership changes come through `apply_change`."""
         delta = 0
+        closed = MIN_TIMESTAMP
         result: Result
         if isinstance(command, CommitCommand):
             done = 0
@@ -180,15 +185,18 @@ class StateMachine:
                 done = self._parts.done if self._parts.index == index else 0
                 self._parts = None
             result, delta = self._apply_commit(batch, term, command, done)
+            closed = command.closed if command.lease_term == term else closed
         elif isinstance(command, ChangeReplicasCommand):
             raise AssertionError(f"a membership change outside of a CONFIG entry, at {index}")
         elif command.lease_term != term:
             result = _other_term(command.lease_term, term)
         elif isinstance(command, INTENT_COMMANDS):
             result, delta = self._apply_intents(batch, command)
+            if isinstance(command, (PrewriteCommand, StageCommand)):
+                closed = command.closed
         else:
             result = self._apply_other(batch, command)
-        self.advance(batch, index, term, size_delta=delta)
+        self.advance(batch, index, term, size_delta=delta, closed=closed)
         return result
 
     def _apply_other(
@@ -210,6 +218,7 @@ class StateMachine:
                     return RangeKeyMismatch((self.descriptor,))
                 self._has_cleared = True
                 clear_keys(batch, command.span)
+                self.intents.clear(command.span)
                 return ClearSpanReply()
             case CollectGarbageCommand():
                 return self._apply_collect_garbage(batch, command)
@@ -306,6 +315,7 @@ class StateMachine:
         self._unwritten.update(keys)
         for key, value in zip(keys, values):
             mvcc.put_intent(batch, key, mvcc.Intent(meta.attempt, meta.anchor, meta.first_ts, ts, 0, value))
+            self.intents.lay(key, ts)
             size += _version_bytes(key, value)
         return size
 
@@ -343,7 +353,10 @@ class StateMachine:
         for key in keys:
             intent = mvcc.resolve_intent(self._engine, batch, key, attempt, commit_ts)
             self.writes += 1
-            if intent is not None and (commit_ts is None or intent.ts > commit_ts):
+            if intent is None:
+                continue
+            self.intents.drop(key)
+            if commit_ts is None or intent.ts > commit_ts:
                 size -= _version_bytes(key, intent.value)
         return size
 
@@ -358,6 +371,12 @@ class StateMachine:
         for attempt in moved:
             del self.records[attempt]
             remove_record(batch, self.keys.records, attempt)
+        return moved
+
+    def hand_over_intents(self, start: bytes) -> OpenIntents:
+        """Give up the intents at or above `start`, likewise."""
+        moved = self.intents.hand_over(start)
+        self.applied = msgspec.structs.replace(self.applied, intents=self.intents.count)
         return moved
 
     # ---- The rest of the state ----
@@ -397,11 +416,12 @@ class StateMachine:
         if command.generation != descriptor.generation:
             return InvalidRequest(f"range {descriptor.range_id} has changed to generation {descriptor.generation} before its split")
         self._put_state(batch, descriptor=command.left)
-        self.applied = Applied(self.applied.index, self.applied.term, min(command.left_size_bytes, self.applied.size_bytes))
+        size_bytes = min(command.left_size_bytes, self.applied.size_bytes)
+        self.applied = msgspec.structs.replace(self.applied, size_bytes=size_bytes, closed=max(self.applied.closed, command.closed))
         return SplitReply(command.left, command.right)
 
     def right_state(self, command: SplitCommand) -> ReplicatedState:
-        """Give what the right side of a split starts with: outcomes' floor and threshold are the left side's."""
+        """Give what the right side of a split starts with beside its `Applied`: outcomes' floor and threshold are the left side's."""
         state = self.state
         return ReplicatedState(descriptor=command.right, membership=state.membership, floor=state.floor, threshold=state.threshold)
 

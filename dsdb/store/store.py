@@ -36,7 +36,9 @@ from dsdb.storage.engine.port import Engine, WriteBatch
 from dsdb.storage.errors import CorruptionError, StorageError, StoreFormatError
 from dsdb.storage.keys import KEY_MAX, KEY_MIN, SYSTEM_END, Span, meta_key
 from dsdb.storage.mvcc import Intent
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.store.closed import Promises
+from dsdb.store.closing import Closing
 from dsdb.store.command import SplitCommand
 from dsdb.store.config import StoreConfig
 from dsdb.store.context import StoreContext
@@ -108,9 +110,10 @@ class Store(LoopEvents):
             raise StoreFormatError(f"the engine does not belong to store {identity.store_id} of cluster {identity.cluster_id}")
         self.identity = identity
         self.config = config
+        life = random.getrandbits(PERIOD_BITS)
         liveness = Liveness(
             now=clock.now(),
-            incarnation=random.getrandbits(PERIOD_BITS),
+            incarnation=life,
             duration_s=config.support_duration_s,
             drift_max=config.clock_drift_max,
         )
@@ -127,7 +130,9 @@ class Store(LoopEvents):
         self._by_start: list[tuple[bytes, RangeId]] | None = None
         """Starts of the replicas' spans, ascending; None when it must be made again."""
         self._loop = RaftLoop(self._context, self._replicas, disk, transport, self)
-        self._keeper = Keeper(self._context, self._replicas, self._loop)
+        self._context.promises = Promises(self._keep_closed)
+        self._closing = Closing(self._context, self._replicas, self._loop.outbox, life)
+        self._keeper = Keeper(self._context, self._replicas, self._loop, self._closing)
         self._serving = Serving(self._context, self._replicas)
         self._splitting = Splitting(self._context, self._replicas, self._serving)
         self._sender = SnapshotSender(self._context, self._replicas, self._loop, transport)
@@ -158,7 +163,7 @@ class Store(LoopEvents):
                 descriptor = RangeDescriptor(range_id, span.start, span.end, 1, (replica,), ReplicaId(2))
                 state = ReplicatedState(descriptor=descriptor, membership=Membership(voters=(ReplicaId(1),)), mark=BOOTSTRAP_TS)
                 start = HardState(term=INITIAL_TERM, commit=INITIAL_INDEX)
-                put_new_replica(batch, state, Applied(INITIAL_INDEX, INITIAL_TERM), hard_state=start)
+                put_new_replica(batch, state, Applied(INITIAL_INDEX, INITIAL_TERM, intents=0), hard_state=start)
                 mvcc.put(batch, meta_key(span.end), BOOTSTRAP_TS, encode_descriptor(descriptor))
         engine.write(batch)
         engine.sync()
@@ -192,6 +197,7 @@ class Store(LoopEvents):
                 nursery.start_soon(self._run_low_water)
                 nursery.start_soon(self._sender.run)
                 nursery.start_soon(self._receiver.run)
+                nursery.start_soon(self._closing.run_scans)
                 task_status.started()
         except* StorageError as group:
             log.critical("store %d stops: %s", self.identity.store_id, group.exceptions[0])
@@ -228,6 +234,7 @@ class Store(LoopEvents):
     def receive(self, frame: StoreFrame) -> None:
         """Take a frame of another store."""
         self._keeper.receive(frame)
+        self._closing.receive(frame)
         for envelope in frame.messages:
             range_id, message = envelope.range_id, envelope.message
             replica = self._replicas.get(range_id)
@@ -292,10 +299,15 @@ class Store(LoopEvents):
         except StorageError as error:
             raise self._quarantine(request.range_id, error) from error
 
-    async def scan_snapshot(self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None) -> SnapshotScan:
-        """Freeze a span at `ts` for bulk reading, once no write stands in the way; a context manager.  Raises KvError."""
+    async def scan_snapshot(
+        self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None, *, any_replica: bool = False
+    ) -> SnapshotScan:
+        """Freeze a span at `ts` for bulk reading, once no write stands in the way; a context manager.  Raises KvError.
+
+        any_replica: also without the lease, if what is read is resolved.
+        """
         try:
-            return await self._serving.scan_snapshot(range_id, span, ts, attempt)
+            return await self._serving.scan_snapshot(range_id, span, ts, attempt, any_replica=any_replica)
         except StorageError as error:
             raise self._quarantine(range_id, error) from error
 
@@ -391,6 +403,7 @@ class Store(LoopEvents):
         """Tell of a new applied descriptor."""
         self._by_start = None
         self._keeper.forget_peers()
+        self._closing.note_changes()
         replica.locks.clip(replica.descriptor.end_key, self._context.clock.now())
         for callback in self._descriptor_callbacks:
             callback(replica.descriptor, replica.is_leader)
@@ -403,7 +416,9 @@ class Store(LoopEvents):
         def begin() -> None:
             if right is None:
                 return
-            made = Replica(self._context, replica.replica_id, right)
+            state, intents = right
+            made = Replica(self._context, replica.replica_id, state)
+            made.machine.intents = intents
             self._add(made)
             self._keeper.admit(made, self._context.clock.now())
             if was_leader:
@@ -447,7 +462,13 @@ class Store(LoopEvents):
         """Begin to stream a Raft snapshot."""
         self._sender.want(replica.range_id, message.to)
 
+    def _keep_closed(self, range_id: RangeId) -> None:
+        replica = self._replicas.get(range_id)
+        if replica is not None:
+            replica.keep_closed()
+
     def _tell_lease(self, range_id: RangeId, *, held: bool) -> None:
+        self._closing.note_changes()
         for callback in self._lease_callbacks:
             callback(range_id, held)
 
@@ -470,6 +491,16 @@ class Store(LoopEvents):
         """Give the term of the lease in force here, or None."""
         replica = self._replicas.get(range_id)
         return replica.lease_term if replica is not None and replica.holds_lease(self._context.clock.now()) else None
+
+    def resolved_ts(self, range_id: RangeId) -> Timestamp:
+        """Give the timestamp at and below which the replica here is final; it only grows (rule 23).  MIN_TIMESTAMP without a replica."""
+        replica = self._replicas.get(range_id)
+        return MIN_TIMESTAMP if replica is None else replica.resolved_ts()
+
+    def reads_past(self, range_id: RangeId, ts: Timestamp) -> bool:
+        """Say whether the replica here, whoever leads, answers reads of the past at `ts`."""
+        replica = self._replicas.get(range_id)
+        return replica is not None and replica.reads_past(ts)
 
     def leaseholder_hint(self, range_id: RangeId) -> StoreId | None:
         """Give the store that probably serves a range, if a replica here knows."""
@@ -516,6 +547,7 @@ class Store(LoopEvents):
             "leases": float(sum(replica.holds_lease(now) for replica in replicas)),
             "groups_awake": float(len(self._loop.awake)),
             "proposals_pending": float(sum(len(replica.pending) for replica in replicas)),
+            "follower_reads": float(self._context.follower_reads),
             "latches": float(sum(len(replica.latches) for replica in replicas)),
             "locks": float(sum(len(replica.locks) for replica in replicas)),
             "lock_waiters": float(sum(replica.locks.waiting for replica in replicas)),

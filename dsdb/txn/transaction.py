@@ -99,6 +99,9 @@ class KvTransaction:
     async def read_timestamp(self) -> Timestamp:
         """Give the timestamp of all reads, taken from the oracle at first use.  Raises RangeUnavailableError."""
         if self._read_ts is None:
+            if self._past is not None and self._past <= self._sender.oracle.latest:
+                self._set_read_ts(self._past)
+                return self._past
             try:
                 ts = await self._sender.fresh()
             except KvError as error:
@@ -309,7 +312,7 @@ class KvTransaction:
                 replies = await self._sender.round_over(
                     wanted[at : at + READ_KEYS_MAX * READS_AT_ONCE],
                     self._sender.router.cut_keys,
-                    lambda desc, group: ReadRequest(desc.range_id, group, ts, self.owner),
+                    lambda desc, group: ReadRequest(desc.range_id, group, ts, self.owner, any_replica=self._past is not None),
                     items_max=READ_KEYS_MAX,
                     is_reading=True,
                 )
@@ -357,9 +360,8 @@ class KvTransaction:
             try:
                 entry = await self._end_range(rest, reverse)
                 piece = rest.clipped(entry.desc.span)
-                request = ScanRequest(
-                    entry.desc.range_id, piece, ts, min(rows_max, SCAN_ROWS_MAX), SCAN_BYTES_MAX, reverse, self.owner
-                )
+                limits = (min(rows_max, SCAN_ROWS_MAX), SCAN_BYTES_MAX)
+                request = ScanRequest(entry.desc.range_id, piece, ts, *limits, reverse, self.owner, any_replica=self._past is not None)
                 reply = await self._sender.send(piece.start, lambda _, request=request: request)  # type: ignore[misc]
             except KvError as error:
                 if isinstance(error.detail, RangeKeyMismatch):

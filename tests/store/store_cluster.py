@@ -58,6 +58,10 @@ class Oracle:
         self.last = Timestamp(max(self.last + 1, from_milliseconds(1_000_000 + int(trio.current_time() * 1000))))
         return self.last
 
+    @property
+    def latest(self) -> Timestamp:
+        return self.last
+
     def fresh_nowait(self) -> Timestamp | None:
         return None if self.is_down else self.issue()
 

@@ -117,6 +117,8 @@ def test_nothing_is_written_in_a_lease_whose_low_water_is_not_known_yet() -> Non
         class Slow:
             """Answers when the lease was lost and won again."""
 
+            latest = oracle.latest
+
             def fresh_nowait(self) -> Timestamp | None:
                 return None
 

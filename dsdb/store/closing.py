@@ -1,0 +1,149 @@
+"""Closing: a store's part in closed timestamps.  It promises for the ranges led here, tells its peers, and hears what they promise.
+
+    every `closed_interval_s`: target ─▶ for each range with a lease here: cache.low raised, last index noted ─▶ an update for each peer
+    a frame: newest issued timestamp, update ─▶ `closed.Promises`
+    a replica that does not know its intents ─▶ a scan of its range, in steps
+
+Invariants:
+- A promise is made while the lease is held, for a timestamp that was issued before.  Evaluating a write and putting it into the log is
+  one step without a wait, so the last index of the log covers every write that was evaluated.
+- Where no timestamp is issued, nothing is looked at and nothing sent, but for a repetition now and then.
+
+Not here: why a promise holds (`closed`); what a replica makes of it (`Replica.resolved_ts`).
+"""
+
+from typing import NoReturn
+
+import trio
+
+from dsdb.kv.ids import RangeId, StoreId
+from dsdb.storage.engine.port import Family
+from dsdb.storage.keys import key_after
+from dsdb.storage.mvcc import get_intent
+from dsdb.storage.timestamp import MIN_TIMESTAMP
+from dsdb.store.closed import RANGES_MAX, IssuedLine, Telling
+from dsdb.store.context import StoreContext
+from dsdb.store.frame import StoreFrame
+from dsdb.store.outbox import Outbox
+from dsdb.store.replica import Replica
+from dsdb.store.waiter import Waiter
+
+SCAN_ROWS = 4_096
+"""Versions in one step of a scan for intents: some milliseconds."""
+_SUFFIX_BYTES = 8
+_INTENT_SUFFIX = bytes(_SUFFIX_BYTES)
+"""Behind the user key of every entry in DELTA, and behind that of an intent."""
+
+
+class Closing:
+    """One for each store."""
+
+    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica], outbox: Outbox, life: int) -> None:
+        self._context = context
+        self._replicas = replicas
+        self._outbox = outbox
+        self._line = IssuedLine(context.config.closed_lag_s)
+        self._telling = Telling(life)
+        """For this store too: it hears its own promises as those of others."""
+        self._next = 0.0
+        self._repeat_at = 0.0
+        self._must_tell = False
+        """Somebody must be told though no timestamp was issued."""
+        self._unscanned: list[Replica] = []
+        self._scan_waiter: Waiter[None] | None = None
+        context.on_intents_wanted = self._want_intents
+
+    # ---- Promising ----
+
+    def note_changes(self) -> None:
+        """Look at all ranges the next time: leases, descriptors or peers have changed."""
+        self._must_tell = True
+
+    def tick(self, now: float) -> None:
+        """Promise what is due, and tell the peers with the next frames."""
+        context = self._context
+        line = self._line
+        line.hear(context.timestamps.latest)
+        self._outbox.issued = line.newest
+        if now < self._next:
+            return
+        self._next = now + context.config.closed_interval_s
+        target = max(line.target(now), context.closing)
+        if target == MIN_TIMESTAMP or (target == context.closing and not self._must_tell and now < self._repeat_at):
+            return
+        self._must_tell = False
+        self._repeat_at = now + context.config.closed_repeat_s
+        context.closing = target
+        self._promise(now)
+
+    def _promise(self, now: float) -> None:
+        context = self._context
+        own = context.store_id
+        indexes: dict[StoreId, dict[RangeId, int]] = {own: {}}
+        for range_id, replica in self._replicas.items():
+            if replica.low_term != replica.lease_term or not replica.holds_lease(now):
+                continue
+            replica.promise()
+            last = replica.raft.log.last_index
+            for member in replica.descriptor.replicas:
+                of_store = indexes.setdefault(member.store_id, {})
+                if len(of_store) < RANGES_MAX:
+                    of_store[range_id] = last
+        for store in sorted({*indexes, *self._telling.peers()}):
+            update = self._telling.update(store, context.closing, indexes.get(store, {}))
+            if store == own:
+                context.promises.take(own, update)
+            else:
+                self._outbox.tell_closed(store, update)
+
+    # ---- Hearing ----
+
+    def receive(self, frame: StoreFrame) -> None:
+        """Take what a frame says about timestamps."""
+        self._line.hear(frame.issued)
+        if frame.wants_closed:
+            self._telling.begin_again(frame.sender)
+            self._must_tell = True
+        if frame.closed is not None and not self._context.promises.take(frame.sender, frame.closed):
+            self._outbox.want_closed(frame.sender)
+
+    # ---- Intents that are not known ----
+
+    def _want_intents(self, replica: Replica) -> None:
+        if replica not in self._unscanned:
+            self._unscanned.append(replica)
+            if self._scan_waiter is not None:
+                self._scan_waiter.settle(None)
+                self._scan_waiter = None
+
+    async def run_scans(self) -> NoReturn:
+        """Find the intents of ranges whose replicas were asked what is resolved and do not know them, for ever."""
+        while True:
+            if not self._unscanned:
+                self._scan_waiter = Waiter()
+                await self._scan_waiter.wait()
+            await self._scan(self._unscanned[0])
+            del self._unscanned[0]
+
+    async def _scan(self, replica: Replica) -> None:
+        """Find the intents of a range in the engine, step by step: what is laid or resolved meanwhile is noted as it is applied."""
+        engine = self._context.engine
+        machine = replica.machine
+        start = replica.descriptor.start_key
+        while not machine.intents.is_complete and not replica.is_destroyed and replica.machine is machine:
+            if not replica.is_written:
+                await trio.sleep(self._context.config.tick_interval_s)
+                continue
+            end = replica.descriptor.end_key
+            # Each step looks at the engine anew: an older view would show intents that have been resolved since.
+            keys: list[bytes] = next((keys for keys, _ in engine.scan(Family.DELTA, start, end, chunk_rows=SCAN_ROWS)), [])
+            for key in keys:
+                if key[-_SUFFIX_BYTES:] == _INTENT_SUFFIX:
+                    intent = get_intent(engine, key[:-_SUFFIX_BYTES])
+                    assert intent is not None, key
+                    machine.intents.lay(key[:-_SUFFIX_BYTES], intent.ts)
+            if len(keys) < SCAN_ROWS:
+                machine.intents.is_complete = True
+                return
+            start = key_after(keys[-1][:-_SUFFIX_BYTES])
+            await trio.lowlevel.checkpoint()
