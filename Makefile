@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/dsdb demo
 
+# make test [WORKERS=2]: with 0 all in one process, as `pytest` does
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
