@@ -54,11 +54,13 @@ failover: $(STAMP)
 # make sim [SEED=1] [SECONDS=20]: one seed of each simulator; see docs/testing.md
 sim: $(STAMP)
 	$(BIN)/python -m tests.sim.raft_sim --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS))
+	$(BIN)/python -m tests.sim.protocol_sim --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS))
 	$(BIN)/python -m tests.sim.node_sim --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS))
 
 # make sim-many [MINUTES=5] [SEED=1]: seed after seed, for so long with each simulator
 sim-many: $(STAMP)
 	$(BIN)/python -m tests.sim.raft_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.sim.protocol_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.sim.node_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 # make model [HISTORIES=12000 | MINUTES=5] [RULES=each]: random histories against the rules of transactions; see tests/model/README.md

@@ -1,7 +1,9 @@
-"""The command of the simulation of whole nodes: one seed, or seed after seed; a failing one is made smaller.
+"""The commands of the two simulators that run nodes: one seed, or seed after seed; a failing one is made smaller.
 
     python -m tests.sim.node_sim --seed N [--seconds S] [--faults a,b] [--clients a,b] [--keep FILE] [--verbose]
     python -m tests.sim.node_sim --search MINUTES [--seed N] [--seconds S] …
+
+The same for `tests.sim.protocol_sim` (`protocol_search`).
 
     failing seed ─▶ fewer seconds ─▶ fewer faults ─▶ fewer clients ─▶ the smallest command that fails still
 """
@@ -12,12 +14,12 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import trio
 
-from tests.sim.node_faults import draw
-from tests.sim.node_sim import simulate
+from tests.sim import node_faults, node_sim
 from tests.sim.rare_events import RARE
 
 SHRINK_S = 240.0
@@ -27,16 +29,33 @@ SEEDS_OF_A_SMALLER_MIX = 3
 
 
 class Run(msgspec.Struct, frozen=True):
-    """What a command runs."""
+    """What a command runs: of whole nodes, unless a subclass says otherwise."""
 
     seed: int
     seconds: float
     faults: tuple[str, ...] | None = None
     clients: tuple[str, ...] | None = None
 
+    module: ClassVar[str] = "tests.sim.node_sim"
+    usual_seconds: ClassVar[float] = 20.0
+    rare: ClassVar[tuple[str, ...]] = RARE
+    """What a search is expected to have seen."""
+
+    def mix(self) -> "node_faults.Mix":
+        """Give what the seed draws."""
+        return node_faults.draw(self.seed, self.faults, self.clients)
+
+    def simulate(self, events: Counter[str], keep: Path | None = None) -> str:
+        """Run it; give its trace, and what else is to be said of it."""
+        model = node_sim.simulate(self.seed, self.seconds, self.faults, keep, self.clients, events)
+        return (
+            f"trace {model.trace:08x}\n"
+            f"  slowest statement {model.slowest_s:.1f} s; back {model.slowest_back_s:.1f} s after the last fault"
+        )
+
     def command(self) -> str:
         """Give the line to type."""
-        text = f"python -m tests.sim.node_sim --seed {self.seed} --seconds {self.seconds:g}"
+        text = f"python -m {self.module} --seed {self.seed} --seconds {self.seconds:g}"
         if self.faults is not None:
             text += f" --faults '{','.join(self.faults)}'"
         if self.clients is not None:
@@ -46,7 +65,7 @@ class Run(msgspec.Struct, frozen=True):
     def error(self, events: Counter[str] | None = None) -> Exception | None:
         """Run it, and give what went wrong."""
         try:
-            simulate(self.seed, self.seconds, self.faults, clients=self.clients, events=events)
+            self.simulate(Counter() if events is None else events)
         except Exception as error:  # a search's root: whatever went wrong is a finding
             return error
         return None
@@ -55,7 +74,7 @@ class Run(msgspec.Struct, frozen=True):
 def shrink(run: Run, limit_s: float = SHRINK_S) -> Run:
     """Give the smallest run found in the time that fails still."""
     end = time.perf_counter() + limit_s
-    mix = draw(run.seed, run.faults, run.clients)
+    mix = run.mix()
     best = msgspec.structs.replace(run, faults=mix.faults, clients=mix.clients)
 
     def is_failing(candidate: Run) -> bool:
@@ -90,7 +109,7 @@ def search(minutes: float, first: Run, *, shrinks: bool = True) -> bool:
         error = run.error(events)
         if error is not None:
             failing.append(seed)
-            print(f"seed {seed}: {type(error).__name__}: {str(error)[:2000]}\n  {draw(seed, run.faults, run.clients)}", flush=True)
+            print(f"seed {seed}: {type(error).__name__}: {str(error)[:2000]}\n  {run.mix()}", flush=True)
             if shrinks and len(failing) == 1:
                 since = time.perf_counter()
                 print(f"  the smallest that fails: {shrink(run).command()}", flush=True)
@@ -100,7 +119,7 @@ def search(minutes: float, first: Run, *, shrinks: bool = True) -> bool:
     speed = runs / (time.perf_counter() - began - spent_s)
     print(f"seeds {first.seed} to {seed - 1}: {runs} of {first.seconds:g} s, {speed:.2f} seeds/s; failing: {failing or 'none'}")
     print_events(events)
-    missing = [name for name in RARE if not events[name]]
+    missing = [name for name in first.rare if not events[name]]
     print(f"  never seen: {', '.join(missing) or 'nothing'}")
     return not failing
 
@@ -121,11 +140,11 @@ class _SimulatedTime(logging.Formatter):
         return f"{now:9.3f} {record.name:16} {super().format(record)}"
 
 
-def _options() -> argparse.Namespace:
+def _options(kind: type[Run]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="the first one, of a search")
     parser.add_argument("--search", type=float, metavar="MINUTES", help="run seed after seed for so long, and print the failing ones")
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=kind.usual_seconds)
     parser.add_argument("--faults", help="comma-separated, instead of the seed's own mix")
     parser.add_argument("--clients", help="comma-separated, instead of the seed's own")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="where a history goes that is wrong, of one seed")
@@ -134,9 +153,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main(kind: type[Run] = Run) -> None:
     """Run the command."""
-    options = _options()
+    options = _options(kind)
     if options.verbose:
         handler = logging.StreamHandler()
         handler.setFormatter(_SimulatedTime())
@@ -145,21 +164,21 @@ def main() -> None:
         logging.disable(logging.CRITICAL)
     faults = tuple(options.faults.split(",")) if options.faults else None
     clients = tuple(options.clients.split(",")) if options.clients else None
-    run = Run(options.seed, options.seconds, faults, clients)
+    run = kind(options.seed, options.seconds, faults, clients)
     if options.search is not None:
         raise SystemExit(0 if search(options.search, run) else 1)
     began = time.perf_counter()
+    events: Counter[str] = Counter()
     try:
-        model = simulate(run.seed, run.seconds, faults, options.keep, clients)
+        told = run.simulate(events, options.keep)
     except Exception as error:
         if options.verbose:
             traceback.print_exc()
-        print(f"seed {run.seed}: {draw(run.seed, faults, clients)}")
+        print(f"seed {run.seed}: {run.mix()}")
         if options.shrink:
             print(f"the smallest that fails: {shrink(run).command()}")
         raise SystemExit(f"seed {run.seed}: {type(error).__name__}: {error}") from None
     took = time.perf_counter() - began
-    print(f"seed {run.seed}: {run.seconds:g} s simulated in {took:.1f} s, trace {model.trace:08x}")
-    print(f"  {draw(run.seed, faults, clients)}")
-    print(f"  slowest statement {model.slowest_s:.1f} s; back {model.slowest_back_s:.1f} s after the last fault")
-    print_events(model.events)
+    print(f"seed {run.seed}: {run.seconds:g} s of faults in {took:.1f} s, {told}")
+    print(f"  {run.mix()}")
+    print_events(events)

@@ -1,0 +1,89 @@
+"""What must hold at every moment of a run of the protocol simulator, looked at where it could be broken; and what is rare besides.
+
+Invariants that are watched:
+- The oracle's timestamps only grow, whoever issues them: all nodes are in one process, so the order of the calls is that of real time.
+- When a lease begins, no other replica of its range may serve.
+- No Raft core finds that a peer or its disk has broken its word.
+"""
+
+from collections import Counter
+from typing import Any
+
+from dsdb.oracle import Issuer
+from dsdb.store.replica import Replica
+from dsdb.store.store import Store
+from tests.checkers.history import Violation
+from tests.sim.protocol_node import Host
+from tests.sim.rare_events import RARE as RARE_ANYWHERE
+from tests.sim.rare_events import Hooks
+
+RARE = (
+    *RARE_ANYWHERE,
+    "rare: lease began",
+    "rare: oracle's holder moved",
+    "rare: oracle's mark raised",
+    "rare: gateway stopped in a commit",
+    "rare: crash with writes not synced",
+    "rare: Raft snapshot installed",
+    "network: late request",
+    "network: came after its connection broke",
+    "network: lost with its connection",
+)
+"""What a search is expected to have seen."""
+
+
+class Watch:
+    """The looks of one run."""
+
+    def __init__(self, hooks: Hooks, hosts: list[Host], events: Counter[str]) -> None:
+        self._hosts = hosts
+        self._events = events
+        self._issued = 0
+        """The highest timestamp that was issued."""
+        self._issuer: object = None
+        hooks.wrap(Issuer, "issue_nowait", self._issue)
+        hooks.wrap(Replica, "start_lease", self._start_lease)
+        hooks.wrap(Store, "_halt", self._halt)
+        hooks.wrap(Issuer, "_raise_mark", self._raise_mark)
+
+    def _issue(self, original: Any) -> Any:
+        def wrapped(issuer: Any, count: int = 1) -> Any:
+            first = original(issuer, count)
+            if first is not None:
+                if first <= self._issued:
+                    raise Violation(f"timestamp {first} was issued after {self._issued}")
+                self._issued = first + count - 1
+                if issuer is not self._issuer:
+                    self._events["rare: oracle's holder moved"] += self._issuer is not None
+                    self._issuer = issuer
+            return first
+
+        return wrapped
+
+    def _start_lease(self, original: Any) -> Any:
+        def wrapped(replica: Any, term: int) -> Any:
+            self._events["rare: lease began"] += 1
+            range_id = replica.range_id
+            for host in self._hosts:
+                node = host.node
+                if node is None or node.store._context is replica.context:
+                    continue
+                if node.store.holds_lease(range_id):
+                    raise Violation(f"the lease of range {range_id} begins, and node {host.node_id} has it still")
+            return original(replica, term)
+
+        return wrapped
+
+    def _halt(self, original: Any) -> Any:
+        def wrapped(store: Any, replica: Any, error: AssertionError) -> None:
+            raise Violation(f"range {replica.range_id} at store {store.identity.store_id}: {error}") from error
+
+        return wrapped
+
+    def _raise_mark(self, original: Any) -> Any:
+        async def wrapped(issuer: Any) -> None:
+            before = issuer._limit
+            await original(issuer)
+            self._events["rare: oracle's mark raised"] += issuer._limit > before
+
+        return wrapped

@@ -1,0 +1,51 @@
+"""Seeds of the protocol on an event heap hold every property; rare events really happen; the same seed gives the same trace."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sim.protocol_sim import simulate
+
+SEEDS = range(1, 61)
+SECONDS = 60.0
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Nodes that die say so."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.slow
+def test_properties_hold_under_faults_and_rare_events_happen() -> None:
+    events: Counter[str] = Counter()
+    for seed in SEEDS:
+        simulate(seed, SECONDS, events=events)
+    assert events["simulated seconds"] >= len(SEEDS) * SECONDS, events
+
+
+def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
+    script = (
+        "from tests.sim.protocol_sim import simulate\n"
+        "for seed in (3, 11): m = simulate(seed, 20); print(m.trace, m.heap.events, m.heap.now, sorted(m.events.items()))"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    traces = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": root},
+            cwd=root,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for hash_seed in ("0", "77")
+    }
+    assert len(traces) == 1, traces
