@@ -69,6 +69,11 @@ class OracleClient:
         """Give the highest timestamp that is known here to be issued: a lower bound of every one to come, nothing more."""
         return max(self._latest, self._issuer.latest)
 
+    def note(self, ts: Timestamp) -> None:
+        """Learn of a timestamp that was issued, to whomever."""
+        if ts > self.latest:
+            self.latest = ts
+
     def fresh_nowait(self) -> Timestamp | None:
         """Give a fresh timestamp if this node is the oracle, else None."""
         return self._issuer.issue_nowait()

@@ -7,7 +7,8 @@
 
 Invariants:
 - A transaction asks one range at a time, in key order: what it says of holding locks is true while it waits (`store.locks`).
-- start_ts is the same for all attempts of a transaction, so that the oldest is served first and nobody starves.
+- start_ts is the same for all attempts of a transaction, so that the oldest is served first and nobody starves; and it is no older than
+  what this gateway was told of before, else its transactions would go before all that came through others.
 - Losing a lock, or failing to give it back, harms nobody: commits are checked by refresh, and a silent holder's locks pass on.
 """
 

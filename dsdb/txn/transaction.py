@@ -266,6 +266,7 @@ class KvTransaction:
                 raise
             # Where it wrote, its locks end with its outcome.
             self._locks.end([write.key for write in self._buffer.writes()])
+        self._sender.oracle.note(committed_at)
         self._is_committing = False
         return committed_at
 
@@ -380,6 +381,8 @@ class KvTransaction:
         return await self._sender.lookup(span.start)
 
     def _set_read_ts(self, ts: Timestamp) -> None:
+        # Some other node may have taken it: the next transactions of this gateway are younger all the same (rule 30).
+        self._sender.oracle.note(ts)
         self._read_ts = ts
         self._read_at_s = self._sender.now()
 

@@ -89,6 +89,9 @@ class Oracle:
         self.issued.add(self.latest)
         return self.latest
 
+    def note(self, ts: int) -> None:
+        assert ts <= self.latest, f"{ts} was never issued"
+
     def fresh_nowait(self) -> Any:
         return self.issue() if self._chance.random() < 0.3 else None
 
