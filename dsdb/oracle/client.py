@@ -71,8 +71,7 @@ class OracleClient:
 
     def note(self, ts: Timestamp) -> None:
         """Learn of a timestamp that was issued, to whomever."""
-        if ts > self.latest:
-            self.latest = ts
+        self._latest = max(self._latest, ts)
 
     def fresh_nowait(self) -> Timestamp | None:
         """Give a fresh timestamp if this node is the oracle, else None."""
