@@ -10,14 +10,13 @@ All lie in the engine's family DELTA, a user key's together, the newest first:
 Invariants:
 - A read at ts sees, of each key, the newest version at or below ts; never one above, never a tombstone's key.
 - A foreign intent at or below ts is passed by only if its attempt is *passable* at ts, which whoever calls must know; else
-  `IntentsFoundError`.  The reader's own intent is read in place of any version.
+  `IntentsFoundError`.  The reader's own intent is read in place of any version, but for one of nothing, which is as if it were not there.
 - A version never changes; only `collect_garbage` and `clear` remove any.  `MAX_TIMESTAMP` is no version's: the intent stands there.
 - No stored key is a prefix of another (`keys`), and no bound of a span goes on behind a stored key, but for `key_after` of one.
 
 Not here: who may write at which timestamp (`dsdb.store`); columnar blocks of older versions; what the values mean (`rowcodec`).
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
@@ -27,7 +26,7 @@ import msgspec
 from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Family, Reader, WriteBatch
 from dsdb.storage.errors import CorruptionError, StorageError
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
+from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 _DELTA = Family.DELTA
 _INTENT_SUFFIX = bytes(8)
@@ -42,6 +41,9 @@ _NO_USER_KEY = b"\xff" * 16
 _NEWEST_CHUNK_ROWS = 128
 _NEWEST_BYTES_MAX = 1 << 20
 """Of values that `newest_of` reads in vain before it seeks each key."""
+
+_INTENT_HEAD_BYTES = 64
+"""Of a stored intent: the attempt's id lies in them."""
 
 _VALUE, _TOMBSTONE, _INTENT = b"\x00", b"\x01", b"\x02"
 _VALUE_FLAG, _TOMBSTONE_FLAG, _INTENT_FLAG, _EMPTY_FLAG = 0, 1, 2, -1
@@ -76,6 +78,12 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     """Of the write within its txn; a later one replaces an earlier one."""
     value: bytes | None
     """None: the key is to be deleted."""
+    start_ts: Timestamp = MIN_TIMESTAMP
+    """The rank of its txn: the first timestamp of its first attempt; 0: first_ts."""
+    is_nothing: bool = False
+    """It stands in the place of a write that was rolled back: resolving it leaves no version."""
+    older: tuple[tuple[int, bytes | None], ...] = ()
+    """Sequences and values of earlier writes, ascending, to which the txn may still be rolled back."""
 
 
 class IntentsFoundError(StorageError):
@@ -152,8 +160,9 @@ def get(
     if stored[:1] == _INTENT:
         intent = _decode_intent(stored)
         if intent.attempt_id == own:
-            return Version(intent.ts, intent.value)
-        if _is_in_the_way(intent, ts, passable):
+            if not intent.is_nothing:
+                return Version(intent.ts, intent.value)
+        elif _is_in_the_way(intent, ts, passable):
             raise IntentsFoundError([(key, intent)])
     else:
         version = _decode_version(engine_key, stored)
@@ -266,13 +275,13 @@ def remove_intent(batch: WriteBatch, key: bytes) -> None:
 def resolve_intent(reader: Reader, batch: WriteBatch, key: bytes, attempt_id: bytes, commit_ts: Timestamp | None) -> Intent | None:
     """Settle the intent of an attempt: a version at `commit_ts`, or with None (aborted) nothing.  Gives the intent, if there was one.
 
-    An intent above `commit_ts` was never promised to the commit, and is dropped.
+    An intent above `commit_ts` was never promised to the commit, and is dropped; one of nothing leaves nothing.
     """
     intent = get_intent(reader, key)
     if intent is None or intent.attempt_id != attempt_id:
         return None
     remove_intent(batch, key)
-    if commit_ts is not None and intent.ts <= commit_ts:
+    if commit_ts is not None and intent.ts <= commit_ts and not intent.is_nothing:
         put(batch, key, commit_ts, intent.value)
     return intent
 
@@ -432,10 +441,10 @@ class _VisibleRows:
         return rows, values
 
     def _own_intent(self, key: bytes, entry: bytes, in_the_way: list[tuple[bytes, Intent]]) -> Intent | None:
-        """Give an intent if it is the reader's own; note it if it is in the way."""
+        """Give an intent if it is the reader's own, and of something; note it if it is in the way."""
         intent = _decode_intent(entry)
         if intent.attempt_id == self._own:
-            return intent
+            return None if intent.is_nothing else intent
         if _is_in_the_way(intent, self._ts, self._passable):
             in_the_way.append((key, intent))
         return None
@@ -496,7 +505,7 @@ def changes(
                 if newest_suffix <= suffix < oldest_suffix:
                     yield engine_key[:-_SUFFIX_BYTES], _suffix_ts(suffix)
                     return
-                if suffix == _INTENT_SUFFIX:
+                if suffix == _INTENT_SUFFIX and (own is None or own not in entry[:_INTENT_HEAD_BYTES]):
                     intent = _decode_intent(entry)
                     if intent.attempt_id != own and _is_in_the_way(intent, high, passable):
                         in_the_way.append((engine_key[:-_SUFFIX_BYTES], intent))
@@ -522,26 +531,22 @@ def intents(reader: Reader, span: Span, *, at_or_below: Timestamp, limit: int) -
     return found
 
 
-def sample_split_key(reader: Reader, span: Span) -> bytes | None:
-    """Give a stored user key near the middle of a span, by entries, above its first key.  None if it has fewer than two keys.
-
-    It reads the whole span.
-    """
-    samples: list[bytes] = []
-    first_key = _NO_USER_KEY
-    rows_between = 64
-    for engine_keys, _stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
-        keys = list(map(_user_key_of, engine_keys))
-        if first_key is _NO_USER_KEY:
-            first_key = keys[0]
-        samples += keys[::rows_between]
-        # A chunk's last key too, so that a span with a second key has a sample of it.
-        samples.append(keys[-1])
-    middle = len(samples) // 2
-    above_first = bisect_left(samples, True, key=lambda key: key > first_key)
-    if above_first == len(samples):
-        return None
-    return samples[max(middle, above_first)]
+def intents_of(
+    reader: Reader, span: Span, attempt_id: bytes, *, rows_max: int
+) -> tuple[list[tuple[bytes, Intent]], bytes | None]:
+    """List the intents of an attempt in a span, as far as `rows_max` entries go; give the key to go on from, None at the end."""
+    found: list[tuple[bytes, Intent]] = []
+    if span.end == span.start + b"\x00":
+        intent = get_intent(reader, span.start)
+        return ([(span.start, intent)] if intent is not None and intent.attempt_id == attempt_id else []), None
+    for engine_keys, stored in _entries(reader, span, reverse=False, chunk_rows=rows_max):
+        for engine_key, entry in zip(engine_keys, stored):
+            if entry[:1] == _INTENT and attempt_id in entry[:_INTENT_HEAD_BYTES]:
+                intent = _decode_intent(entry)
+                if intent.attempt_id == attempt_id:
+                    found.append((engine_key[:-_SUFFIX_BYTES], intent))
+        return found, engine_keys[-1][:-_SUFFIX_BYTES] + b"\x00" if len(engine_keys) >= rows_max else None
+    return found, None
 
 
 # ---- Garbage ----

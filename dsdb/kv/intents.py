@@ -3,6 +3,7 @@
     gateway     prewrite (each range) ─┐
                 stage (the anchor's)  ─┴▶ all intents at or below the staged timestamp: committed ─▶ end ▸ resolve ▸ remove
     passer-by   push (the anchor's) ─ staging? ─▶ query (each key) ▸ end ─▶ resolve
+    large       begin (the anchor's: PENDING) ▸ prewrite, roll back, … ─▶ stage, final: committed ─▶ resolve, by spans ▸ remove
 
 The *anchor* is the first key that the transaction writes; its range keeps the txn record.  Rules by number are those of
 docs/transactions.md.
@@ -18,7 +19,8 @@ from typing import TypeAlias
 import msgspec
 
 from dsdb.kv.ids import AttemptId, RangeId
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.keys import Span
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 
 STAGED_KEYS_MAX = 1024
 """Keys that a STAGING record may promise; a larger transaction commits in two rounds (`StageRequest.is_final`)."""
@@ -26,6 +28,10 @@ STAGED_KEYS_MAX = 1024
 
 STAGED_VALUES_MAX = 512
 """Writes that a StageRequest may lay itself: a millisecond or two of its leaseholder's."""
+RECORD_SPANS_MAX = 1_024
+"""Spans that a record names: some 60 KB of one command."""
+Rank: TypeAlias = tuple[Timestamp, AttemptId]
+"""Of a transaction: the lower is the older, and goes first (rule 30)."""
 
 
 class TxnMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -35,11 +41,33 @@ class TxnMeta(msgspec.Struct, frozen=True, array_like=True):
     anchor: bytes
     first_ts: Timestamp
     """Issued before anything of the commit was sent; never changes."""
+    start_ts: Timestamp = MIN_TIMESTAMP
+    """The first timestamp of the transaction's first attempt; 0: first_ts."""
+
+    @property
+    def rank(self) -> Rank:
+        """Give the transaction's place among all, for locks and intents alike."""
+        return (self.start_ts or self.first_ts, self.attempt)
+
+
+class Pusher(msgspec.Struct, frozen=True, array_like=True):
+    """Who pushes: the rank of its transaction, and whether it may wound a younger one, as it holds locks or lays intents itself."""
+
+    start_ts: Timestamp
+    attempt: AttemptId = AttemptId(b"")
+    wounds: bool = False
+
+    @property
+    def rank(self) -> Rank:
+        """Give its place among all transactions."""
+        return (self.start_ts, self.attempt)
 
 
 class TxnStatus(StrEnum):
     """What is known of an attempt where its record is, or would be."""
 
+    PENDING = "pending"
+    """It flushes intents before its commit, and only its gateway can commit it (rule 28)."""
     STAGING = "staging"
     """Committed if every promised write is there at or below `ts`."""
     COMMITTED = "committed"
@@ -51,17 +79,24 @@ class TxnStatus(StrEnum):
 
 
 class RecordReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The state of an attempt: of STAGING and COMMITTED the timestamp, of STAGING the promised keys too."""
+    """The state of an attempt: of STAGING and COMMITTED the timestamp, of STAGING the promised keys too.
+
+    spans: for whoever cleans up, where a large transaction has laid its intents.
+    """
 
     status: TxnStatus
     ts: Timestamp | None = None
     keys: tuple[bytes, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 class PrewriteRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Lay intents at `ts`, or above it where something stands in the way (rule 13).  keys: ascending; values: None removes.
 
     The leaseholder gets foreign intents out of the way first, as a writer (`PushRequest.abort`).
+    sequence: of these writes within the attempt: one that stands there with the same or a higher one stays.  marks: sequences, ascending,
+    to which the attempt may be rolled back: an intent that is replaced keeps what they need.
+    absent: a byte for each key, 1 if it must be absent, or nothing; then KeyExists if it was there at `read_ts`, Conflict if it came later.
     """
 
     range_id: RangeId
@@ -69,6 +104,10 @@ class PrewriteRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     ts: Timestamp
     keys: tuple[bytes, ...]
     values: tuple[bytes | None, ...]
+    sequence: int = 0
+    marks: tuple[int, ...] = ()
+    absent: bytes = b""
+    read_ts: Timestamp | None = None
 
 
 class PrewriteReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -77,12 +116,42 @@ class PrewriteReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
     ts: Timestamp
 
 
+class BeginTxnRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Create the txn record as PENDING, or have it name more spans (rule 28); for the anchor's range.
+
+    Answered by a RecordReply: PENDING, and whatever else became of the attempt.
+    """
+
+    range_id: RangeId
+    meta: TxnMeta
+    spans: tuple[Span, ...]
+
+
+class RollBackRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Overwrite the attempt's intents above `to_sequence` with what stood there before, or with nothing, under a new sequence (rule 29).
+
+    spans: disjoint, ascending.  Answered by a SpansReply.
+    """
+
+    range_id: RangeId
+    meta: TxnMeta
+    spans: tuple[Span, ...]
+    to_sequence: int
+    sequence: int
+
+
+class SpansReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Done, but for `rest`, which is to be asked for again; ts: the highest at which an intent stands that was laid."""
+
+    rest: tuple[Span, ...] = ()
+    ts: Timestamp = MIN_TIMESTAMP
+
+
 class StageRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Create the txn record as STAGING at `ts`, or raise it there (rules 12 and 15); for the anchor's range.
 
     keys: all keys that the transaction writes, the anchor first.  is_final: they are all known to be laid at or below `ts`, so the
-    record is COMMITTED at once, and `keys` may be empty.
-    was_one_range: a commit of the attempt in one range was sent before, and may have an outcome (rule 26).
+    record is COMMITTED at once, a PENDING one too, and names `spans` in place of keys.
     laid, values: writes in the anchor's range, ascending, whose intents are laid at `ts` by the same command, as by a PrewriteRequest.
     Answered by a RecordReply (STAGING at `ts` or above, without the keys; COMMITTED; ABORTED; GONE) or a BumpReply (it must be staged
     above `bound`).
@@ -93,16 +162,17 @@ class StageRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     ts: Timestamp
     keys: tuple[bytes, ...]
     is_final: bool = False
-    was_one_range: bool = False
     laid: tuple[bytes, ...] = ()
     values: tuple[bytes | None, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 class PushRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Ask for the outcome of an attempt whose intent stands in the way of somebody at `ts` (rule 16); for its anchor's range.
 
     abort False: a reader, who only needs it to commit above `ts`.  abort True: a writer; an attempt without a record is aborted, after
-    a wait that is short if `pusher_ts`, the pusher's own first_ts, is below the attempt's.  STAGING is waited for a moment, too.
+    a wait that is short if the pusher is older.  STAGING is waited for a moment, too.  PENDING is aborted if its gateway is silent, or by
+    an older pusher that wounds; else it is waited for.
     Answered by a RecordReply.
     """
 
@@ -110,7 +180,7 @@ class PushRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     meta: TxnMeta
     ts: Timestamp
     abort: bool
-    pusher_ts: Timestamp
+    pusher: Pusher
 
 
 class QueryIntentsRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -133,7 +203,6 @@ class EndTxnRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     commit_ts: COMMITTED at it, or None: ABORTED.  expected: the staged timestamp that recovery examined; None: from the coordinator
     itself.  resolve: keys of the anchor's range whose intents are resolved in the same command, if the record ends as asked.
-    was_one_range: as of `StageRequest`.
     Answered by a RecordReply.
     """
 
@@ -142,7 +211,6 @@ class EndTxnRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     commit_ts: Timestamp | None
     expected: Timestamp | None = None
     resolve: tuple[bytes, ...] = ()
-    was_one_range: bool = False
 
 
 class ResolveItem(msgspec.Struct, frozen=True, array_like=True):
@@ -158,6 +226,15 @@ class ResolveRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     range_id: RangeId
     items: tuple[ResolveItem, ...]
+
+
+class ResolveSpansRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Resolve all intents of an attempt in spans (disjoint, ascending), as a ResolveRequest does.  Answered by a SpansReply."""
+
+    range_id: RangeId
+    attempt: AttemptId
+    spans: tuple[Span, ...]
+    commit_ts: Timestamp | None
 
 
 class ResolveReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -176,6 +253,15 @@ class RemoveRecordsReply(msgspec.Struct, frozen=True, array_like=True, tag=True)
 
 
 IntentRequest: TypeAlias = (
-    PrewriteRequest | StageRequest | PushRequest | QueryIntentsRequest | EndTxnRequest | ResolveRequest | RemoveRecordsRequest
+    PrewriteRequest
+    | StageRequest
+    | PushRequest
+    | QueryIntentsRequest
+    | EndTxnRequest
+    | ResolveRequest
+    | RemoveRecordsRequest
+    | BeginTxnRequest
+    | RollBackRequest
+    | ResolveSpansRequest
 )
-IntentReply: TypeAlias = PrewriteReply | RecordReply | QueryIntentsReply | ResolveReply | RemoveRecordsReply
+IntentReply: TypeAlias = PrewriteReply | RecordReply | QueryIntentsReply | ResolveReply | RemoveRecordsReply | SpansReply

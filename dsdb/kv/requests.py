@@ -82,6 +82,7 @@ class CommitRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     read_ts: where the transaction read, or None if it read nothing; reads: the spans that it read in this range.
     has_other_reads: it also read in other ranges, so a bump goes back to the gateway, which must refresh those.
     deadline: the commit timestamp must be below it.
+    start_ts: the first timestamp of the transaction's first attempt, None: of this one; holds_locks: others may wait for it (rule 30).
     """
 
     range_id: RangeId
@@ -93,6 +94,8 @@ class CommitRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     reads: tuple[Span, ...] = ()
     has_other_reads: bool = False
     deadline: Timestamp | None = None
+    start_ts: Timestamp | None = None
+    holds_locks: bool = False
 
 
 class CommitReply(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -1,7 +1,8 @@
 """Clearing: gets foreign intents out of the way of a request, which holds no latch meanwhile and looks again afterwards.
 
     IntentsMet ─▶ settle (`settling`: the port to the intents' records) ─┬─ COMMITTED, ABORTED, GONE ─▶ ResolveCommand here
-                                                                         └─ PUSHED, COMMITTED above ─▶ passable up to the reader's ts
+                                                                         ├─ PUSHED, COMMITTED above ─▶ passable up to the reader's ts
+                                                                         └─ PENDING ─▶ it lives: the request meets it again
 
 Invariants:
 - Nobody waits here holding a latch, nor longer than `intent_wait_s` in one request.
@@ -16,14 +17,14 @@ import trio
 
 from dsdb.kv.errors import AmbiguousResult, IntentInTheWay, KvError
 from dsdb.kv.ids import AttemptId
-from dsdb.kv.intents import ResolveItem, ResolveReply, TxnMeta, TxnStatus
+from dsdb.kv.intents import Pusher, ResolveItem, ResolveReply, TxnMeta, TxnStatus
 from dsdb.kv.requests import Reply
 from dsdb.storage.mvcc import Intent
-from dsdb.storage.timestamp import Timestamp
 from dsdb.store import intents
 from dsdb.store.command import INTENT_COMMANDS, IntentCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.evaluate import IntentsMet
+from dsdb.store.merged_pushes import MergedPushes
 from dsdb.store.replica import Replica
 from dsdb.store.settling import Settled
 from dsdb.store.waiter import Waiter
@@ -58,18 +59,19 @@ class Clearing:
 
     def __init__(self, context: StoreContext) -> None:
         self._context = context
+        self._pushes = MergedPushes(context)
 
     def deadline(self) -> float:
         """Give the time at which a request that has met its first intent gives up."""
         return self._context.clock.now() + self._context.config.intent_wait_s
 
-    async def clear(self, replica: Replica, met: IntentsMet, pusher_ts: Timestamp, until: float) -> None:
+    async def clear(self, replica: Replica, met: IntentsMet, pusher: Pusher, until: float) -> None:
         """Get what a request met out of its way; it must look again then.  Raises KvError."""
         in_the_way = KvError(IntentInTheWay(met.intents[0][0]))
         is_cleared = False
         with trio.move_on_after(until - self._context.clock.now()):
             try:
-                await self._clear(replica, met, pusher_ts)
+                await self._clear(replica, met, pusher)
             except KvError as error:
                 if isinstance(error.detail, AmbiguousResult):
                     # What is not known is what became of the intent; the request itself did nothing.
@@ -79,32 +81,32 @@ class Clearing:
         if not is_cleared:
             raise in_the_way
 
-    async def _clear(self, replica: Replica, met: IntentsMet, pusher_ts: Timestamp) -> None:
+    async def _clear(self, replica: Replica, met: IntentsMet, pusher: Pusher) -> None:
         attempts: dict[bytes, list[tuple[bytes, Intent]]] = {}
         for key, intent in met.intents:
             attempts.setdefault(intent.attempt_id, []).append((key, intent))
         chosen = list(attempts.values())[:SETTLED_AT_ONCE]
         items: list[ResolveItem] = []
-        for found, settled in zip(chosen, await self._settle(chosen, met, pusher_ts)):
+        for found, settled in zip(chosen, await self._settle(chosen, met, pusher)):
             attempt = AttemptId(found[0][1].attempt_id)
             is_above = settled.status is TxnStatus.COMMITTED and settled.ts is not None and settled.ts > met.ts
             if settled.status is TxnStatus.PUSHED or (is_above and not met.is_write):
                 replica.let_pass(attempt, met.ts)
-            else:
+            elif settled.status is not TxnStatus.PENDING:
                 # GONE: its record was removed after all of its intents were resolved, so one that still stands is a late copy.
                 commit_ts = settled.ts if settled.status is TxnStatus.COMMITTED else None
                 items.append(ResolveItem(attempt, tuple([key for key, _ in found]), commit_ts))
         if items:
             await self.resolve(replica, items, looks=True)
 
-    async def _settle(self, chosen: list[list[tuple[bytes, Intent]]], met: IntentsMet, pusher_ts: Timestamp) -> list[Settled]:
+    async def _settle(self, chosen: list[list[tuple[bytes, Intent]]], met: IntentsMet, pusher: Pusher) -> list[Settled]:
         """Ask what becomes of some attempts, side by side.  Raises KvError IntentInTheWay."""
         results: dict[int, Settled | KvError] = {}
 
         async def ask(number: int, key: bytes, intent: Intent) -> None:
-            meta = TxnMeta(AttemptId(intent.attempt_id), intent.anchor, intent.first_ts)
+            meta = TxnMeta(AttemptId(intent.attempt_id), intent.anchor, intent.first_ts, intent.start_ts)
             try:
-                results[number] = await self._context.intents.settle(meta, met.ts, abort=met.is_write, pusher_ts=pusher_ts)
+                results[number] = await self._pushes.settle(meta, met.ts, abort=met.is_write, pusher=pusher)
             except KvError as error:
                 results[number] = KvError(IntentInTheWay(key))
                 results[number].__cause__ = error  # type: ignore[union-attr]  # it is the error of the line before

@@ -87,7 +87,7 @@ class ChangeReplicasCommand(msgspec.Struct, frozen=True, array_like=True, tag=7,
 
 
 class PrewriteCommand(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
-    """Lay intents at `ts` (rule 13)."""
+    """Lay intents at `ts` (rule 13), in place of the attempt's own that are there (rules 27 and 29)."""
 
     generation: int
     lease_term: int
@@ -98,6 +98,11 @@ class PrewriteCommand(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=Fa
     values: tuple[bytes | None, ...]
     closed: Timestamp = MIN_TIMESTAMP
     """As in CommitCommand."""
+    sequence: int = 0
+    older: tuple[tuple[int, tuple[tuple[int, bytes | None], ...]], ...] = ()
+    """Places of keys whose intents keep earlier writes, ascending, and these (`mvcc.Intent.older`)."""
+    nothing: tuple[int, ...] = ()
+    """Places of keys whose intents are of nothing."""
 
 
 class StageCommand(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
@@ -117,10 +122,11 @@ class StageCommand(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False
     values: tuple[bytes | None, ...] = ()
     closed: Timestamp = MIN_TIMESTAMP
     """As in CommitCommand."""
+    spans: tuple[Span, ...] = ()
 
 
 class EndTxnCommand(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
-    """Finish a STAGING record, if it stands where it was seen (rule 19), and resolve some of its intents."""
+    """Finish a STAGING record, if it stands where it was seen (rule 19), or a PENDING one, and resolve some of its intents."""
 
     generation: int
     lease_term: int
@@ -146,8 +152,17 @@ class RemoveRecordsCommand(msgspec.Struct, frozen=True, array_like=True, tag=12,
     attempts: tuple[AttemptId, ...]
 
 
-IntentCommand: TypeAlias = PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | RemoveRecordsCommand
-INTENT_COMMANDS = (PrewriteCommand, StageCommand, EndTxnCommand, ResolveCommand, RemoveRecordsCommand)
+class BeginTxnCommand(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
+    """Create the txn record of an attempt as PENDING, or have it name other spans (rule 28)."""
+
+    generation: int
+    lease_term: int
+    meta: TxnMeta
+    spans: tuple[Span, ...]
+
+
+IntentCommand: TypeAlias = PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | RemoveRecordsCommand | BeginTxnCommand
+INTENT_COMMANDS = (PrewriteCommand, StageCommand, EndTxnCommand, ResolveCommand, RemoveRecordsCommand, BeginTxnCommand)
 """For isinstance."""
 Command: TypeAlias = (
     CommitCommand

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from dsdb.env.clock import Clock
 from dsdb.kv.errors import KvError, Unavailable
 from dsdb.kv.ids import StoreId
-from dsdb.kv.intents import TxnMeta
+from dsdb.kv.intents import Pusher, TxnMeta
 from dsdb.storage.engine.port import Engine
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store.closed import Promises
@@ -59,7 +59,7 @@ class StoreContext:
 class _Nobody:
     """Stands in for an `IntentSettler` before there is one."""
 
-    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher_ts: Timestamp) -> NoReturn:
+    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher: Pusher) -> NoReturn:
         """Refuse."""
         raise KvError(Unavailable("the store cannot ask about other transactions yet"))
 

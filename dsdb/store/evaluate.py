@@ -344,6 +344,17 @@ def refresh(replica: Replica, request: RefreshRequest) -> None:
     _refresh(replica, request.spans, request.low, request.high, request.attempt)
 
 
+def record_refresh(replica: Replica, request: RefreshRequest, spans: Sequence[Span]) -> None:
+    """Record spans as read at high before they are looked at: nobody writes at or below it any more.  Raises Blocked, KvError."""
+    for span in spans:
+        check_span_read(replica, span, request.high)
+    threshold = replica.machine.state.threshold
+    if request.low < threshold:
+        raise KvError(BelowThreshold(threshold))
+    for span in spans:
+        replica.cache.note_span(span, request.high, request.attempt)
+
+
 def _next_floor(replica: Replica, ts: Timestamp) -> Timestamp:
     """Give the floor to go with a command at `ts`: the present one, or a higher one when it is time (rule 11)."""
     config = replica.context.config

@@ -1,8 +1,9 @@
-"""Serving requests about intents and txn records: prewrite, query and resolve; stage, push, end and remove.
+"""Serving requests about intents and txn records: prewrite, query and resolve; stage, push, end and remove; begin and roll back.
 
 Invariants:
 - Every wait is bounded, and none but for a latch in line or a command's end is made holding one.
-- Every request may come twice: evaluation finds what the first copy did (`intents`).
+- Every request may come twice: evaluation finds what the first copy did (`intents`, `flushes`).
+- A command carries so many keys and bytes at most, and between two of them others have their turns.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,9 +14,11 @@ import trio
 from dsdb.kv.errors import InvalidRequest, KvError, Unavailable
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import (
+    BeginTxnRequest,
     EndTxnRequest,
     PrewriteReply,
     PrewriteRequest,
+    Pusher,
     PushRequest,
     QueryIntentsRequest,
     RecordReply,
@@ -23,21 +26,34 @@ from dsdb.kv.intents import (
     RemoveRecordsRequest,
     ResolveItem,
     ResolveRequest,
+    ResolveSpansRequest,
+    RollBackRequest,
+    SpansReply,
     StageRequest,
+    TxnMeta,
 )
 from dsdb.kv.requests import BumpReply, Reply
+from dsdb.storage import mvcc
+from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP
-from dsdb.store import intents
+from dsdb.store import flushes, intents
 from dsdb.store.clearing import Clearing, latched
 from dsdb.store.command import IntentCommand, PrewriteCommand, StageCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.evaluate import IntentsMet
-from dsdb.store.intents import SLICE_KEYS, Awaited, record_latch
+from dsdb.store.intents import SLICE_KEYS, Awaited, Writes, record_latch
 from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
 
 WAIT_MIN_S = 0.001
 """Least wait for news, so that rounding never makes a wait of no length."""
+SLICE_BYTES = 512 * 1024
+"""Values of one command that lays intents; a single larger one goes by itself."""
+LOOKED_AT_ROWS = 2_048
+"""Entries of a span that are looked at in one go for an attempt's intents: some milliseconds."""
+SPANS_KEYS_MAX = 8_192
+SPANS_ROWS_MAX = 200_000
+"""Intents and entries after which a request about spans is answered with the rest: half a second of work."""
 
 
 class IntentServing:
@@ -54,6 +70,9 @@ class IntentServing:
             PushRequest: self._push,
             EndTxnRequest: self._end,
             RemoveRecordsRequest: self._remove,
+            BeginTxnRequest: self._begin,
+            RollBackRequest: self._roll_back,
+            ResolveSpansRequest: self._resolve_spans,
         }
         """Request type → what serves it."""
 
@@ -71,21 +90,22 @@ class IntentServing:
         until = 0.0
         begin = 0
         while begin < len(request.keys):
-            keys = request.keys[begin : begin + SLICE_KEYS]
-            values = request.values[begin : begin + SLICE_KEYS]
+            writes = _slice(request, begin)
 
-            def decide(keys: tuple[bytes, ...] = keys, values: tuple[bytes | None, ...] = values) -> IntentCommand | PrewriteReply:
-                return intents.prewrite(replica, request.meta, request.ts, keys, values)
+            def decide(writes: Writes = writes) -> IntentCommand | PrewriteReply:
+                return intents.prewrite(replica, request.meta, request.ts, writes)
 
             try:
-                answers.append(await latched(replica, keys, decide))
+                answers.append(await latched(replica, writes.keys, decide))
             except IntentsMet as intents_met:
                 met = intents_met
             else:
-                begin += SLICE_KEYS
+                begin += len(writes.keys)
+                if begin < len(request.keys):
+                    await trio.lowlevel.checkpoint()
                 continue
             until = until or self._clearing.deadline()
-            await self._clearing.clear(replica, met, request.meta.first_ts, until)
+            await self._clearing.clear(replica, met, pusher_of(request.meta), until)
         highest = MIN_TIMESTAMP
         for answer in answers:
             reply = await answer.wait() if isinstance(answer, Waiter) else answer
@@ -127,12 +147,16 @@ class IntentServing:
                 reply = await self._answer(decided)
                 return BumpReply(reply.ts) if isinstance(reply, PrewriteReply) else reply
             until = until or self._clearing.deadline()
-            await self._clearing.clear(replica, met, request.meta.first_ts, until)
+            await self._clearing.clear(replica, met, pusher_of(request.meta), until)
 
     async def _push(self, replica: Replica, request: PushRequest) -> Reply:
         config, clock = self._context.config, self._context.clock
-        is_brief = not request.abort or request.pusher_ts < request.meta.first_ts
-        waits = {Awaited.RECORD: config.push_wait_short_s if is_brief else config.push_wait_s, Awaited.OUTCOME: config.staging_wait_s}
+        is_brief = not request.abort or request.pusher.rank < request.meta.rank
+        waits = {
+            Awaited.RECORD: config.push_wait_short_s if is_brief else config.push_wait_s,
+            Awaited.OUTCOME: config.staging_wait_s,
+            Awaited.GATEWAY: config.push_wait_s,
+        }
         until: dict[Awaited, float] = {}
         latch_keys = (record_latch(request.meta.attempt),)
         while True:
@@ -140,6 +164,8 @@ class IntentServing:
             now = clock.now()
             patience = frozenset(awaited for awaited in Awaited if until.get(awaited, now + 1) > now)
             answer = await latched(replica, latch_keys, lambda patience=patience: intents.push(replica, request, patience))  # type: ignore[misc]  # a default
+            if isinstance(answer, Waiter):
+                answer = await answer.wait()
             if isinstance(answer, Awaited):
                 await self._wait_news(replica, request.meta.attempt, until.setdefault(answer, clock.now() + waits[answer]))
             else:
@@ -184,3 +210,84 @@ class IntentServing:
         latch_keys = [record_latch(attempt) for attempt in attempts]
         decided = await latched(replica, latch_keys, lambda: intents.remove(replica, attempts))
         return RemoveRecordsReply() if decided is None else await self._answer(decided)
+
+    # ---- Large transactions ----
+
+    async def _begin(self, replica: Replica, request: BeginTxnRequest) -> Reply:
+        await self._writable(replica)
+        latch_keys = (record_latch(request.meta.attempt),)
+        return await self._answer(await latched(replica, latch_keys, lambda: flushes.begin(replica, request)))
+
+    async def _roll_back(self, replica: Replica, request: RollBackRequest) -> Reply:
+        await self._writable(replica)
+        highest = MIN_TIMESTAMP
+
+        async def act(keys: list[bytes]) -> None:
+            nonlocal highest
+            reply = await self._answer(await latched(replica, keys, lambda: flushes.roll_back(replica, request, keys)))
+            assert isinstance(reply, PrewriteReply), reply
+            highest = max(highest, reply.ts)
+
+        rest = await self._over_spans(replica, request.spans, request.meta.attempt, act)
+        return SpansReply(rest, highest)
+
+    async def _resolve_spans(self, replica: Replica, request: ResolveSpansRequest) -> Reply:
+        replica.require_lease()
+
+        async def act(keys: list[bytes]) -> None:
+            await self._clearing.resolve(replica, (ResolveItem(request.attempt, tuple(keys), request.commit_ts),))
+
+        return SpansReply(await self._over_spans(replica, request.spans, request.attempt, act))
+
+    async def _over_spans(
+        self, replica: Replica, spans: tuple[Span, ...], attempt: AttemptId, act: Callable[[list[bytes]], Awaitable[None]]
+    ) -> tuple[Span, ...]:
+        """Do something to the intents that an attempt has in spans, some at a time; give what is left when it was much.  Raises KvError."""
+        for span in spans:
+            replica.require_span(span)
+        rest = list(reversed(spans))
+        keys_done = rows_done = 0
+        while rest and keys_done < SPANS_KEYS_MAX and rows_done < SPANS_ROWS_MAX:
+            span = rest.pop()
+            keys: list[bytes] = []
+            while len(keys) < SLICE_KEYS:
+                found, resume = mvcc.intents_of(self._context.engine, span, attempt, rows_max=LOOKED_AT_ROWS)
+                keys += [key for key, _ in found]
+                rows_done += LOOKED_AT_ROWS if resume is not None else max(len(found), 1)
+                if resume is not None:
+                    span = Span(resume, span.end)
+                elif rest:
+                    span = rest.pop()
+                else:
+                    break
+                if rows_done >= SPANS_ROWS_MAX:
+                    rest.append(span)
+                    break
+                await trio.lowlevel.checkpoint()
+            else:
+                rest.append(span)
+            for begin in range(0, len(keys), SLICE_KEYS):
+                await act(keys[begin : begin + SLICE_KEYS])
+                replica.require_lease()
+            keys_done += len(keys)
+        return tuple([span for span in reversed(rest) if not span.is_empty])
+
+
+def pusher_of(meta: TxnMeta) -> Pusher:
+    """Give an attempt that lays intents as a pusher: others may wait for it."""
+    return Pusher(meta.rank[0], meta.attempt, wounds=True)
+
+
+def _slice(request: PrewriteRequest, begin: int) -> Writes:
+    """Give the writes, from one on, that one command may carry."""
+    end = min(begin + SLICE_KEYS, len(request.keys))
+    values = request.values[begin:end]
+    if sum([len(value) for value in values if value is not None]) > SLICE_BYTES:
+        end, taken = begin, 0
+        for value in values:
+            taken += len(value or b"")
+            if end > begin and taken > SLICE_BYTES:
+                break
+            end += 1
+    keys, absent = request.keys[begin:end], request.absent[begin:end]
+    return Writes(keys, request.values[begin:end], request.sequence, request.marks, absent, request.read_ts)

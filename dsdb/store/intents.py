@@ -3,6 +3,8 @@
     prewrite, query, resolve    intents, under the latches of their keys
     stage, push, end, remove    the record of one attempt, under a latch of its own (`record_latch`)
 
+What is only asked of transactions that flush intents before their commit is in `flushes`.
+
 Each function is a plain call without a wait, under the latches it needs: it answers, gives a command to be proposed, or says what to
 wait for.
 
@@ -15,9 +17,12 @@ import enum
 from collections.abc import Sequence
 from itertools import pairwise
 
-from dsdb.kv.errors import InvalidRequest, KvError
+import msgspec
+
+from dsdb.kv.errors import Conflict, InvalidRequest, KeyExists, KvError
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import (
+    RECORD_SPANS_MAX,
     STAGED_KEYS_MAX,
     STAGED_VALUES_MAX,
     EndTxnRequest,
@@ -37,7 +42,14 @@ from dsdb.kv.requests import BumpReply
 from dsdb.storage import mvcc
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, after
-from dsdb.store.command import EndTxnCommand, PrewriteCommand, RemoveRecordsCommand, ResolveCommand, StageCommand
+from dsdb.store.command import (
+    EndTxnCommand,
+    IntentCommand,
+    PrewriteCommand,
+    RemoveRecordsCommand,
+    ResolveCommand,
+    StageCommand,
+)
 from dsdb.store.evaluate import IntentsMet
 from dsdb.store.replica import Replica
 
@@ -60,7 +72,7 @@ def record_latch(attempt: AttemptId) -> bytes:
 
 def check_prewrite(request: PrewriteRequest) -> None:
     """Raise InvalidRequest if a prewrite makes no sense."""
-    if not request.keys or not _are_writes(request.keys, request.values):
+    if not request.keys or not _are_writes(request.keys, request.values) or len(request.absent) not in (0, len(request.keys)):
         raise KvError(InvalidRequest("a prewrite needs keys, ascending, and a value for each"))
 
 
@@ -68,11 +80,24 @@ def _are_writes(keys: Sequence[bytes], values: Sequence[bytes | None]) -> bool:
     return len(keys) == len(values) and all(key < later for key, later in pairwise(keys))
 
 
-def prewrite(
-    replica: Replica, meta: TxnMeta, ts: Timestamp, keys: Sequence[bytes], values: Sequence[bytes | None]
-) -> PrewriteCommand | PrewriteReply:
-    """Lay the intents of some keys (rule 13): where an own one stands, it stays.  Raises IntentsMet, KvError."""
+class Writes(msgspec.Struct, frozen=True, gc=False):
+    """Some writes of one request, keys ascending; the rest as in `PrewriteRequest`."""
+
+    keys: Sequence[bytes]
+    values: Sequence[bytes | None]
+    sequence: int = 0
+    marks: tuple[int, ...] = ()
+    absent: bytes = b""
+    read_ts: Timestamp | None = None
+
+
+def prewrite(replica: Replica, meta: TxnMeta, ts: Timestamp, writes: Writes) -> PrewriteCommand | PrewriteReply:
+    """Lay the intents of some keys (rule 13): where an own one stands, it stays, unless this write is a later one (rule 27).
+
+    Raises IntentsMet, KvError.
+    """
     replica.require_writable()
+    keys, sequence = writes.keys, writes.sequence
     replica.require_keys(keys[0], keys[-1])
     engine, cache = replica.context.engine, replica.cache
     # Versions that were collected cannot bump any more, so the threshold does (rule 31).
@@ -80,15 +105,23 @@ def prewrite(
     bound, standing = threshold if ts <= threshold else MIN_TIMESTAMP, MIN_TIMESTAMP
     missing: list[bytes] = []
     missing_values: list[bytes | None] = []
+    older: list[tuple[int, tuple[tuple[int, bytes | None], ...]]] = []
+    there: tuple[bytes, Timestamp] | None = None
     met: list[tuple[bytes, mvcc.Intent]] = []
     newest = [mvcc.newest_and_intent(engine, keys[0])] if len(keys) == 1 else mvcc.newest_of(engine, keys)
-    for key, value, (version, intent) in zip(keys, values, newest):
+    for at, (key, value, (version, intent)) in enumerate(zip(keys, writes.values, newest)):
         if intent is not None:
-            if intent.attempt_id == meta.attempt:
-                standing = max(standing, intent.ts)
-            else:
+            if intent.attempt_id != meta.attempt:
                 met.append((key, intent))
-            continue
+                continue
+            standing = max(standing, intent.ts)
+            if intent.sequence >= sequence:
+                continue
+            kept = kept_writes(intent, writes.marks)
+            if kept:
+                older.append((len(missing), kept))
+        if writes.absent and writes.absent[at] and there is None:
+            there = _there(key, version, intent)
         missing.append(key)
         missing_values.append(value)
         bound = max(bound, cache.bound(key, ts, meta.attempt))
@@ -96,6 +129,8 @@ def prewrite(
             bound = max(bound, version.ts)
     if met:
         raise IntentsMet(met, ts, is_write=True)
+    if there is not None:
+        raise _exists(replica, meta, writes.read_ts, *there)
     if not missing:
         return PrewriteReply(standing)
     return PrewriteCommand(
@@ -107,7 +142,34 @@ def prewrite(
         keys=tuple(missing),
         values=tuple(missing_values),
         closed=replica.promise_in_log(),
+        sequence=sequence,
+        older=tuple(older),
     )
+
+
+def kept_writes(intent: mvcc.Intent, marks: Sequence[int]) -> tuple[tuple[int, bytes | None], ...]:
+    """Give the writes that an intent must keep when another takes its place: for each mark the last one at or before it (rule 29)."""
+    if not marks:
+        return ()
+    # An intent of nothing stands for what no earlier write does.
+    writes = intent.older if intent.is_nothing else (*intent.older, (intent.sequence, intent.value))
+    kept = {max((at for at, _ in writes if at <= mark), default=0) for mark in marks}
+    return tuple([write for write in writes if write[0] in kept])
+
+
+def _there(key: bytes, version: mvcc.Version | None, own: mvcc.Intent | None) -> tuple[bytes, Timestamp] | None:
+    """Give a key and since when it is there, if it is."""
+    if own is not None and not own.is_nothing:
+        return None if own.value is None else (key, MIN_TIMESTAMP)
+    return None if version is None or version.value is None else (key, version.ts)
+
+
+def _exists(replica: Replica, meta: TxnMeta, read_ts: Timestamp | None, key: bytes, since: Timestamp) -> KvError:
+    """Say that a key is there that must be absent: told to the client only if it was there where the transaction reads."""
+    if read_ts is None or since > read_ts:
+        return KvError(Conflict(key, since))
+    replica.cache.note_key(key, read_ts, meta.attempt)
+    return KvError(KeyExists(key))
 
 
 def query(replica: Replica, request: QueryIntentsRequest) -> QueryIntentsReply:
@@ -150,6 +212,8 @@ def check_stage(request: StageRequest) -> None:
     """Raise InvalidRequest if a stage makes no sense."""
     if len(request.keys) > STAGED_KEYS_MAX and not request.is_final:
         raise KvError(InvalidRequest(f"a record promises {STAGED_KEYS_MAX} keys at most, not {len(request.keys)}"))
+    if len(request.spans) > RECORD_SPANS_MAX or (request.spans and not request.is_final):
+        raise KvError(InvalidRequest(f"a record names {RECORD_SPANS_MAX} spans at most, and only of a transaction that is over"))
     if len(request.laid) > STAGED_VALUES_MAX or not _are_writes(request.laid, request.values):
         raise KvError(InvalidRequest(f"a stage may write {STAGED_VALUES_MAX} keys at most, ascending, with a value for each"))
 
@@ -166,7 +230,7 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | PrewriteCom
     verdicts = replica.verdicts
     record = replica.machine.records.get(meta.attempt)
     if record is None:
-        outcome = _one_range_outcome(replica, request) or verdicts.outcome(meta.attempt)
+        outcome = _one_range_outcome(replica, meta.attempt) or verdicts.outcome(meta.attempt)
         if outcome is not None:
             return outcome
         if meta.first_ts <= verdicts.low:
@@ -174,11 +238,18 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | PrewriteCom
         pushed = verdicts.pushed(meta.attempt)
         if pushed >= ts:
             return BumpReply(pushed)
+    elif record.status is TxnStatus.PENDING:
+        if not request.is_final:
+            raise KvError(InvalidRequest("a transaction that flushed intents is committed in two rounds"))
+        # The record is there already: what pushes were forgotten says its low water (rule 28).
+        pushed = max(verdicts.pushed(meta.attempt), verdicts.push_low)
+        if pushed >= ts:
+            return BumpReply(pushed)
     elif record.is_final or record.ts > ts or (record.ts == ts and not request.is_final):
         return record.reply(has_keys=False)
     laid: PrewriteCommand | None = None
     if request.laid:
-        decided = prewrite(replica, meta, ts, request.laid, request.values)
+        decided = prewrite(replica, meta, ts, Writes(request.laid, request.values))
         if decided.ts > ts:
             return decided if isinstance(decided, PrewriteCommand) else BumpReply(decided.ts)
         laid = decided if isinstance(decided, PrewriteCommand) else None
@@ -192,18 +263,16 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | PrewriteCom
         laid=() if laid is None else laid.keys,
         values=() if laid is None else laid.values,
         closed=replica.promise_in_log() if laid is None else laid.closed,
+        spans=request.spans,
     )
 
 
-def _one_range_outcome(replica: Replica, request: StageRequest | EndTxnRequest) -> RecordReply | None:
+def _one_range_outcome(replica: Replica, attempt: AttemptId) -> RecordReply | None:
     """Give what became of a commit in one range that the attempt sent before a split parted its keys (rule 26); None: nothing did."""
-    machine, meta = replica.machine, request.meta
-    outcome = machine.outcomes.get(meta.attempt)
-    if outcome is not None:
-        return RecordReply(TxnStatus.ABORTED) if outcome.ts is None else RecordReply(TxnStatus.COMMITTED, outcome.ts)
-    if request.was_one_range and meta.first_ts <= machine.state.floor:
-        return RecordReply(TxnStatus.GONE)
-    return None
+    outcome = replica.machine.outcomes.get(attempt)
+    if outcome is None:
+        return None
+    return RecordReply(TxnStatus.ABORTED) if outcome.ts is None else RecordReply(TxnStatus.COMMITTED, outcome.ts)
 
 
 class Awaited(enum.Enum):
@@ -213,10 +282,12 @@ class Awaited(enum.Enum):
     """There is no record: its coordinator may be about to stage, or to give up."""
     OUTCOME = enum.auto()
     """It is STAGING: its coordinator is about to finish it, if it lives."""
+    GATEWAY = enum.auto()
+    """It is PENDING: its gateway lives, and may go on for long."""
 
 
-def push(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -> RecordReply | Awaited:
-    """Find out, or decide, what an attempt cannot become any more (rule 16).  patience: what is still waited for.  Raises KvError."""
+def push(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -> EndTxnCommand | RecordReply | Awaited:
+    """Find out, or decide, what an attempt cannot become any more (rules 16, 28).  patience: what is still waited for.  Raises KvError."""
     replica.require_writable()
     meta = request.meta
     replica.require_keys(meta.anchor, meta.anchor)
@@ -225,6 +296,8 @@ def push(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -
     if record is not None:
         if record.is_final:
             return record.reply()
+        if record.status is TxnStatus.PENDING:
+            return _push_pending(replica, request, patience)
         if not request.abort and record.ts > request.ts:
             # It can only be staged higher from here.
             return RecordReply(TxnStatus.PUSHED)
@@ -245,6 +318,18 @@ def push(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -
     return aborted
 
 
+def _push_pending(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -> EndTxnCommand | RecordReply | Awaited:
+    """Push an attempt above a reader, or abort it: if its gateway is silent, or for an older transaction that others may wait for."""
+    meta, context = request.meta, replica.context
+    if not request.abort:
+        replica.verdicts.push(meta.attempt, meta.first_ts, request.ts)
+        return RecordReply(TxnStatus.PUSHED)
+    is_silent = replica.verdicts.is_silent(meta.attempt, context.clock.now(), context.config.lock_silence_s)
+    if is_silent or (request.pusher.wounds and request.pusher.rank < meta.rank):
+        return EndTxnCommand(replica.descriptor.generation, replica.lease_term, meta, None, None, ())
+    return Awaited.GATEWAY if Awaited.GATEWAY in patience else RecordReply(TxnStatus.PENDING)
+
+
 def end(replica: Replica, request: EndTxnRequest, resolved: tuple[bytes, ...]) -> EndTxnCommand | RecordReply:
     """Finish a record (rules 17 to 20), and resolve some keys with it.  Raises KvError."""
     replica.require_writable()
@@ -254,7 +339,7 @@ def end(replica: Replica, request: EndTxnRequest, resolved: tuple[bytes, ...]) -
     verdicts = replica.verdicts
     record = replica.machine.records.get(meta.attempt)
     if record is None:
-        outcome = _one_range_outcome(replica, request) or verdicts.outcome(meta.attempt)
+        outcome = _one_range_outcome(replica, meta.attempt) or verdicts.outcome(meta.attempt)
         if outcome is not None:
             return outcome
         if expected is not None or meta.first_ts <= verdicts.low:
@@ -283,6 +368,7 @@ def remove(replica: Replica, attempts: Sequence[AttemptId]) -> RemoveRecordsComm
         if record is not None and record.is_final:
             # Before the command: as long as the record is there it says the same.
             replica.verdicts.bury(attempt, record.first_ts, record.reply())
+            replica.verdicts.forget_gateway(attempt)
             finished.append(attempt)
     return RemoveRecordsCommand(replica.lease_term, tuple(finished)) if finished else None
 
@@ -290,7 +376,7 @@ def remove(replica: Replica, attempts: Sequence[AttemptId]) -> RemoveRecordsComm
 # ---- Latches ----
 
 
-def evaluated_ts(command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | RemoveRecordsCommand) -> Timestamp | None:
+def evaluated_ts(command: IntentCommand) -> Timestamp | None:
     """Give the timestamp at and above which reads wait until a command is applied; None: they need not."""
     match command:
         case PrewriteCommand():

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import trio
 
 from dsdb.kv.errors import BelowThreshold, InvalidRequest, KvError, LockNotAvailable, Unavailable
-from dsdb.kv.intents import PrewriteRequest, StageRequest
+from dsdb.kv.intents import PrewriteRequest, Pusher, StageRequest
 from dsdb.kv.locks import (
     LOCKED_KEYS_MAX,
     KeepLocksReply,
@@ -80,6 +80,8 @@ class Locking:
         if isinstance(request, KeepLocksRequest):
             for attempt in request.attempts:
                 replica.locks.touch(attempt, now)
+                if attempt in replica.machine.records:
+                    replica.verdicts.hear(attempt, now)
             return KeepLocksReply()
         return None
 
@@ -154,10 +156,10 @@ class Locking:
     async def _give_way(self, replica: Replica, request: CommitRequest | PrewriteRequest | StageRequest, wait_s: float) -> Ask | None:
         if isinstance(request, CommitRequest):
             keys = [write.key for write in request.writes]
-            attempt, start_ts = request.attempt, request.read_ts or request.first_ts
+            attempt, start_ts = request.attempt, request.start_ts or request.read_ts or request.first_ts
         else:
             keys = list(request.keys if isinstance(request, PrewriteRequest) else request.laid)
-            attempt, start_ts = request.meta.attempt, request.meta.first_ts
+            attempt, start_ts = request.meta.attempt, request.meta.rank[0]
         locks, clock = replica.locks, self._context.clock
         held = locks.held_by_older(attempt, start_ts, keys) if len(keys) <= LOCKED_KEYS_MAX else []
         if not held or locks.waiting >= self._context.config.lock_waiters_max:
@@ -198,8 +200,10 @@ class Locking:
                 met = error
             if met is not None:
                 until = until or self._clearing.deadline()
-                # It has time: whoever laid the intent is committing.
-                await self._clearing.clear(replica, met, MAX_TIMESTAMP, until)
+                # Who holds no lock has time: nobody waits for it.
+                holds_locks = request.holds_locks
+                pusher = Pusher(request.start_ts if holds_locks else MAX_TIMESTAMP, request.attempt, wounds=holds_locks)
+                await self._clearing.clear(replica, met, pusher, until)
 
 
 def check_place(replica: Replica, keys: Sequence[bytes]) -> None:
@@ -237,6 +241,9 @@ def read_locked(replica: Replica, request: LockedReadRequest, locked: Sequence[b
         if version is not None:
             newest = max(newest, version.ts)
             values[key] = version.value
+        if intent is not None and intent.attempt_id == attempt and not intent.is_nothing:
+            # What a large transaction has flushed is not in its gateway's buffer any more.
+            values[key] = intent.value
     if met:
         raise IntentsMet(met, ts, is_write=True)
     if newest > ts:

@@ -438,6 +438,9 @@ class Replica:
 
     def finish(self, proposal: Proposal, result: Result) -> None:
         """Tell what became of a command, and let its keys go."""
+        for key, ts in self.machine.voided:
+            # No version stays there that would bump a late copy of what was rolled back (rule 29).
+            self.cache.note_key(key, ts, None)
         if proposal.latch is not None:
             self.latches.release(proposal.latch)
         command = proposal.command

@@ -18,7 +18,7 @@ import trio
 
 from dsdb.kv.errors import Conflict, InvalidRequest, KvError, RangeNotFound, Unavailable
 from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, RangeId
-from dsdb.kv.intents import PrewriteRequest, StageRequest
+from dsdb.kv.intents import PrewriteRequest, Pusher, StageRequest
 from dsdb.kv.locks import LockRequest
 from dsdb.kv.requests import (
     BumpReply,
@@ -140,7 +140,7 @@ class Serving:
                 met = error
             if met is not None:
                 until = until or self._clearing.deadline()
-                await self._clearing.clear(replica, met, met.ts, until)
+                await self._clearing.clear(replica, met, Pusher(met.ts), until)
 
     async def _read(self, replica: Replica, request: ReadRequest) -> Reply:
         ts = await self.fresh() if request.ts is None else request.ts
@@ -174,14 +174,46 @@ class Serving:
         """Get intents that a frozen span met at `ts` out of the way of its next part.  Raises KvError."""
         replica = self.replica(range_id)
         replica.require_lease()
-        await self._clearing.clear(replica, IntentsMet(intents, ts, is_write=False), ts, self._clearing.deadline())
+        await self._clearing.clear(replica, IntentsMet(intents, ts, is_write=False), Pusher(ts), self._clearing.deadline())
 
     async def _refresh(self, replica: Replica, request: RefreshRequest) -> Reply:
         def attempt() -> Reply:
             evaluate.refresh(replica, request)
             return RefreshReply()
 
-        return await self._unblocked(replica, attempt)
+        if all(span.end == span.start + b"\x00" for span in request.spans):
+            return await self._unblocked(replica, attempt)
+        return await self._refresh_at_leisure(replica, request)
+
+    async def _refresh_at_leisure(self, replica: Replica, request: RefreshRequest) -> Reply:
+        """Refresh spans that may be long: recorded as read first, so that a frozen state can be looked at while others have their turns."""
+        rest = list(request.spans)
+        until = 0.0
+        while rest:
+            try:
+                evaluate.record_refresh(replica, request, rest)
+            except Blocked as blocked:
+                await replica.wait_blocking(blocked.latch)
+                continue
+            passable = dict(replica.passable)
+            snapshot = self._context.engine.snapshot()
+            met: list[tuple[bytes, Intent]] = []
+            try:
+                while rest:
+                    for found in mvcc.changes(snapshot, rest[0], request.low, request.high, own=request.attempt, passable=passable):
+                        if found is not None:
+                            raise KvError(Conflict(*found))
+                        await trio.lowlevel.checkpoint()
+                    del rest[0]
+            except IntentsFoundError as error:
+                met = error.intents
+            finally:
+                snapshot.release()
+            if met:
+                until = until or self._clearing.deadline()
+                intents_met = IntentsMet(met, request.high, is_write=False)
+                await self._clearing.clear(replica, intents_met, Pusher(request.high), until)
+        return RefreshReply()
 
     # ---- Commits ----
 
@@ -201,7 +233,8 @@ class Serving:
             # Intents that its reads met were pushed above that very timestamp; what it writes may have a newer version now.
             ts = request.ts if met.is_write else met.ts
             until = until or self._clearing.deadline()
-            await self._clearing.clear(replica, met, request.first_ts, until)
+            pusher = Pusher(request.start_ts or request.first_ts, request.attempt, wounds=request.holds_locks)
+            await self._clearing.clear(replica, met, pusher, until)
 
     async def _commit_at(
         self, replica: Replica, request: CommitRequest, keys: tuple[bytes, ...], writes: tuple[Any, ...], ts: Timestamp | None

@@ -12,7 +12,8 @@ Invariants:
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeAlias, assert_never, get_args
 
 import msgspec
@@ -38,6 +39,7 @@ from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store.command import (
     INTENT_COMMANDS,
+    BeginTxnCommand,
     ChangeReplicasCommand,
     ClearSpanCommand,
     CollectGarbageCommand,
@@ -112,6 +114,8 @@ class StateMachine:
         """Keys whose intents the present batch lays or settles: the engine does not know of it yet."""
         self._has_cleared = False
         """The present batch clears a span."""
+        self.voided: list[tuple[bytes, Timestamp]] = []
+        """Keys, and commit timestamps, where the present batch resolves an intent of nothing (rule 29)."""
 
     @property
     def descriptor(self) -> RangeDescriptor:
@@ -126,6 +130,7 @@ class StateMachine:
         """Note that all that was applied before is written."""
         self._unwritten.clear()
         self._has_cleared = False
+        self.voided.clear()
 
     def needs_written_state(self, command: Command) -> bool:
         """Say whether applying reads from the engine what may have changed since `begin_batch`, and must be written first."""
@@ -296,6 +301,8 @@ class StateMachine:
             case ResolveCommand():
                 size = sum([self._resolve(batch, item.attempt, item.keys, item.commit_ts) for item in command.items])
                 return ResolveReply(), size
+            case BeginTxnCommand():
+                return self._apply_begin(batch, command), 0
             case RemoveRecordsCommand():
                 for attempt in command.attempts:
                     record = self.records.get(attempt)
@@ -307,25 +314,50 @@ class StateMachine:
                 assert_never(command)
 
     def _apply_prewrite(self, batch: WriteBatch, command: PrewriteCommand) -> tuple[Result, int]:
-        return PrewriteReply(command.ts), self._lay(batch, command.meta, command.ts, command.keys, command.values)
+        meta, ts, older = command.meta, command.ts, dict(command.older)
+        return PrewriteReply(ts), self._lay(batch, meta, ts, command.keys, command.values, command.sequence, older, command.nothing)
 
-    def _lay(self, batch: WriteBatch, meta: TxnMeta, ts: Timestamp, keys: Sequence[bytes], values: Sequence[bytes | None]) -> int:
+    def _lay(
+        self,
+        batch: WriteBatch,
+        meta: TxnMeta,
+        ts: Timestamp,
+        keys: Sequence[bytes],
+        values: Sequence[bytes | None],
+        sequence: int = 0,
+        older: Mapping[int, tuple[tuple[int, bytes | None], ...]] = MappingProxyType({}),
+        nothing: Sequence[int] = (),
+    ) -> int:
         """Put intents; give by how much the range has grown."""
         size = 0
         self._unwritten.update(keys)
-        for key, value in zip(keys, values):
-            mvcc.put_intent(batch, key, mvcc.Intent(meta.attempt, meta.anchor, meta.first_ts, ts, 0, value))
+        attempt, anchor, first_ts, start_ts = meta.attempt, meta.anchor, meta.first_ts, meta.start_ts
+        for at, (key, value) in enumerate(zip(keys, values)):
+            is_nothing = bool(nothing) and at in nothing
+            kept = older.get(at, ()) if older else ()
+            intent = mvcc.Intent(attempt, anchor, first_ts, ts, sequence, value, start_ts, is_nothing, kept)
+            mvcc.put_intent(batch, key, intent)
             self.intents.lay(key, ts)
             size += _version_bytes(key, value)
         return size
 
+    def _apply_begin(self, batch: WriteBatch, command: BeginTxnCommand) -> RecordReply:
+        meta = command.meta
+        record = self.records.get(meta.attempt)
+        if record is None or record.status is TxnStatus.PENDING:
+            pending = TxnRecord(TxnStatus.PENDING, MIN_TIMESTAMP, meta.first_ts, meta.anchor, (), command.spans, meta.start_ts)
+            record = self._put_record(batch, meta.attempt, pending)
+        return record.reply()
+
     def _apply_stage(self, batch: WriteBatch, command: StageCommand) -> tuple[Result, int]:
         meta, ts, size = command.meta, command.ts, 0
         record = self.records.get(meta.attempt)
-        if record is None or (record.status is TxnStatus.STAGING and (record.ts < ts or (record.ts == ts and command.is_final))):
+        is_higher = record is not None and (record.ts < ts or (record.ts == ts and command.is_final))
+        if record is None or (not record.is_final and is_higher):
             status = TxnStatus.COMMITTED if command.is_final else TxnStatus.STAGING
             keys = command.keys if record is None else command.keys or record.keys
-            record = self._put_record(batch, meta.attempt, TxnRecord(status, ts, meta.first_ts, meta.anchor, keys))
+            spans = command.spans if record is None else command.spans or record.spans
+            record = self._put_record(batch, meta.attempt, TxnRecord(status, ts, meta.first_ts, meta.anchor, keys, spans, meta.start_ts))
             size = self._lay(batch, meta, ts, command.laid, command.values)
         return record.reply(has_keys=False), size
 
@@ -342,6 +374,8 @@ class StateMachine:
             record.first_ts,
             record.anchor,
             record.keys,
+            record.spans,
+            record.start_ts,
         )
         self._put_record(batch, attempt, ended)
         return ended.reply(), self._resolve(batch, attempt, command.resolve, commit_ts)
@@ -353,11 +387,12 @@ class StateMachine:
         for key in keys:
             intent = mvcc.resolve_intent(self._engine, batch, key, attempt, commit_ts)
             self.writes += 1
-            if intent is None:
-                continue
-            self.intents.drop(key)
-            if commit_ts is None or intent.ts > commit_ts:
+            if intent is not None:
+                self.intents.drop(key)
+            if intent is not None and (commit_ts is None or intent.ts > commit_ts or intent.is_nothing):
                 size -= _version_bytes(key, intent.value)
+            if intent is not None and intent.is_nothing and commit_ts is not None:
+                self.voided.append((key, commit_ts))
         return size
 
     def _put_record(self, batch: WriteBatch, attempt: AttemptId, record: TxnRecord) -> TxnRecord:
@@ -466,9 +501,11 @@ def clear_keys(batch: WriteBatch, span: Span) -> None:
     batch.delete_range(Family.INDEX, span.start, span.end)
 
 
-def _keys_of(command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand) -> tuple[bytes, ...]:
+def _keys_of(command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | BeginTxnCommand) -> tuple[bytes, ...]:
     """Give the keys of the range that a command touches."""
     match command:
+        case BeginTxnCommand():
+            return (command.meta.anchor,)
         case PrewriteCommand():
             return command.keys
         case StageCommand():

@@ -333,14 +333,21 @@ class Store(LoopEvents):
         return any(replica.machine.records and replica.holds_lease(now) for replica in self._replicas.values())
 
     def stale_records(self, below: Timestamp, count_max: int) -> list[tuple[TxnMeta, RecordReply]]:
-        """Give the txn records of ranges led here whose first_ts lies below a timestamp; those that name no keys are left out."""
+        """Give the txn records of ranges led here whose first_ts lies below a timestamp.
+
+        Those of large transactions are left out while their gateways are heard of: they may run, and be cleaned up after, for long.
+        """
         now = self._context.clock.now()
+        silence_s = self._context.config.lock_silence_s
         return [
-            (TxnMeta(attempt, record.anchor, record.first_ts), RecordReply(record.status, record.ts, record.keys))
+            (
+                TxnMeta(attempt, record.anchor, record.first_ts, record.start_ts),
+                RecordReply(record.status, record.ts, record.keys, record.spans),
+            )
             for _, replica in sorted(self._replicas.items())
             if replica.machine.records and replica.holds_lease(now)
             for attempt, record in replica.machine.records.items()
-            if record.first_ts < below and record.keys
+            if record.first_ts < below and not (record.spans and not replica.verdicts.is_silent(attempt, now, silence_s))
         ][:count_max]
 
     def _quarantine(self, range_id: RangeId, error: StorageError) -> KvError:

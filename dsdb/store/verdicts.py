@@ -3,11 +3,14 @@
     push by a reader at t ─▶ pushed: its record will not be staged at or below t
     push by a writer, abort, removal ─▶ tombstone: its record will never be created (again); with the outcome
 
+    KeepLocks ─▶ heard: the gateway of a PENDING record lives
+
 They are volatile.  Whatever is lost of them is covered by `low`: no record is created for an attempt whose first_ts is not above it, so
-what was said of it stays true (rules 15, 16 and 18).  A new lease starts with nothing and its own low water.
+what was said of it stays true (rules 15, 16 and 18).  For a PENDING record, which is made already, `push_low` covers the pushes (rule 28).
+A new lease starts with nothing, its own low water, and the belief that every gateway lives.
 
 Invariants:
-- Nothing is forgotten without `low` being raised to the attempt's first_ts.
+- Nothing is forgotten without `low` being raised to the attempt's first_ts, and `push_low` to a push.
 - A tombstone is final.  A push only grows.
 
 Sans-I/O: whoever waits for news of an attempt leaves a function to be called.
@@ -28,10 +31,14 @@ class Verdicts:
         """Pushes, and tombstones, kept."""
         self.low: Timestamp = MIN_TIMESTAMP
         """Attempts with first_ts at or below it may have had a record or a verdict here."""
+        self.push_low: Timestamp = MIN_TIMESTAMP
+        """Any attempt may have been pushed up to here."""
         self._pushes: dict[AttemptId, tuple[Timestamp, Timestamp]] = {}
         """Attempt → first_ts, highest push."""
         self._tombstones: dict[AttemptId, tuple[Timestamp, RecordReply]] = {}
         """Attempt → first_ts, outcome."""
+        self._heard_at: dict[AttemptId, float] = {}
+        """When the gateways of attempts with PENDING or large records were last heard of."""
         self._listeners: dict[AttemptId, list[Callable[[], None]]] = {}
         self.listening = 0
         """Functions that wait to be called."""
@@ -40,7 +47,9 @@ class Verdicts:
         """Begin a lease whose low water is `low`."""
         self._pushes.clear()
         self._tombstones.clear()
+        self._heard_at.clear()
         self.low = max(self.low, low)
+        self.push_low = max(self.push_low, low)
 
     def outcome(self, attempt: AttemptId) -> RecordReply | None:
         """Give the outcome on an attempt's tombstone."""
@@ -70,7 +79,22 @@ class Verdicts:
         ages = sorted(entry[0] for entry in kept.values())
         self.low = max(self.low, ages[len(ages) // 2])
         for attempt in [attempt for attempt, entry in kept.items() if entry[0] <= self.low]:
+            self.push_low = max(self.push_low, self.pushed(attempt))
             del kept[attempt]
+
+    # ---- Signs of life ----
+
+    def hear(self, attempt: AttemptId, now: float) -> None:
+        """Note that the gateway of an attempt with a record lives."""
+        self._heard_at[attempt] = now
+
+    def is_silent(self, attempt: AttemptId, now: float, silence_max_s: float) -> bool:
+        """Say whether a gateway was not heard of for too long; one that was never asked for is believed to live."""
+        return now - self._heard_at.setdefault(attempt, now) >= silence_max_s
+
+    def forget_gateway(self, attempt: AttemptId) -> None:
+        """Forget when a gateway was heard of: its record is gone."""
+        self._heard_at.pop(attempt, None)
 
     # ---- News ----
 

@@ -112,7 +112,17 @@ class OneRangeCommit:
                         raise KvError(AmbiguousResult(str(error))) from error
                     raise
             request = CommitRequest(
-                entry.desc.range_id, plan.attempt, self._first_ts, ts, writes, plan.read_ts, local, bool(elsewhere), plan.deadline
+                entry.desc.range_id,
+                plan.attempt,
+                self._first_ts,
+                ts,
+                writes,
+                plan.read_ts,
+                local,
+                bool(elsewhere),
+                plan.deadline,
+                plan.start_ts,
+                plan.holds_locks,
             )
             self._has_sent = True
             try:

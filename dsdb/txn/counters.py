@@ -25,6 +25,10 @@ class TxnCounters:
         "finishes_failed": "Commits whose intents or records were left for others to clean up",
         "finishes_waited": "Commits that waited for their own cleaning up, as too many others were at it",
         "stale_records": "Records of dead gateways that were cleaned up here",
+        "flushes": "Times that the buffer of a large transaction was flushed as intents",
+        "flushed_commits": "Commits of transactions that had flushed",
+        "flushes_rolled_back": "Times that flushed writes were overwritten, as they were rolled back to a savepoint",
+        "abandoned": "Large transactions aborted here, as their gateways were silent",
     }
     """By attribute."""
 
@@ -44,6 +48,10 @@ class TxnCounters:
         self.finishes_failed = 0
         self.finishes_waited = 0
         self.stale_records = 0
+        self.flushes = 0
+        self.flushed_commits = 0
+        self.flushes_rolled_back = 0
+        self.abandoned = 0
 
     def note_end(self, error: Exception) -> None:
         """Count how a commit failed."""

@@ -6,6 +6,7 @@ from dsdb.ranges import Router
 from dsdb.storage.timestamp import Timestamp
 from dsdb.txn.counters import TxnCounters
 from dsdb.txn.finish import Finisher
+from dsdb.txn.limits import TxnLimits
 from dsdb.txn.locks import LockKeeper
 from dsdb.txn.sender import Sender
 from dsdb.txn.transaction import KvTransaction
@@ -36,6 +37,7 @@ class TransactionFactory:
         finisher: Finisher,
         keeper: LockKeeper,
         counters: TxnCounters,
+        limits: TxnLimits | None = None,
     ) -> None:
         self._router = router
         self._oracle = oracle
@@ -43,6 +45,7 @@ class TransactionFactory:
         self._finisher = finisher
         self._keeper = keeper
         self.counters = counters
+        self.limits = limits or TxnLimits()
 
     def begin(self, *, read_ts: Timestamp | None = None, start_ts: Timestamp | None = None) -> KvTransaction:
         """Begin a transaction; it costs nothing until it reads or commits.
@@ -51,4 +54,6 @@ class TransactionFactory:
         """
         sender = Sender(self._router, self._oracle)
         attempt = self._attempts.make()
-        return KvTransaction(sender, attempt, self.counters, self._finisher, self._keeper, past=read_ts, start_ts=start_ts)
+        return KvTransaction(
+            sender, attempt, self.counters, self._finisher, self._keeper, past=read_ts, start_ts=start_ts, limits=self.limits
+        )

@@ -10,6 +10,7 @@ Invariants:
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import trio
@@ -28,8 +29,10 @@ from dsdb.kv.intents import (
 )
 from dsdb.oracle import OracleClient
 from dsdb.ranges import Router
+from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
 from dsdb.txn.counters import TxnCounters
+from dsdb.txn.resolve_spans import resolve_spans
 from dsdb.txn.sender import Sender
 
 log = logging.getLogger("dsdb.txn")
@@ -54,6 +57,10 @@ class FinishJob(msgspec.Struct, frozen=True):
     """The record says so already, or there is none."""
     has_record: bool = True
     """A record may be there to be removed."""
+    spans: tuple[Span, ...] = ()
+    """Of a large transaction, in place of keys: where it may have intents."""
+    ended: Callable[[], None] | None = None
+    """Called when nobody is at it any more."""
 
 
 class Finisher:
@@ -109,6 +116,23 @@ class Finisher:
         except KvError as error:
             self._counters.finishes_failed += 1
             log.info("a commit is left for others to clean up after: %s", error)
+        finally:
+            if job.ended is not None:
+                job.ended()
+
+    def start(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something in the background that nobody waits for.  Does nothing while `run` does not run."""
+        if self._nursery is not None:
+            self._running += 1
+            self._nursery.start_soon(self._work, work)
+
+    async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except KvError as error:
+            log.info("a transaction that was given up is left for others to clean up after: %s", error)
+        finally:
+            self._running -= 1
 
     async def settle_intents(self, job: FinishJob) -> bool:
         """Bring an outcome into the record and to the intents; say whether all are resolved.  Raises KvError."""
@@ -120,6 +144,8 @@ class Finisher:
                 return False
             keys = tuple([key for key in keys if key not in resolved])
         await resolve(sender, job.meta.attempt, keys, job.commit_ts)
+        if job.spans:
+            await resolve_spans(self._router, self._oracle, job.meta.attempt, job.spans, job.commit_ts)
         return True
 
     async def _end(self, sender: Sender, job: FinishJob, commit_ts: Timestamp) -> frozenset[bytes] | None:

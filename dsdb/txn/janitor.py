@@ -1,12 +1,13 @@
 """The janitor: ends what gateways that died have left behind, in the ranges that this node leads.
 
-    every few seconds: records older than AGE_S ─▶ STAGING? recover ─▶ resolve the keys that they name ─▶ remove
+    every few seconds: records older than AGE_S ─▶ STAGING? recover ─▶ resolve the keys and spans that they name ─▶ remove
+                                                └▶ PENDING, its gateway silent? abort; the finished record is for the next look
 
 Whoever meets an intent settles it by itself; what nobody meets would stay for ever, and hold its record.
 
 Invariants:
-- A record goes only after everything that it may have promised is resolved (rule 22).  One that does not name its keys, as they were too
-  many, stays: it is small, and says for ever that its transaction is committed.
+- A record goes only after everything that it may have promised is resolved (rule 22).
+- What is resolved are the keys and spans that the *finished* record names: a PENDING one may come to name more (rule 28).
 - It may take a live gateway for dead, as anyone may (`settle`).
 """
 
@@ -16,10 +17,10 @@ from typing import NoReturn, Protocol
 import trio
 
 from dsdb.kv.errors import KvError
-from dsdb.kv.intents import RecordReply, TxnMeta, TxnStatus
+from dsdb.kv.intents import Pusher, RecordReply, TxnMeta, TxnStatus
 from dsdb.oracle import OracleClient
 from dsdb.ranges import Router
-from dsdb.storage.timestamp import COUNTER_BITS, Timestamp
+from dsdb.storage.timestamp import COUNTER_BITS, MAX_TIMESTAMP, Timestamp
 from dsdb.txn.counters import TxnCounters
 from dsdb.txn.finish import Finisher, FinishJob
 from dsdb.txn.sender import Sender
@@ -42,7 +43,7 @@ class RecordSource(Protocol):
         """Say whether any range led here keeps a record."""
 
     def stale_records(self, below: Timestamp, count_max: int) -> list[tuple[TxnMeta, RecordReply]]:
-        """Give the records of ranges led here whose first_ts lies below a timestamp; those that name no keys are left out."""
+        """Give the records of ranges led here whose first_ts lies below a timestamp, but large ones whose gateways live."""
 
 
 class Janitor:
@@ -79,10 +80,15 @@ class Janitor:
                 log.info("the record of attempt %s is left for later: %s", meta.attempt.hex(), error)
 
     async def _end(self, meta: TxnMeta, record: RecordReply) -> None:
+        if record.status is TxnStatus.PENDING:
+            settled = await self._settlement.settle(meta, MAX_TIMESTAMP, abort=True, pusher=Pusher(MAX_TIMESTAMP))
+            self._counters.abandoned += settled.status is TxnStatus.ABORTED
+            return
         outcome = await self._settlement.recover(Sender(self._router, self._oracle), meta, record)
         if outcome.status not in (TxnStatus.COMMITTED, TxnStatus.ABORTED):
             return
         commit_ts = outcome.ts if outcome.status is TxnStatus.COMMITTED else None
-        if await self._finisher.settle_intents(FinishJob(meta, tuple(sorted(record.keys)), commit_ts, is_recorded=True)):
+        job = FinishJob(meta, tuple(sorted(record.keys)), commit_ts, is_recorded=True, spans=record.spans)
+        if await self._finisher.settle_intents(job):
             self._finisher.remove_later(meta)
             self._counters.stale_records += 1

@@ -4,6 +4,7 @@
                                                               ├─ NewerReply: fresh ts ▸ refresh what was read before ▸ ask again
                                                               └─ LockNotAvailable: again until the time is over, then RowLockedError
     LockKeeper ─▶ KeepLocksRequest, now and then, for what is open    ─▶ UnlockRequest, behind the client's back, for what has ended
+                  and for the records of large transactions (rule 28): one request for each range, whatever it is about
 
 Invariants:
 - A transaction asks one range at a time, in key order: what it says of holding locks is true while it waits (`store.locks`).
@@ -48,6 +49,8 @@ class LockKeeper:
         self._oracle = oracle
         self._open: dict[AttemptId, TxnLocks] = {}
         """Attempts that may hold locks."""
+        self._records: dict[AttemptId, bytes] = {}
+        """Attempts that have flushed intents, and their anchors: not to be taken for dead before all is cleaned up."""
         self._nursery: trio.Nursery | None = None
         self._ended: dict[bytes, list[AttemptId]] = {}
         """Key → attempts whose locks in its range are to be given back."""
@@ -69,6 +72,14 @@ class LockKeeper:
     def admit(self, locks: "TxnLocks") -> None:
         """Keep the locks of an attempt from now on."""
         self._open[locks.attempt] = locks
+
+    def keep_record(self, attempt: AttemptId, anchor: bytes) -> None:
+        """Say of an attempt from now on that its gateway lives."""
+        self._records[attempt] = anchor
+
+    def forget_record(self, attempt: AttemptId) -> None:
+        """Say it no longer."""
+        self._records.pop(attempt, None)
 
     def end(self, locks: "TxnLocks", keys: list[bytes]) -> None:
         """Keep them no longer, and give back those in the ranges of some keys: at once where this node leads, else in the background."""
@@ -102,6 +113,8 @@ class LockKeeper:
         for attempt, locks in self._open.items():
             for key in locks.keys:
                 attempts.setdefault(key, []).append(attempt)
+        for attempt, anchor in self._records.items():
+            attempts.setdefault(anchor, []).append(attempt)
         if attempts:
             await self._tell(KeepLocksRequest, attempts)
 
@@ -129,6 +142,13 @@ class TxnLocks:
         """When the transaction began: set by its first lock, and handed to its later attempts."""
         self.keys: list[bytes] = []
         """One key of each range that was asked: there it may hold locks."""
+        self.has_laid = False
+        """It has laid intents: others may wait for it, as if it held locks (rule 30)."""
+
+    @property
+    def holds_any(self) -> bool:
+        """Say whether others may wait for it."""
+        return bool(self.keys) or self.has_laid
 
     async def read(
         self, keys: Sequence[bytes], ts: Timestamp | None, wait: LockWait, until: float | None
@@ -155,8 +175,8 @@ class TxnLocks:
 
     async def _ask(self, entry: CachedRange, group: tuple[bytes, ...], ts: Timestamp | None, wait: LockWait, until: float | None) -> Reply:
         assert self.start_ts is not None, "set before"
-        holds_locks = bool(self.keys)
-        if not holds_locks:
+        holds_locks = self.holds_any
+        if not self.keys:
             self._keeper.admit(self)
         if not any(entry.start_key <= key < entry.end_key for key in self.keys):
             self.keys.append(group[0])

@@ -19,6 +19,7 @@ import msgspec
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import AmbiguousResult, KvError, Unavailable
 from dsdb.kv.intents import (
+    RECORD_SPANS_MAX,
     STAGED_KEYS_MAX,
     STAGED_VALUES_MAX,
     EndTxnRequest,
@@ -33,13 +34,13 @@ from dsdb.kv.requests import BumpReply, ReadReply, ReadRequest
 from dsdb.ranges import Copies
 from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import AmbiguousCommitError, KeyExistsError, PortError, TransactionRetryError
-from dsdb.storage.keys import point_span
+from dsdb.storage.keys import Span, point_span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.txn.counters import TxnCounters
 from dsdb.txn.finish import Finisher, FinishJob
 from dsdb.txn.plan import CommitPlan, refresh
 from dsdb.txn.port_errors import deadline_exceeded, port_error
-from dsdb.txn.readspans import merge
+from dsdb.txn.readspans import merge, spans_of_keys
 from dsdb.txn.sender import Sender
 
 STAGES_MAX = 8
@@ -50,8 +51,6 @@ READ_KEYS_MAX = 512
 """Keys of one read: 3 to 5 ms for its leaseholder."""
 PREWRITE_KEYS_MAX = 100_000
 """Keys of one prewrite: one for each range, whatever is in the buffer."""
-FINAL_KEYS_BYTES_MAX = 1024 * 1024
-"""Keys that the record of a large commit names, so that others can clean up after its gateway; one with more keeps its record."""
 
 _LOST = {
     TxnStatus.ABORTED: "another transaction that met its intents aborted this one",
@@ -70,7 +69,7 @@ class ParallelCommit:
         self._values = {write.key: write.value for write in plan.writes}
         self._keys = tuple(sorted(self._values))
         self._is_two_round = len(self._keys) > STAGED_KEYS_MAX
-        self._meta = TxnMeta(plan.attempt, plan.writes[0].key, MIN_TIMESTAMP)
+        self._meta = TxnMeta(plan.attempt, plan.writes[0].key, MIN_TIMESTAMP, plan.start_ts or MIN_TIMESTAMP)
         self._missing = set(self._keys)
         """Keys whose intents are not known to be there."""
         self._has_sent = False
@@ -194,14 +193,15 @@ class ParallelCommit:
         meta, values = self._meta, self._values
         laid: tuple[bytes, ...] = ()
         keys = (meta.anchor, *[key for key in self._keys if key != meta.anchor])
-        if is_final and sum(map(len, keys)) > FINAL_KEYS_BYTES_MAX:
-            keys = ()
+        spans: tuple[Span, ...] = ()
+        if is_final:
+            keys, spans = (), spans_of_keys(self._keys, RECORD_SPANS_MAX)
         copies = Copies()
 
         def make(desc: RangeDescriptor) -> StageRequest:
             nonlocal laid
             laid = tuple([key for key in beside if desc.span.contains(key)])
-            return StageRequest(desc.range_id, meta, ts, keys, is_final, laid=laid, values=tuple([values[key] for key in laid]))
+            return StageRequest(desc.range_id, meta, ts, keys, is_final, laid, tuple([values[key] for key in laid]), spans)
 
         self._has_staged = True
         try:

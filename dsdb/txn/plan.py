@@ -17,7 +17,8 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt's commit.
 
     writes: one for each key, the anchor's first; read_ts: where it read, None if it read nothing; read_age_s: how long ago that was
-    taken; reads: disjoint, ascending; deadline: the commit timestamp must be below it.
+    taken; reads: disjoint, ascending; deadline: the commit timestamp must be below it; start_ts: its rank, None if it has none yet;
+    holds_locks: others may wait for it.
     """
 
     attempt: AttemptId
@@ -26,6 +27,8 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True):
     read_age_s: float
     reads: tuple[Span, ...]
     deadline: Timestamp | None
+    start_ts: Timestamp | None = None
+    holds_locks: bool = False
 
 
 async def refresh(

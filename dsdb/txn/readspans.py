@@ -7,12 +7,14 @@ Invariants:
 Sans-I/O.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from dsdb.storage.keys import Span, point_span
+from dsdb.storage.keys import Span, key_after, point_span
 
 SPANS_MAX = 50_000
 """Spans remembered: about 10 MB at a gateway, and 50 refreshes of 1,000."""
+CONDENSED_FROM = 4
+"""Spans looked at for each that is to be left: some milliseconds for 1,000."""
 
 
 class ReadSpans:
@@ -59,6 +61,43 @@ def merge(spans: Iterable[Span]) -> list[Span]:
         else:
             found.append(span)
     return found
+
+
+def condensed(spans: Iterable[Span], count_max: int) -> tuple[Span, ...]:
+    """Give disjoint spans, ascending, `count_max` at most, that cover some others: where these lie closest the gaps are filled."""
+    found = merge(spans)
+    if len(found) > count_max:
+        gaps = [_distance(found[at - 1].end, found[at].start) for at in range(1, len(found))]
+        kept = sorted(sorted(range(1, len(found)), key=lambda at: gaps[at - 1], reverse=True)[: count_max - 1])
+        found = [Span(found[first].start, found[last - 1].end) for first, last in zip([0, *kept], [*kept, len(found)])]
+    return tuple(found)
+
+
+def spans_of_keys(keys: Sequence[bytes], count_max: int) -> tuple[Span, ...]:
+    """Give disjoint spans, `count_max` at most, that cover keys (ascending): neighbours in a table share one."""
+    step = -(-len(keys) // (CONDENSED_FROM * count_max))
+    spans: list[Span] = []
+    for at in range(0, len(keys), step):
+        part = keys[at : at + step]
+        if part[0][:_TABLE_BYTES] == part[-1][:_TABLE_BYTES]:
+            spans.append(Span(part[0], key_after(part[-1])))
+        else:
+            spans += map(point_span, part)
+    return condensed(spans, count_max)
+
+
+_DISTANCE_BYTES = 24
+_TABLE_BYTES = 5
+"""Keys of one table begin with the same bytes, if ids are small: no more than a matter of cost."""
+
+
+def _distance(low: bytes, high: bytes) -> int:
+    """Say how far two keys lie apart, as numbers: enough to tell neighbours in a table from different tables."""
+    return _number(high) - _number(low)
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key[:_DISTANCE_BYTES].ljust(_DISTANCE_BYTES, b"\x00"), "big")
 
 
 def outside(spans: Iterable[Span], whole: Span) -> list[Span]:

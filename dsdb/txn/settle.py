@@ -1,6 +1,6 @@
 """Finding out what became of the transaction of a foreign intent, and deciding it if its gateway does not (rules 16 and 19).
 
-    push ─▶ its record, or its absence ─┬─ COMMITTED, ABORTED, PUSHED, GONE: settled
+    push ─▶ its record, or its absence ─┬─ COMMITTED, ABORTED, PUSHED, GONE: settled; PENDING: it goes on
                                         └─ STAGING at c, and it does not end ─▶ recover:
          query every promised key at c, side by side ─▶ all found? end(COMMITTED at c) : end(ABORTED)
          both only if it is still STAGING at c; else again with what it is now
@@ -15,6 +15,7 @@ Not here: what a leaseholder then does with the intent (`dsdb.store`).
 from dsdb.kv.errors import KvError, Unavailable
 from dsdb.kv.intents import (
     EndTxnRequest,
+    Pusher,
     PushRequest,
     QueryIntentsReply,
     QueryIntentsRequest,
@@ -45,11 +46,11 @@ class Settlement:
         self._oracle = oracle
         self._counters = counters
 
-    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher_ts: Timestamp) -> Settled:
+    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher: Pusher) -> Settled:
         """Push the transaction of an intent, and recover it if it is STAGING; see `IntentSettler.settle`."""
         self._counters.pushes += 1
         sender = Sender(self._router, self._oracle, patience_s=SETTLE_S)
-        reply = await sender.send(meta.anchor, lambda desc: PushRequest(desc.range_id, meta, ts, abort, pusher_ts))
+        reply = await sender.send(meta.anchor, lambda desc: PushRequest(desc.range_id, meta, ts, abort, pusher))
         assert isinstance(reply, RecordReply)
         if reply.status is TxnStatus.STAGING:
             reply = await self.recover(sender, meta, reply)

@@ -1,16 +1,19 @@
 """A transaction at the gateway: reads at one timestamp from the oracle, writes buffered until commit.
 
     get, scan ──▶ read_ts (the oracle's, at first use) ──▶ leaseholders; what was buffered lies over it; the spans read are remembered
-    put, insert, delete ──▶ buffer
+    put, insert, delete ──▶ buffer ── is full ──▶ `flushing`: intents, and a PENDING record
     commit ──▶ all writes in one range ──▶ `commit_one`: one request
-          └──▶ in several              ──▶ `parallel_commit`: one round, and cleaning up behind the client's back
+          ├──▶ in several              ──▶ `parallel_commit`: one round, and cleaning up behind the client's back
+          └──▶ something was flushed   ──▶ `flushed_commit`: the rest is flushed, then the record says so
 
 Invariants:
 - The attempt id is made here and never reused; a transaction that is run again takes a new one.
 - read_ts and every commit timestamp were issued by the oracle after the transaction began; but for a read of the past, which writes
   nothing, is recorded as nobody's, and lies below an issued timestamp (rule 3).
-- Nothing leaves before `commit`, so an error before it left no trace.
-- A scan sees what was buffered when it began, and nothing that is buffered while it runs.
+- Nothing leaves before `commit` but what is flushed, which nobody sees unless the record says COMMITTED.
+- A scan sees what was buffered when it began, and nothing that is buffered while it runs.  A flush is asked for by whoever writes, when no
+  scan runs; so a statement never meets what it has flushed itself (rule 27).
+- What was flushed and rolled back is overwritten before the next read, flush or commit (rule 29).
 """
 
 import contextlib
@@ -20,6 +23,7 @@ import trio
 
 from dsdb.kv.errors import BelowThreshold, KvError, RangeKeyMismatch
 from dsdb.kv.ids import AttemptId
+from dsdb.kv.intents import TxnMeta
 from dsdb.kv.locks import LockWait, NewerReply
 from dsdb.kv.requests import ReadReply, ReadRequest, ScanReply, ScanRequest
 from dsdb.ranges import CachedRange
@@ -31,6 +35,9 @@ from dsdb.txn.buffer import Overlay, WriteBuffer
 from dsdb.txn.commit_one import OneRangeCommit
 from dsdb.txn.counters import TxnCounters
 from dsdb.txn.finish import Finisher
+from dsdb.txn.flushed_commit import FlushedCommit
+from dsdb.txn.flushing import Flushed
+from dsdb.txn.limits import TxnLimits
 from dsdb.txn.locks import LockKeeper, TxnLocks
 from dsdb.txn.parallel_commit import ParallelCommit
 from dsdb.txn.plan import CommitPlan, refresh
@@ -48,6 +55,8 @@ SEEN_KEYS_MAX = 256
 """Single keys whose values a transaction keeps: statements that read a row often change it next."""
 SEEN_BYTES_MAX = 4096
 """Larger values are asked for again."""
+FIRST_TS_AGE_MAX_S = 1.0
+"""A transaction that read longer ago takes a fresh first_ts for its record: a lease that moved since would cost it a restart."""
 READS_AT_ONCE = 8
 """Reads of one `get` that run side by side."""
 SCAN_ROWS_MAX = 10_000
@@ -67,8 +76,9 @@ class KvTransaction:
         *,
         past: Timestamp | None = None,
         start_ts: Timestamp | None = None,
+        limits: TxnLimits | None = None,
     ) -> None:
-        """past: read there, and only read; start_ts: of the attempt before, for its locks."""
+        """past: read there, and only read; start_ts: of the attempt before: its rank."""
         self.attempt = attempt
         self._sender = sender
         self._counters = counters
@@ -81,12 +91,20 @@ class KvTransaction:
         self._seen: dict[bytes, bytes | None] = {}
         """What single keys gave: it stays so, also when the read timestamp moves, as all that was read is then refreshed."""
         self._buffer = WriteBuffer()
+        self._limits = limits or TxnLimits()
+        self._keeper = keeper
+        self._flushed: Flushed | None = None
+        """What was laid before the commit, if something was."""
+        self._marks: list[int] = []
+        """Savepoints that are kept, ascending: what is flushed must still know the way back to them."""
+        self._undone_to: int | None = None
+        """What was flushed behind this savepoint was rolled back, and still stands there."""
         self._is_committing = False
         self._locks = TxnLocks(keeper, sender, attempt, start_ts)
 
     @property
     def start_ts(self) -> Timestamp | None:
-        """Give its age for locks: the first timestamp of its first attempt."""
+        """Give its rank for locks and intents: the first timestamp of its first attempt."""
         return self._locks.start_ts or self._read_ts
 
     @property
@@ -122,8 +140,15 @@ class KvTransaction:
         """Give what is buffered now in disjoint, ascending spans, for whoever reads them by other means."""
         return self._buffer.overlay(spans)
 
+    async def begin_read(self) -> Timestamp:
+        """Give the timestamp of all reads to whoever is about to read by other means.  Raises PortError."""
+        await self._undo_flushed()
+        return await self.read_timestamp()
+
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Read values by key."""
+        if self._undone_to is not None:
+            await self._undo_flushed()
         if not self._buffer:
             return await self._get_below(keys)
         own = {key: write for key in keys if (write := self._buffer.get(key)) is not None}
@@ -136,6 +161,7 @@ class KvTransaction:
         """Lock keys, then read them; those that this transaction has written need no lock."""
         if self._past is not None:
             raise InvalidTransactionStateError("a transaction that reads the past cannot lock rows")
+        await self._undo_flushed()
         found: dict[bytes, tuple[bool, bytes | None]] = {}
         rest = sorted({key for key in keys if self._buffer.get(key) is None})
         until = None if timeout_s is None else self._sender.now() + timeout_s
@@ -177,14 +203,14 @@ class KvTransaction:
         """Read at a fresh timestamp from now on: what was read before must be unchanged up to it (rules 5 and 7).  Raises KvError."""
         ts = await self._sender.fresh(above=above)
         if self._read_ts is not None:
-            await refresh(self._sender, self._counters, self._plan(None), self._reads.merged(), ts)
+            await refresh(self._sender, self._counters, self._plan(None, has_writes=False), self._reads.merged(), ts)
         self._set_read_ts(ts)
 
     async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         """Read keys and values of a span, in key order or from the highest down."""
         if span.is_empty or limit == 0:
             return []
-        ts = await self.read_timestamp()
+        ts = await self.begin_read()
         overlay = self._buffer.overlay([span])
         rows: list[tuple[bytes, bytes]] = []
         rest = span
@@ -219,28 +245,96 @@ class KvTransaction:
             raise InvalidTransactionStateError("a transaction that reads the past cannot write")
         self._buffer.put(key, value, must_be_absent=must_be_absent)
 
-    def savepoint(self) -> int:
-        """Mark this place in the buffered writes."""
-        return self._buffer.savepoint()
+    def savepoint(self, *, is_kept: bool = True) -> int:
+        """Mark this place in the writes.
+
+        is_kept: the transaction may go on after it was rolled back to it, until `release`; else only give up what came after it.
+        """
+        mark = self._buffer.savepoint()
+        if is_kept:
+            self._marks.append(mark)
+        return mark
+
+    def release(self, savepoint: int) -> None:
+        """Forget a savepoint, and those behind it: what was written stays."""
+        self._marks = [mark for mark in self._marks if mark < savepoint]
 
     def rollback_to(self, savepoint: int) -> None:
-        """Forget the writes that were buffered behind a mark."""
+        """Forget the writes behind a mark, and the savepoints behind it."""
+        self._marks = [mark for mark in self._marks if mark <= savepoint]
         self._buffer.rollback_to(savepoint)
+        if self._flushed is not None and self._flushed.sequence > savepoint:
+            self._undone_to = savepoint if self._undone_to is None else min(savepoint, self._undone_to)
 
     def describe(self) -> TransactionState:
         """Say what it has done so far."""
+        flushed = self._flushed
         return TransactionState(
             attempt=self.attempt,
             read_timestamp=self._read_ts,
-            writes=len(self._buffer),
-            bytes=self._buffer.size_bytes,
+            writes=len(self._buffer) + (0 if flushed is None else flushed.writes),
+            bytes=self._buffer.size_bytes + (0 if flushed is None else flushed.bytes),
             is_committing=self._is_committing,
         )
 
     async def rollback(self) -> None:
-        """Give the transaction up: nothing but locks has left yet."""
-        self._buffer.rollback_to(0)
+        """Give the transaction up: what has left, locks and flushed intents, is taken back behind the client's back."""
+        self._buffer.clear()
         self._locks.end()
+        if self._flushed is not None:
+            self._flushed.abort_later()
+
+    # ---- Flushing ----
+
+    @property
+    def is_full(self) -> bool:
+        """Say whether so much is buffered that it should be flushed before more is written."""
+        return self._buffer.size_bytes >= self._limits.flush_bytes or len(self._buffer) >= self._limits.flush_keys
+
+    @property
+    def has_flushed(self) -> bool:
+        """Say whether intents were laid before the commit: then the transaction must be committed or rolled back."""
+        return self._flushed is not None
+
+    async def flush(self) -> None:
+        """Lay what is buffered as intents (rule 27).  Raises PortError, SqlError: then the transaction can only be given up."""
+        await self._undo_flushed()
+        if not self._buffer:
+            return
+        ts = await self.read_timestamp()
+        try:
+            layers = self._buffer.layers(self._marks)
+            if self._flushed is None:
+                self._flushed = await self._first_flushed(next(iter(layers[0].writes)))
+                self._locks.has_laid = True
+            await self._flushed.flush(layers, self._marks, ts)
+        except KvError as error:
+            raise self.port_error(error) from error
+        # Flushed, they are read where they lie.
+        self._seen.clear()
+        self._buffer.clear()
+
+    async def _first_flushed(self, anchor: bytes) -> Flushed:
+        sender = self._sender
+        first_ts = await sender.fresh() if sender.now() - self._read_at_s > FIRST_TS_AGE_MAX_S else self._read_ts
+        assert first_ts is not None
+        meta = TxnMeta(self.attempt, anchor, first_ts, self.start_ts or first_ts)
+        return Flushed(sender.router, sender.oracle, self._counters, self._finisher, self._keeper, self._limits, meta)
+
+    async def _undo_flushed(self) -> None:
+        """Overwrite what was flushed and rolled back.  Raises PortError."""
+        to = self._undone_to
+        if to is None or self._flushed is None:
+            return
+        if to not in self._marks:
+            # What it replaced was not kept: nobody was to go on from there.
+            self._flushed.is_lost = True
+        try:
+            await self._flushed.roll_back(to, self._buffer.savepoint())
+        except KvError as error:
+            raise self.port_error(error) from error
+        self._undone_to = None
+        self._seen.clear()
 
     # ---- Committing ----
 
@@ -250,7 +344,7 @@ class KvTransaction:
         Cancellation: waits for the outcome, which is bounded by the transaction's patience; nobody is told "cancelled" of a commit that
         may have taken effect.
         """
-        if not self._buffer:
+        if not self._buffer and self._flushed is None:
             self._locks.end()
             ts = await self.read_timestamp()
             if deadline is not None and ts >= deadline and self._past is None:
@@ -270,19 +364,31 @@ class KvTransaction:
         self._is_committing = False
         return committed_at
 
-    def _plan(self, deadline: Timestamp | None) -> CommitPlan:
+    def _plan(self, deadline: Timestamp | None, *, has_writes: bool = True) -> CommitPlan:
         return CommitPlan(
             attempt=self.attempt,
-            writes=self._buffer.writes(),
+            writes=self._buffer.writes() if has_writes else (),
             read_ts=self._read_ts,
             read_age_s=0.0 if self._read_ts is None else self._sender.now() - self._read_at_s,
             reads=self._reads.merged(),
             deadline=deadline,
+            start_ts=self.start_ts,
+            holds_locks=self._locks.holds_any,
         )
 
-    async def _commit(self, deadline: Timestamp | None) -> Timestamp:
-        plan = self._plan(deadline)
+    async def _commit_flushed(self, flushed: Flushed, deadline: Timestamp | None) -> Timestamp:
         try:
+            await self.flush()
+        except BaseException:
+            flushed.abort_later()
+            raise
+        return await FlushedCommit(flushed, self._counters, self._plan(deadline, has_writes=False)).run()
+
+    async def _commit(self, deadline: Timestamp | None) -> Timestamp:
+        try:
+            if self._flushed is not None:
+                return await self._commit_flushed(self._flushed, deadline)
+            plan = self._plan(deadline)
             ts = await OneRangeCommit(self._sender, self._counters, plan).run()
             if ts is None:
                 # Under the same attempt id: nothing of the first try can take effect any more.

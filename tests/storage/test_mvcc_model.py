@@ -291,28 +291,40 @@ def mvcc_get_under(engine: Engine, key: bytes, ts: Timestamp) -> Version | None:
 
 
 @model_test
-@given(versions=versions, intents=intents, span=spans)
-def test_split_key(engine: Engine, versions: Versions, intents: Intents, span: Span) -> None:
+@given(versions=versions, intents=intents, span=spans, rows_max=st.integers(1, 4))
+def test_intents_of_an_attempt(engine: Engine, versions: Versions, intents: Intents, span: Span, rows_max: int) -> None:
     fill(engine, versions, intents)
-    stored = sorted(key for key in {*(of for of, _ in versions), *intents} if span.contains(key))
-    split = mvcc.sample_split_key(engine, span)
-    if len(stored) < 2:
-        assert split is None
-    else:
-        assert split in stored[1:]
+    found: list[tuple[bytes, Intent]] = []
+    rest: Span | None = span
+    while rest is not None:
+        part, resume = mvcc.intents_of(engine, rest, OWN, rows_max=rows_max)
+        assert len(part) <= rows_max
+        found += part
+        rest = None if resume is None else Span(resume, span.end)
+    assert found == [(key, intent_of(*intents[key])) for key in sorted(intents) if span.contains(key) and intents[key][0] == OWN]
 
 
-def test_split_key_halves_a_large_span(engine: Engine) -> None:
-    fill(engine, {(number.to_bytes(4, "big"), Timestamp(5)): b"x" for number in range(20_000)}, {})
-    split = mvcc.sample_split_key(engine, Span(b"", KEY_MAX))
-    assert split is not None
-    assert 9_000 < int.from_bytes(split, "big") < 11_000
-
-
-def test_split_key_is_above_a_first_key_that_outweighs_all_others(engine: Engine) -> None:
-    fill(engine, {(b"hot", Timestamp(ts)): b"x" for ts in range(1, 1001)} | {(b"other", Timestamp(1)): b"x"}, {})
-    assert mvcc.sample_split_key(engine, Span(b"", KEY_MAX)) == b"other"
-    assert mvcc.sample_split_key(engine, point_span(b"hot")) is None
+@model_test
+@given(versions=versions, keys=st.sets(st.sampled_from(KEYS)), ts=timestamps, reverse=st.booleans())
+def test_an_own_intent_of_nothing_is_as_if_it_were_not_there(
+    engine: Engine, versions: Versions, keys: set[bytes], ts: Timestamp, reverse: bool
+) -> None:
+    fill(engine, versions, {})
+    plain = mvcc.get_many(engine, KEYS, ts)
+    rows = list(mvcc.scan(engine, Span(b"", KEY_MAX), ts, reverse=reverse))
+    batch = engine.new_batch()
+    for key in keys:
+        mvcc.put_intent(batch, key, Intent(OWN, b"anchor", Timestamp(1), ts, 7, None, is_nothing=True))
+    engine.write(batch)
+    assert mvcc.get_many(engine, KEYS, ts, own=OWN) == plain
+    found = list(mvcc.scan(engine, Span(b"", KEY_MAX), ts, own=OWN, reverse=reverse))
+    assert [pair for chunk in found for pair in zip(*chunk)] == [pair for chunk in rows for pair in zip(*chunk)]
+    batch = engine.new_batch()
+    for key in keys:
+        intent = mvcc.resolve_intent(engine, batch, key, OWN, Timestamp(ts + 1))
+        assert intent is not None
+    engine.write(batch)
+    assert mvcc.get_many(engine, KEYS, ts) == plain
 
 
 @model_test

@@ -12,7 +12,7 @@ import trio.testing
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import AmbiguousResult, KvError, NotLeaseholder, RangeKeyMismatch, RangeNotFound, Unavailable
 from dsdb.kv.ids import AttemptId, NodeId, RangeId, StoreId
-from dsdb.kv.intents import EndTxnRequest, PushRequest, QueryIntentsReply, QueryIntentsRequest, RecordReply, TxnMeta, TxnStatus
+from dsdb.kv.intents import EndTxnRequest, Pusher, PushRequest, QueryIntentsReply, QueryIntentsRequest, RecordReply, TxnMeta, TxnStatus
 from dsdb.kv.requests import (
     ChangeReplicasRequest,
     CommitRequest,
@@ -190,10 +190,10 @@ class Settler:
         self.asked: list[tuple[AttemptId, bool]] = []
         """Attempts, and whether they were to be aborted."""
 
-    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher_ts: Timestamp) -> Settled:
+    async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher: Pusher) -> Settled:
         self.asked.append((meta.attempt, abort))
         call = self.cluster.call
-        reply = await call(lambda range_id: PushRequest(range_id, meta, ts, abort, pusher_ts), meta.anchor)
+        reply = await call(lambda range_id: PushRequest(range_id, meta, ts, abort, pusher), meta.anchor)
         assert isinstance(reply, RecordReply)
         while reply.status is TxnStatus.STAGING:
             staged = reply.ts

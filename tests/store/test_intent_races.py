@@ -7,7 +7,7 @@ from txn_desk import ABORTED, BORDER, COMMITTED, GONE, LEFT, PUSHED, STAGING, A,
 
 from dsdb.kv.errors import AmbiguousResult, Conflict, IntentInTheWay, KvError, RangeKeyMismatch, Unavailable
 from dsdb.kv.ids import StoreId
-from dsdb.kv.intents import EndTxnRequest, PrewriteRequest, RecordReply, TxnMeta
+from dsdb.kv.intents import EndTxnRequest, PrewriteRequest, Pusher, RecordReply, TxnMeta
 from dsdb.kv.requests import (
     BumpReply,
     CollectGarbageRequest,
@@ -305,31 +305,22 @@ def test_a_split_waits_for_the_records_and_they_wait_for_it() -> None:
     on_two_ranges(body)
 
 
-@pytest.mark.parametrize("is_forgotten", [False, True])
-def test_rule_26_a_commit_in_one_range_that_a_split_parts_goes_on_in_many(is_forgotten: bool) -> None:
+def test_rule_26_a_commit_in_one_range_that_a_split_parts_goes_on_in_many() -> None:
     async def body(desk: TxnDesk) -> None:
-        done, refused, silent = desk.meta(A), desk.meta(C), desk.meta(C)
+        done, refused = desk.meta(A), desk.meta(C)
         writes = (Write(A, b"1"), Write(C, b"1"))
         made = await desk.call(A, lambda range_id: CommitRequest(range_id, done.attempt, done.first_ts, None, writes))
         await desk.call(A, lambda range_id: RefuseRequest(range_id, refused.attempt, refused.first_ts))
         await desk.cluster.call(lambda range_id: SplitRequest(range_id, B, 9), A)  # type: ignore[arg-type]
-        if is_forgotten:
-            await trio.sleep(120)
-            for key in (A, C):
-                await desk.write(key, b"2")
-            for txn in (done, refused, silent):
-                assert await desk.stage(txn, desk.now(), A, C, was_one_range=True) == RecordReply(GONE)
-                assert await desk.end(txn, None, was_one_range=True) == RecordReply(GONE)
-        else:
-            for _ in range(2):
-                assert await desk.stage(done, desk.now(), A, C) == RecordReply(COMMITTED, made.ts)
-                assert await desk.end(done, None) == RecordReply(COMMITTED, made.ts)
-                assert await desk.stage(refused, desk.now(), C, A) == RecordReply(ABORTED)
-                assert await desk.end(refused, None) == RecordReply(ABORTED)
-            # Intents of an attempt that had committed lie above its versions, and are dropped.
-            assert await desk.prewrite(done, done.first_ts, {A: b"1"}) > made.ts
-            await desk.resolve(done, made.ts, A)
-            assert await desk.read(A) == b"1"
+        for _ in range(2):
+            assert await desk.stage(done, desk.now(), A, C) == RecordReply(COMMITTED, made.ts)
+            assert await desk.end(done, None) == RecordReply(COMMITTED, made.ts)
+            assert await desk.stage(refused, desk.now(), C, A) == RecordReply(ABORTED)
+            assert await desk.end(refused, None) == RecordReply(ABORTED)
+        # Intents of an attempt that had committed lie above its versions, and are dropped.
+        assert await desk.prewrite(done, done.first_ts, {A: b"1"}) > made.ts
+        await desk.resolve(done, made.ts, A)
+        assert await desk.read(A) == b"1"
 
     on_two_ranges(body)
 
@@ -481,7 +472,7 @@ def test_a_large_commit_gets_intents_out_of_its_way(ts_is_given: bool) -> None:
 
 def test_an_intent_that_nobody_can_settle_is_told_of_in_time() -> None:
     class Silent:
-        async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher_ts: Timestamp) -> Settled:
+        async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher: Pusher) -> Settled:
             await trio.sleep_forever()
             raise AssertionError
 

@@ -10,6 +10,7 @@ from dsdb.kv.intents import (
     EndTxnRequest,
     PrewriteReply,
     PrewriteRequest,
+    Pusher,
     PushRequest,
     QueryIntentsReply,
     QueryIntentsRequest,
@@ -74,21 +75,20 @@ class TxnDesk:
         ts: Timestamp,
         *keys: bytes,
         is_final: bool = False,
-        was_one_range: bool = False,
         laid: Mapping[bytes, bytes | None] | None = None,
     ) -> RecordReply | BumpReply:
         writes = sorted((laid or {}).items())
         reply: Reply = await self.call(
             meta.anchor,
             lambda range_id: StageRequest(
-                range_id, meta, ts, keys, is_final, was_one_range, tuple([key for key, _ in writes]), tuple([value for _, value in writes])
+                range_id, meta, ts, keys, is_final, tuple([key for key, _ in writes]), tuple([value for _, value in writes])
             ),
         )
         assert isinstance(reply, RecordReply | BumpReply)
         return reply
 
     async def push(self, meta: TxnMeta, ts: Timestamp, *, abort: bool = False, pusher_ts: int = 1) -> RecordReply:
-        reply = await self.call(meta.anchor, lambda range_id: PushRequest(range_id, meta, ts, abort, Timestamp(pusher_ts)))
+        reply = await self.call(meta.anchor, lambda range_id: PushRequest(range_id, meta, ts, abort, Pusher(Timestamp(pusher_ts))))
         assert isinstance(reply, RecordReply)
         return reply
 
@@ -98,9 +98,9 @@ class TxnDesk:
         return reply.found
 
     async def end(
-        self, meta: TxnMeta, commit_ts: Timestamp | None, *resolve: bytes, expected: Timestamp | None = None, was_one_range: bool = False
+        self, meta: TxnMeta, commit_ts: Timestamp | None, *resolve: bytes, expected: Timestamp | None = None
     ) -> RecordReply:
-        reply = await self.call(meta.anchor, lambda range_id: EndTxnRequest(range_id, meta, commit_ts, expected, resolve, was_one_range))
+        reply = await self.call(meta.anchor, lambda range_id: EndTxnRequest(range_id, meta, commit_ts, expected, resolve))
         assert isinstance(reply, RecordReply)
         return reply
 

@@ -31,6 +31,7 @@ from dsdb.kv.intents import (
     EndTxnRequest,
     PrewriteReply,
     PrewriteRequest,
+    Pusher,
     PushRequest,
     QueryIntentsReply,
     QueryIntentsRequest,
@@ -108,8 +109,8 @@ class Intent:
 
 
 class Met(Exception):
-    def __init__(self, key: bytes, intent: Intent, ts: int, *, abort: bool, pusher_ts: int) -> None:
-        self.key, self.intent, self.ts, self.abort, self.pusher_ts = key, intent, ts, abort, pusher_ts
+    def __init__(self, key: bytes, intent: Intent, ts: int, *, abort: bool, pusher: Pusher) -> None:
+        self.key, self.intent, self.ts, self.abort, self.pusher = key, intent, ts, abort, pusher
 
 
 @dataclass
@@ -174,7 +175,7 @@ class FakeRange:
         versions.append((ts, value))
         versions.sort(key=lambda version: version[0])
 
-    def look(self, spans: list[Span] | tuple[Span, ...], attempt: bytes, low: int, high: int, pusher_ts: int) -> None:
+    def look(self, spans: list[Span] | tuple[Span, ...], attempt: bytes, low: int, high: int, pusher: Pusher) -> None:
         """Refresh spans over (low, high]."""
         for span in spans:
             self.check_span(span)
@@ -185,7 +186,7 @@ class FakeRange:
                         raise KvError(Conflict(key, ts))  # type: ignore[arg-type]
                 intent = self.foreign(key, attempt, high)
                 if intent is not None:
-                    raise Met(key, intent, high, abort=False, pusher_ts=pusher_ts)
+                    raise Met(key, intent, high, abort=False, pusher=pusher)
         self.cache += [(span, high, attempt) for span in spans]
 
     # ---- Reads ----
@@ -196,7 +197,7 @@ class FakeRange:
         for key in request.keys:
             intent = self.foreign(key, request.attempt, ts)
             if intent is not None:
-                raise Met(key, intent, ts, abort=False, pusher_ts=ts)
+                raise Met(key, intent, ts, abort=False, pusher=Pusher(ts))
         self.cache += [(point_span(key), ts, request.attempt) for key in request.keys]
         return ReadReply(ts, tuple(self.visible(key, ts) for key in request.keys))
 
@@ -212,7 +213,7 @@ class FakeRange:
         for key in self.keys_in(request.span)[:: -1 if request.reverse else 1]:
             intent = self.foreign(key, request.attempt, ts)
             if intent is not None:
-                raise Met(key, intent, ts, abort=False, pusher_ts=ts)
+                raise Met(key, intent, ts, abort=False, pusher=Pusher(ts))
             value = self.visible(key, ts)
             if value is None:
                 continue
@@ -226,7 +227,7 @@ class FakeRange:
         return ScanReply(ts, tuple(key for key, _ in rows), tuple(value for _, value in rows), resume)
 
     def refresh(self, request: RefreshRequest) -> Reply:
-        self.look(request.spans, request.attempt, request.low, request.high, request.high)
+        self.look(request.spans, request.attempt, request.low, request.high, Pusher(request.high))
         return RefreshReply()
 
     # ---- One range ----
@@ -241,7 +242,7 @@ class FakeRange:
         self.check(*[write.key for write in request.writes])
         for write in request.writes:
             if write.key in self.intents:
-                raise Met(write.key, self.intents[write.key], request.first_ts, abort=True, pusher_ts=request.first_ts)
+                raise Met(write.key, self.intents[write.key], request.first_ts, abort=True, pusher=Pusher(request.first_ts))
         ts: Any = request.ts or self.cluster.oracle.issue()
         bound = max(self.bound(write.key, ts, attempt) for write in request.writes)
         if bound:
@@ -249,7 +250,7 @@ class FakeRange:
                 return BumpReply(bound)  # type: ignore[arg-type]
             ts = self.cluster.oracle.issue()
         if request.read_ts is not None and ts > request.read_ts:
-            self.look(request.reads, attempt, request.read_ts, ts, request.first_ts)
+            self.look(request.reads, attempt, request.read_ts, ts, Pusher(request.first_ts))
         for write in request.writes:
             if write.must_be_absent and self.visible(write.key, ts) is not None:
                 raise KvError(KeyExists(write.key))
@@ -271,7 +272,7 @@ class FakeRange:
         for key in request.keys:
             intent = self.intents.get(key)
             if intent is not None and intent.meta.attempt != attempt:
-                raise Met(key, intent, request.ts, abort=True, pusher_ts=request.meta.first_ts)
+                raise Met(key, intent, request.ts, abort=True, pusher=Pusher(request.meta.first_ts))
         for key, value in zip(request.keys, request.values):
             intent = self.intents.get(key)
             if intent is None:
@@ -443,7 +444,7 @@ class FakeCluster:
         """What a leaseholder does with a request."""
         if isinstance(request, PushRequest):
             wait_s = 0.1 if request.meta.attempt in self.ranges[request.range_id].records else 1.0
-            if request.pusher_ts < request.meta.first_ts:
+            if request.pusher.rank < request.meta.rank:
                 wait_s = 0.01
             until = trio.current_time() + wait_s
             while trio.current_time() < until:
@@ -476,7 +477,7 @@ class FakeCluster:
         self.seen["intent met"] += 1
         try:
             return await self.settlement.settle(
-                met.intent.meta, met.ts, abort=met.abort, pusher_ts=met.pusher_ts  # type: ignore[arg-type]
+                met.intent.meta, met.ts, abort=met.abort, pusher=met.pusher  # type: ignore[arg-type]
             )
         except KvError as error:
             raise KvError(IntentInTheWay(met.key)) from error

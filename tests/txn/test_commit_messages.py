@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from dsdb.kv.errors import AmbiguousResult, KvError
-from dsdb.kv.intents import STAGED_KEYS_MAX, EndTxnRequest, PrewriteRequest, RecordReply, StageRequest, TxnStatus
+from dsdb.kv.intents import STAGED_KEYS_MAX, EndTxnRequest, PrewriteRequest, Pusher, RecordReply, StageRequest, TxnStatus
 from dsdb.kv.requests import CommitRequest, ReadRequest, RefuseRequest, Reply, Request
 from dsdb.sql.errors import InvalidParameterError, InvalidTransactionStateError
 from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, KeyExistsError, RangeUnavailableError, TransactionRetryError
@@ -298,7 +298,7 @@ def test_gone_is_unknown_only_if_it_may_have_been_staged(was_staged: bool) -> No
                 if was_staged:
                     await serve(request)
                     await trio.sleep(0.01)
-                    await world.cluster.settlement.settle(request.meta, request.ts, abort=True, pusher_ts=request.ts)
+                    await world.cluster.settlement.settle(request.meta, request.ts, abort=True, pusher=Pusher(request.ts))
                     assert anchor.records.pop(request.meta.attempt)[1].status is TxnStatus.COMMITTED
                     anchor.move_lease()
                     raise KvError(AmbiguousResult("the reply was lost"))
@@ -330,7 +330,7 @@ def test_a_commit_that_was_recovered_says_so() -> None:
                 await serve(request)
                 await trio.sleep(0.01)
                 (stage,) = staged
-                await world.cluster.settlement.settle(stage.meta, stage.ts, abort=True, pusher_ts=stage.ts)
+                await world.cluster.settlement.settle(stage.meta, stage.ts, abort=True, pusher=Pusher(stage.ts))
                 await trio.sleep_forever()
             return await serve(request)
 
