@@ -172,8 +172,8 @@ def test_statements_end_with_an_error_when_two_of_three_nodes_are_gone(cuttable:
     ]
     url = cuttable.url(left)
     try:
-        # The lease that still stands may be served from: wait it out.
-        wait_until(lambda: is_refused(url, statements[0]))
+        # The lease that still stands may be served from: wait it out.  It lasts less than this statement waits.
+        wait_until(lambda: is_refused(url + "?statement_timeout=4s", statements[0]))
         with ThreadPoolExecutor(len(statements)) as pool:
             ends = list(pool.map(lambda sql: ended(url, sql), statements))
         # Who looks for the reason must not need what is gone.

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,11 +14,19 @@ LONG = "SELECT count(*) FROM generate_series(1, 200000) AS a(x), generate_series
 PATIENCE_S = 15.0
 
 
-@pytest.fixture
-def node(store: Path):  # type: ignore[no-untyped-def]
-    node = NodeProcess(store).start()
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    node = NodeProcess(tmp_path_factory.mktemp("lasting") / "store").start()
     yield node
     node.kill()
+
+
+@pytest.fixture
+def node(lasting: NodeProcess) -> Iterator[NodeProcess]:
+    """A node that may be ended; the next test finds it running."""
+    yield lasting
+    if not lasting.is_running:
+        lasting.start()
 
 
 def test_a_statement_is_cancelled_from_another_thread_and_the_connection_goes_on(node: NodeProcess) -> None:
@@ -35,12 +43,12 @@ def test_a_statement_is_cancelled_from_another_thread_and_the_connection_goes_on
 
 def test_a_write_that_is_cancelled_before_its_commit_is_known_to_have_had_no_effect(node: NodeProcess) -> None:
     with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
-        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.execute("CREATE TABLE cancelled (n BIGINT)")
         connection.execute("SET statement_timeout = '300ms'")
         with pytest.raises(dsdb.OperationalError, match="statement timeout") as caught:
-            connection.execute(f"INSERT INTO t {LONG}")
+            connection.execute(f"INSERT INTO cancelled {LONG}")
         assert caught.value.sqlstate == "57014"
-        assert connection.execute("SELECT count(*) FROM t").fetchall() == [(0,)]
+        assert connection.execute("SELECT count(*) FROM cancelled").fetchall() == [(0,)]
 
 
 def test_statement_timeout_ends_a_statement_and_not_its_session(node: NodeProcess) -> None:
@@ -74,14 +82,14 @@ def test_an_insert_whose_node_ends_is_never_silently_lost_or_done_twice(node: No
     """B21: an ambiguous commit is reported as failed, or sent again."""
     told: dict[int, str] = {}
     with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
-        connection.execute("CREATE TABLE t (n INT PRIMARY KEY)")
+        connection.execute(f"CREATE TABLE t_{end} (n INT PRIMARY KEY)")
     is_over = threading.Event()
 
     def write(first: int) -> None:
         with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
             for number in range(first, first + 1_000_000):
                 try:
-                    connection.execute("INSERT INTO t VALUES (?)", (number,))
+                    connection.execute(f"INSERT INTO t_{end} VALUES (?)", (number,))
                     told[number] = "done"
                 except dsdb.UnknownOutcome:
                     told[number] = "unknown"
@@ -101,7 +109,7 @@ def test_an_insert_whose_node_ends_is_never_silently_lost_or_done_twice(node: No
         assert not writer.is_alive()
     node.start()
     with dsdb.connect(f"dsdb://{node.address}", autocommit=True) as connection:
-        found = {n for (n,) in connection.execute("SELECT n FROM t").fetchall()}
+        found = {n for (n,) in connection.execute(f"SELECT n FROM t_{end}").fetchall()}
     for number, said in told.items():
         assert said == "unknown" or (number in found) == (said == "done"), (number, said)
     assert found <= set(told)

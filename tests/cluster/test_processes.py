@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.cluster.writer import Writer
 def run_start(*arguments: str) -> tuple[int, str]:
     """Run `dsdb start` that is expected to end by itself; give its exit code and what it said."""
     command = [sys.executable, "-m", "dsdb.cli", "start", "--http", "off", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     said = done.stdout + done.stderr
     assert "Traceback" not in said
     return done.returncode, said
@@ -140,14 +141,16 @@ def test_a_node_restarts_with_what_it_had(store: Path) -> None:
 
 def test_what_cannot_start_says_why_and_ends(cluster: ProcessCluster, store: Path) -> None:
     taken = cluster.nodes[0].address
-    code, said = run_start("--store", str(store), "--listen", taken)
-    assert (code, f"cannot listen at {taken}" in said) == (1, True)
-    code, said = run_start("--store", str(cluster.nodes[0].store), "--listen", "127.0.0.1:0")
-    assert (code, "in use by another process" in said) == (1, True)
-    code, said = run_start("--store", str(store), "--listen", "0.0.0.0:0")
-    assert (code, "--insecure" in said) == (2, True)
-    code, said = run_start("--store", str(store), "--listen", "127.0.0.1:x")
-    assert (code, "is not an address" in said) == (2, True)
+    expected = (
+        (("--store", str(store), "--listen", taken), 1, f"cannot listen at {taken}"),
+        (("--store", str(cluster.nodes[0].store), "--listen", "127.0.0.1:0"), 1, "in use by another process"),
+        (("--store", str(store.with_name("open")), "--listen", "0.0.0.0:0"), 2, "--insecure"),
+        (("--store", str(store.with_name("bad")), "--listen", "127.0.0.1:x"), 2, "is not an address"),
+    )
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda case: run_start(*case[0]), expected))
+    for (_, code, reason), (ended, said) in zip(expected, ends):
+        assert (ended, reason in said) == (code, True), said
 
 
 def test_a_store_of_another_cluster_does_not_join(cluster: ProcessCluster, store: Path) -> None:
