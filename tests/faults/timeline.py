@@ -29,13 +29,13 @@ OTHER = "#444444"
 def draw(path: Path, *, title: str, seconds: float, commits: Sequence[float], faults: Sequence[FaultSpan], longest: Pause) -> None:
     """Write the picture as SVG.  commits: when each transaction was acknowledged, in seconds from the start."""
     nodes = sorted({node for fault in faults for node in fault.nodes})
-    height = TOP + HEIGHT + 24 + ROW * (len(nodes) + 1) + 24
+    height = TOP + HEIGHT + 26 + ROW * (len(nodes) + 1) + 30
     scale = (WIDTH - LEFT - RIGHT) / seconds
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="{LEFT}" y="18" font-size="14">{escape(title)}</text>',
-        *_legend(faults),
+        *_legend(faults, height - 12),
         *_bars(faults, nodes, scale),
         f'<rect x="{LEFT + longest.began * scale:.1f}" y="{TOP}" width="{longest.seconds * scale:.1f}" height="{HEIGHT}" '
         'fill="none" stroke="#d62728" stroke-dasharray="3 3"/>',
@@ -50,12 +50,12 @@ def draw(path: Path, *, title: str, seconds: float, commits: Sequence[float], fa
     path.write_text("\n".join([*parts, "</svg>"]))
 
 
-def _legend(faults: Sequence[FaultSpan]) -> list[str]:
-    parts, x = [], LEFT + 420
+def _legend(faults: Sequence[FaultSpan], y: int) -> list[str]:
+    parts, x = [], LEFT
     for kind in sorted({fault.kind for fault in faults}):
-        parts.append(f'<rect x="{x}" y="9" width="9" height="9" fill="{COLORS.get(kind, OTHER)}"/>')
-        parts.append(f'<text x="{x + 12}" y="18" font-size="11">{escape(kind)}</text>')
-        x += 24 + 6 * len(kind)
+        parts.append(f'<rect x="{x}" y="{y - 9}" width="9" height="9" fill="{COLORS.get(kind, OTHER)}"/>')
+        parts.append(f'<text x="{x + 12}" y="{y}" font-size="11">{escape(kind)}</text>')
+        x += 26 + 6 * len(kind)
     return parts
 
 
