@@ -12,8 +12,8 @@ from dsdb.kv.requests import CommitRequest, Reply, Request
 from dsdb.sql.ports import TransactionRetryError
 from dsdb.storage.keys import Span
 from dsdb.txn import KvTransaction
+from tests.txn.directed import A, B, C, D, World, lose_reply, run
 from tests.txn.fake_ranges import Gateway, Link
-from tests.txn.test_commit_messages import A, B, C, D, World, lose_reply, run
 
 SPAN = Span(A, b"\x10z")
 
