@@ -1,10 +1,11 @@
-"""The catalogue: databases, tables and sequences as rows of the system range, read whole and changed by one transaction a DDL.
+"""The catalogue: databases, tables and sequences as rows of the system range, read whole and changed by transactions.
 
     system_key("catalog", "version")            the version: grows by one with every change
     system_key("next_id", "descriptor")         next id of a database, table or sequence
     system_key("database" | "table" | "sequence", id)     descriptors, as MessagePack
     system_key("namespace", parent id, name)    id: of a database (parent 0), of a table or sequence (parent: its database)
     system_key("garbage", database id, table id, index id)   an index that no descriptor names any more: its keys may be removed
+    system_key("fence", table id)               a table that nobody but one transaction may use: it is about to empty it
 
 Invariants:
 - Every change reads and writes the version: two changes never commit at the same version, and a loaded catalogue is one state.
@@ -14,8 +15,9 @@ Invariants:
 Not here: which version statements may use (`catalog_lease`), what a statement changes (`execute.ddl`).
 """
 
-from collections.abc import Sequence
-from typing import TypeVar
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -30,7 +32,9 @@ NEXT_ID_KEY = system_key("next_id", "descriptor")
 FIRST_FREE_ID = FIRST_DATABASE_ID + 1
 _NO_PARENT = 0
 
-Descriptor = TypeVar("Descriptor", DatabaseDescriptor, TableDescriptor, SequenceDescriptor)
+AnyDescriptor: TypeAlias = DatabaseDescriptor | TableDescriptor | SequenceDescriptor
+Changes: TypeAlias = Mapping[tuple[str, int], tuple[AnyDescriptor | None, AnyDescriptor | None]]
+"""By kind (`database`, `table`, `sequence`) and id: what was there before, and what is there then."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_int = msgspec.msgpack.Decoder(int).decode
@@ -44,8 +48,24 @@ class IndexGarbage(msgspec.Struct, frozen=True, array_like=True):
     index_id: int
 
 
+class Fence(msgspec.Struct, frozen=True, array_like=True):
+    """Keeps all transactions but one (`owner`) from a table, for as long as it stands.  Behind `until` anybody may take it away."""
+
+    table_id: int
+    owner: bytes
+    until: Timestamp
+
+
+Stored = TypeVar("Stored", DatabaseDescriptor, TableDescriptor, SequenceDescriptor, Fence)
+
+_draft_versions = itertools.count(-1, -1)
+
+
 class Catalog:
-    """The catalogue at one version (`ports.CatalogSnapshot`); frozen but for its lease."""
+    """The catalogue at one version (`ports.CatalogSnapshot`); frozen but for its lease.
+
+    fences: by table id.  A version below zero is that of a draft, which only the transaction that made it has seen.
+    """
 
     def __init__(
         self,
@@ -54,14 +74,17 @@ class Catalog:
         tables: Sequence[TableDescriptor],
         sequences: Sequence[SequenceDescriptor],
         *,
+        fences: Iterable[Fence] = (),
         lease_expiration: Timestamp = MAX_TIMESTAMP,
     ) -> None:
         self.version = version
+        self.fences = {fence.table_id: fence for fence in fences}
         self.lease_expiration = lease_expiration
         self._databases = {database.name: database for database in sorted(databases, key=lambda each: each.name)}
         self._tables: dict[int, dict[str, TableDescriptor]] = {database.database_id: {} for database in databases}
         self._sequences: dict[tuple[int, str], SequenceDescriptor] = {}
         self._sequences_by_id = {sequence.sequence_id: sequence for sequence in sequences}
+        self._tables_by_id = {table.table_id: table for table in tables}
         for table in sorted(tables, key=lambda each: each.name):
             self._tables[table.database_id][table.name] = table
         for sequence in sorted(sequences, key=lambda each: each.name):
@@ -83,6 +106,10 @@ class Catalog:
         """Give the tables of a database, by name."""
         return tuple(self._tables.get(database_id, {}).values())
 
+    def table_by_id(self, table_id: int) -> TableDescriptor | None:
+        """Give a table by id."""
+        return self._tables_by_id.get(table_id)
+
     def sequence(self, database_id: int, name: str) -> SequenceDescriptor | None:
         """Give a sequence by its exact name."""
         return self._sequences.get((database_id, name))
@@ -94,6 +121,32 @@ class Catalog:
     def sequences(self, database_id: int) -> Sequence[SequenceDescriptor]:
         """Give the sequences of a database, by name."""
         return tuple(sequence for (owner, _), sequence in self._sequences.items() if owner == database_id)
+
+    def descriptor(self, kind: str, number: int) -> AnyDescriptor | None:
+        """Give what there is of a kind by id."""
+        if kind == "database":
+            return next((database for database in self._databases.values() if database.database_id == number), None)
+        return self._tables_by_id.get(number) if kind == "table" else self._sequences_by_id.get(number)
+
+    def changed(self, changes: Changes) -> "Catalog":
+        """Give a draft: this catalogue with some changes, under the same lease."""
+        kept: dict[tuple[str, int], AnyDescriptor] = {("database", each.database_id): each for each in self._databases.values()}
+        kept.update({("table", each.table_id): each for each in self._tables_by_id.values()})
+        kept.update({("sequence", each.sequence_id): each for each in self._sequences_by_id.values()})
+        for key, (_, new) in changes.items():
+            if new is None:
+                kept.pop(key, None)
+            else:
+                kept[key] = new
+        everything = kept.values()
+        return Catalog(
+            next(_draft_versions),
+            [each for each in everything if isinstance(each, DatabaseDescriptor)],
+            [each for each in everything if isinstance(each, TableDescriptor)],
+            [each for each in everything if isinstance(each, SequenceDescriptor)],
+            fences=self.fences.values(),
+            lease_expiration=self.lease_expiration,
+        )
 
 
 async def read_version(txn: Transaction) -> int:
@@ -110,10 +163,11 @@ async def load_catalog(txn: Transaction) -> Catalog:
         await _load(txn, "database", DatabaseDescriptor),
         await _load(txn, "table", TableDescriptor),
         await _load(txn, "sequence", SequenceDescriptor),
+        fences=await _load(txn, "fence", Fence),
     )
 
 
-async def _load(txn: Transaction, tag: str, kind: type[Descriptor]) -> list[Descriptor]:
+async def _load(txn: Transaction, tag: str, kind: type[Stored]) -> list[Stored]:
     decode = msgspec.msgpack.Decoder(kind).decode
     try:
         return [decode(value) for _, value in await txn.scan(prefix_span(system_key(tag)))]
@@ -137,36 +191,37 @@ def _name_key(parent_id: int, name: str) -> bytes:
     return system_key("namespace", parent_id, name)
 
 
-class CatalogEditor:
-    """One change of the catalogue: what it is now, and the writes that make it what it will be.
+async def take_id(txn: Transaction) -> int:
+    """Buffer the taking of an id for a database, table or sequence, and give it."""
+    [stored] = await txn.get([NEXT_ID_KEY])
+    taken = FIRST_FREE_ID if stored is None else _decode_int(stored)
+    txn.put(NEXT_ID_KEY, _encode(taken + 1))
+    return taken
 
-    `catalog` is the state before the change, read by the same transaction; `finish` must be called before the commit.
+
+class CatalogEditor:
+    """One change of the catalogue: what it is now, and what becomes of it.  Nothing is written before `write_changes`.
+
+    `catalog` is the state before the change; new_id: takes an id that is never given again; restarted: sequences that begin anew.
     """
 
-    def __init__(self, txn: Transaction, catalog: Catalog) -> None:
-        self.txn = txn
+    def __init__(self, catalog: Catalog, new_id: Callable[[], Awaitable[int]]) -> None:
         self.catalog = catalog
-        self._next_id: int | None = None
-        self._changed = False
+        self.new_id = new_id
+        self.changes: dict[tuple[str, int], tuple[AnyDescriptor | None, AnyDescriptor | None]] = {}
+        self.discarded: list[IndexGarbage] = []
+        self.restarted: list[SequenceDescriptor] = []
+        self.fences: dict[int, Fence | None] = {}
 
     @property
     def is_changed(self) -> bool:
         """Say whether anything was edited: a change of nothing keeps the version."""
-        return self._changed
-
-    async def new_id(self) -> int:
-        """Take an id for a database, table or sequence."""
-        if self._next_id is None:
-            [stored] = await self.txn.get([NEXT_ID_KEY])
-            self._next_id = FIRST_FREE_ID if stored is None else _decode_int(stored)
-        taken, self._next_id = self._next_id, self._next_id + 1
-        return taken
+        return bool(self.changes or self.fences)
 
     def add_database(self, database: DatabaseDescriptor) -> None:
         """Add a database whose name is free."""
         assert self.catalog.database(database.name) is None, database
-        self._put("database", database.database_id, database)
-        self.txn.put(_name_key(_NO_PARENT, database.name), _encode(database.database_id))
+        self.changes["database", database.database_id] = (None, database)
 
     def remove_database(self, database: DatabaseDescriptor) -> None:
         """Remove a database with all that is in it."""
@@ -174,25 +229,22 @@ class CatalogEditor:
             self.remove_table(table)
         for sequence in self.catalog.sequences(database.database_id):
             self.remove_sequence(sequence)
-        self._delete("database", database.database_id)
-        self.txn.delete(_name_key(_NO_PARENT, database.name))
+        self.changes["database", database.database_id] = (database, None)
 
     def add_table(self, table: TableDescriptor) -> None:
         """Add a table whose name is free."""
-        self._put("table", table.table_id, table)
-        self.txn.put(_name_key(table.database_id, table.name), _encode(table.table_id))
+        self.changes["table", table.table_id] = (None, table)
 
     def replace_table(self, old: TableDescriptor, new: TableDescriptor) -> None:
         """Put a table's next version in the place of the last one."""
         assert (new.table_id, new.name, new.version) == (old.table_id, old.name, old.version + 1), (old, new)
-        self._put("table", new.table_id, new)
+        self.changes["table", new.table_id] = (old, new)
         if new.primary.index_id != old.primary.index_id:
             self._discard_index(old)
 
     def remove_table(self, table: TableDescriptor) -> None:
         """Remove a table and the sequences that it owns."""
-        self._delete("table", table.table_id)
-        self.txn.delete(_name_key(table.database_id, table.name))
+        self.changes["table", table.table_id] = (table, None)
         self._discard_index(table)
         for sequence in self.catalog.sequences(table.database_id):
             if sequence.owner_table_id == table.table_id:
@@ -200,35 +252,65 @@ class CatalogEditor:
 
     def add_sequence(self, sequence: SequenceDescriptor) -> None:
         """Add a sequence whose name is free."""
-        self._put("sequence", sequence.sequence_id, sequence)
-        self.txn.put(_name_key(sequence.database_id, sequence.name), _encode(sequence.sequence_id))
+        self.changes["sequence", sequence.sequence_id] = (None, sequence)
 
     def remove_sequence(self, sequence: SequenceDescriptor) -> None:
         """Remove a sequence and its value."""
-        self._delete("sequence", sequence.sequence_id)
-        self.txn.delete(_name_key(sequence.database_id, sequence.name))
-        self.txn.delete(sequence_value_key(sequence.sequence_id))
+        self.changes["sequence", sequence.sequence_id] = (sequence, None)
 
-    def finish(self) -> int:
-        """Write the next version, and give it.  Without edits nothing is written and the version stays."""
-        if not self._changed:
+    def restart_sequence(self, sequence: SequenceDescriptor) -> None:
+        """Let a sequence begin anew."""
+        self.restarted.append(sequence)
+
+    def set_fence(self, fence: Fence) -> None:
+        """Keep all but one from a table."""
+        self.fences[fence.table_id] = fence
+
+    def remove_fence(self, table_id: int) -> None:
+        """Let everybody use a table again."""
+        self.fences[table_id] = None
+
+    def write(self, txn: Transaction) -> int:
+        """Buffer the change, and give the next version; a change of nothing writes nothing, and the version stays."""
+        if not self.is_changed:
             return self.catalog.version
-        if self._next_id is not None:
-            self.txn.put(NEXT_ID_KEY, _encode(self._next_id))
-        self.txn.put(VERSION_KEY, _encode(self.catalog.version + 1))
-        return self.catalog.version + 1
-
-    def _put(self, tag: str, number: int, descriptor: msgspec.Struct) -> None:
-        self._changed = True
-        self.txn.put(system_key(tag, number), _encode(descriptor))
-
-    def _delete(self, tag: str, number: int) -> None:
-        self._changed = True
-        self.txn.delete(system_key(tag, number))
+        for sequence in self.restarted:
+            txn.delete(sequence_value_key(sequence.sequence_id))
+        for table_id, fence in self.fences.items():
+            if fence is None:
+                txn.delete(system_key("fence", table_id))
+            else:
+                txn.put(system_key("fence", table_id), _encode(fence))
+        return write_changes(txn, self.catalog, self.changes, self.discarded)
 
     def _discard_index(self, table: TableDescriptor) -> None:
-        garbage = IndexGarbage(table.database_id, table.table_id, table.primary.index_id)
-        self.txn.put(system_key("garbage", garbage.database_id, garbage.table_id, garbage.index_id), _encode(garbage))
+        self.discarded.append(IndexGarbage(table.database_id, table.table_id, table.primary.index_id))
+
+
+def write_changes(txn: Transaction, catalog: Catalog, changes: Changes, discarded: Iterable[IndexGarbage]) -> int:
+    """Buffer changes of a catalogue that was read by the same transaction, and its next version, which it gives."""
+    for (kind, number), (old, new) in changes.items():
+        if new is not None:
+            continue
+        assert old is not None, "a change of nothing"
+        txn.delete(system_key(kind, number))
+        txn.delete(_key_of_name(old))
+        if kind == "sequence":
+            txn.delete(sequence_value_key(number))
+    for (kind, number), (_, new) in changes.items():
+        if new is not None:
+            txn.put(system_key(kind, number), _encode(new))
+            txn.put(_key_of_name(new), _encode(number))
+        if kind == "table" and number in catalog.fences:
+            txn.delete(system_key("fence", number))
+    for garbage in discarded:
+        txn.put(system_key("garbage", garbage.database_id, garbage.table_id, garbage.index_id), _encode(garbage))
+    txn.put(VERSION_KEY, _encode(catalog.version + 1))
+    return catalog.version + 1
+
+
+def _key_of_name(descriptor: AnyDescriptor) -> bytes:
+    return _name_key(_NO_PARENT if isinstance(descriptor, DatabaseDescriptor) else descriptor.database_id, descriptor.name)
 
 
 def sequence_value_key(sequence_id: int) -> bytes:

@@ -5,25 +5,36 @@
 
     statement   acquire() ▸ run, commit with deadline = expiration ▸ release()
     DDL         change(): wait until no live lease is older than V ▸ commit V+1 ▸ ask all nodes to renew ▸ wait until none is older than V+1
+    COMMIT      commit_draft(): [fences, by a change()] ▸ wait likewise ▸ lock the version, read the catalogue in the transaction
+                ▸ write the draft onto it, commit with all else ▸ ask and wait likewise
+
+A transaction that drops or truncates a table and has read or written other rows must come after all that was written to it, and nobody
+may write to it any more afterwards, though he still uses the version before.  So a *fence* goes up first, by a version of its own, under
+which nobody else uses the table; the transaction then finds all that was written before as its refreshes do.  A fence that was left
+standing is taken down by whoever waits for it, when its time is over.
 
 Invariants:
 - At most two adjacent versions are in use in the cluster: V+1 is published only when no unexpired lease is older than V.
 - A lease row never claims a version above the oldest that a statement of this node still uses.
 - A lease is over when a timestamp above its expiration has been issued: no clock is compared.
 - An idle node holds no lease for longer than one duration, and writes nothing.
+- A draft commits at a timestamp above all that was committed under leases older than the version that it changes, and needs no lease of
+  its own: the version is among what its transaction has read.
 
 Not here: what the catalogue is (`catalog`), how other nodes are told (the notifier).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
 import trio
 
-from dsdb.sql.catalog import Catalog, CatalogEditor, bootstrap, load_catalog, read_version
-from dsdb.sql.errors import CannotConnectNowError, SerializationError, UnknownOutcomeError
-from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, RangeUnavailableError, Transaction, TransactionRetryError
+from dsdb.sql.catalog import VERSION_KEY, Catalog, CatalogEditor, Fence, bootstrap, load_catalog, read_version, take_id
+from dsdb.sql.catalog_draft import CatalogDraft, changed_by_others
+from dsdb.sql.errors import CannotConnectNowError, SerializationError, SqlError, UnknownOutcomeError
+from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, PortError, RangeUnavailableError, Transaction, TransactionRetryError
+from dsdb.sql.schema import TableDescriptor
 from dsdb.storage.keys import prefix_span, system_key
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, from_milliseconds
 
@@ -36,6 +47,16 @@ ATTEMPTS_MAX = 20
 _RETRY_PAUSE_S = 0.005
 _DRAIN_POLL_S = 0.05
 """Pause between looks at the other nodes' leases while a change waits for them."""
+
+FENCE_MS = 30_000
+"""How long a fence stands at most: its transaction commits before, or not at all."""
+FENCE_WAIT_S = 15.0
+"""How long a transaction waits until nobody uses a table any more that it drops or truncates: longer than a dead node's lease."""
+_FENCE_POLL_S = 0.02
+_FENCE_POLLS = 25
+"""Looks at the catalogue in use, which the fence's owner has renewed everywhere, before it is renewed for the fence's sake."""
+_LIFT_S = 5.0
+"""How long a failed transaction tries to take its fences down."""
 
 T = TypeVar("T")
 
@@ -112,6 +133,11 @@ class CatalogLeases:
             self._users[catalog.version] = left
         else:
             del self._users[catalog.version]
+
+    def resume(self, catalog: Catalog) -> bool:
+        """Use a catalogue again that was released for a while; say whether it is still the one in use.  If not, it must not be used."""
+        self._users[catalog.version] = self._users.get(catalog.version, 0) + 1
+        return self._current is not None and self._current.version == catalog.version
 
     async def is_over(self, catalog: Catalog) -> bool:
         """Say whether a catalogue's lease has run out: then what it does not have may be there, and what it has may be gone."""
@@ -209,15 +235,125 @@ class CatalogLeases:
         catalog = await load_catalog(txn)
         if catalog.version != version:
             raise TransactionRetryError("the catalogue was changed meanwhile")
-        editor = CatalogEditor(txn, catalog)
+        editor = CatalogEditor(catalog, lambda: take_id(txn))
         result = await edit(editor)
-        next_version = editor.finish()
         if not editor.is_changed:
             return result, None
+        next_version = editor.write(txn)
         await txn.commit()
         return result, next_version
 
+    # Changes that are part of a transaction.
+
+    async def take_id(self) -> int:
+        """Take an id for something that a transaction makes, for good."""
+
+        async def take() -> int:
+            txn = self._begin()
+            taken = await take_id(txn)
+            await txn.commit()
+            return taken
+
+        while True:
+            try:
+                return await _retried(take)
+            except UnknownOutcomeError:
+                continue  # perhaps taken, perhaps not: a gap at worst
+
+    async def commit_draft(
+        self, txn: Transaction, draft: CatalogDraft, check: Callable[[Catalog], None], *, is_alone: bool, committed: Callable[[], None]
+    ) -> None:
+        """Commit a transaction with the changes of its draft, and return when every node uses them (or lost its lease).
+
+        check: looks at the catalogue of the day, and raises SerializationError's; is_alone: the transaction has read and written no
+        rows.  Raises PortError's of the commit, CannotConnectNowError, SerializationError, UnknownOutcomeError.
+        *Durability*: committed when it calls `committed`; what happens before that, cancellation too, leaves no trace but fences, which
+        are taken down.
+        """
+        owner = txn.describe().attempt
+        emptied = [] if is_alone else draft.emptied
+        until: Timestamp | None = None
+        try:
+            if emptied:
+                until = await self._put_fences(emptied, owner)
+            await self._lock_version(txn)
+            catalog = await load_catalog(txn)
+            check(catalog)
+            draft.onto(catalog)
+            version = draft.write(txn, catalog)
+            await txn.commit(deadline=until)
+        except BaseException:
+            if emptied:
+                with trio.CancelScope(shield=True), trio.move_on_after(_LIFT_S):
+                    await self._lift_fences(owner)
+            raise
+        committed()
+        await self._publish(version)
+
+    async def _lock_version(self, txn: Transaction) -> None:
+        """Read the version in a transaction, under a lock, when no lease is older any more."""
+        await self._wait_older_gone(await read_version(self._begin()))
+        await txn.get_locked([VERSION_KEY])
+        version = await read_version(txn)
+        await self._wait_older_gone(version)
+        # That somebody else has read the version now keeps our commit above all that was committed under the leases that are gone.
+        if await read_version(self._begin()) != version:
+            raise TransactionRetryError("the catalogue was changed meanwhile")
+
+    async def _put_fences(self, tables: Sequence[TableDescriptor], owner: bytes) -> Timestamp:
+        """Keep everybody but the owner from tables; give until when."""
+        until = Timestamp(await self._fresh_timestamp() + from_milliseconds(FENCE_MS))
+
+        async def edit(editor: CatalogEditor) -> None:
+            for table in tables:
+                if editor.catalog.table_by_id(table.table_id) != table or table.table_id in editor.catalog.fences:
+                    raise changed_by_others(table, editor.catalog)
+                editor.set_fence(Fence(table.table_id, owner, until))
+
+        with trio.move_on_after(FENCE_WAIT_S):
+            await self.change(edit, committed=_nothing)
+            return until
+        raise SerializationError(
+            f'could not serialize access: statements still use table "{tables[0].name}", which the transaction drops or truncates',
+            hint="Run the transaction again.",
+        )
+
+    async def _lift_fences(self, owner: bytes) -> None:
+        async def edit(editor: CatalogEditor) -> None:
+            for table_id, fence in editor.catalog.fences.items():
+                if fence.owner == owner:
+                    editor.remove_fence(table_id)
+
+        try:
+            # Perhaps nobody was told yet of the version that put them up.
+            with trio.move_on_after(NOTIFY_SECONDS):
+                await self._notify(await read_version(self._begin()))
+            await self.change(edit, committed=_nothing)
+        except (PortError, SqlError):
+            pass  # who waits for them takes them down when their time is over
+
+    async def wait_unfenced(self, table_id: int) -> None:
+        """Wait until nothing keeps this node's statements from a table.  Raises CannotConnectNowError, SerializationError."""
+        while True:
+            for _ in range(_FENCE_POLLS):
+                fence = None if self._current is None else self._current.fences.get(table_id)
+                if fence is None:
+                    return
+                await trio.sleep(_FENCE_POLL_S)
+            if fence is not None and await self._fresh_timestamp() > fence.until:
+                await self._lift_fences(fence.owner)
+            await self.renew()
+
     async def _publish(self, version: int) -> None:
+        """Wait until every node uses a version that was committed.  Raises UnknownOutcomeError if that cannot be found out."""
+        try:
+            await self._spread(version)
+        except (PortError, CannotConnectNowError, SerializationError) as error:
+            raise UnknownOutcomeError(
+                "the change of the catalogue was committed, but whether every node uses it is not known", detail=f"{error}."
+            ) from error
+
+    async def _spread(self, version: int) -> None:
         await self.renew()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.renew_to, version)
@@ -252,6 +388,10 @@ class CatalogLeases:
 
     def _key(self) -> bytes:
         return system_key("catalog_lease", self._node_id)
+
+
+def _nothing() -> None:
+    """Nobody is told of a fence."""
 
 
 async def _retried(attempt: Callable[[], Awaitable[T]]) -> T:

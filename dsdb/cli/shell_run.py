@@ -167,7 +167,7 @@ class Shell:
     def _write_notices(self) -> None:
         notices = self.connection.notices
         for notice in notices:
-            self.err.write(f"NOTICE: {notice}\n")
+            self.err.write(f"{notice.severity}: {notice}\n")
         notices.clear()
 
     @contextlib.contextmanager

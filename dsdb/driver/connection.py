@@ -39,7 +39,7 @@ from dsdb.driver.outcomes import LOST, encode_execute, error_of_message, lost_al
 from dsdb.driver.results import INLINE_ROWS_MAX, Answer, Streamed
 from dsdb.driver.target import Target, parse_target
 from dsdb.driver.text import is_setting
-from dsdb.driver.wire import Wire, WireClosedError
+from dsdb.driver.wire import NoticeText, Wire, WireClosedError
 from dsdb.protocol.messages import (
     Cancel,
     Complete,
@@ -169,8 +169,8 @@ class Connection:
         return self._is_closed
 
     @property
-    def notices(self) -> list[str]:
-        """The last notices of this session; the caller may clear the list."""
+    def notices(self) -> list[NoticeText]:
+        """The last notices of this session, strings with a `sqlstate` and a `severity`; the caller may clear the list."""
         return self._wire.notices
 
     @property

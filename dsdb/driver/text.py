@@ -35,12 +35,14 @@ def is_setting(sql: str) -> bool:
     return first_word(sql) in ("set", "reset") and ";" not in sql.rstrip().removesuffix(";")
 
 
-_COMMITTING = frozenset({"commit", "end", "create", "drop", "alter", "truncate", ""})
+_COMMITTING = frozenset({"commit", "end", "alter", ""})
 
 
 def may_commit(sql: str) -> bool:
-    """Say whether a text that runs in a transaction might commit it, or something of its own: COMMIT, changes of the catalogue."""
-    return first_word(sql) in _COMMITTING or ";" in sql.rstrip().removesuffix(";")
+    """Say whether a text that runs in a transaction might commit it, or something of its own: COMMIT, SPLIT AT, CREATE DATABASE."""
+    word = first_word(sql)
+    is_of_database = word in ("create", "drop") and "database" in sql.lower()
+    return word in _COMMITTING or is_of_database or ";" in sql.rstrip().removesuffix(";")
 
 
 def is_pipelined(sql: str) -> bool:

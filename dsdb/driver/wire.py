@@ -59,6 +59,13 @@ def expect_signs_of_life(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MAX_S * 1000)
 
 
+class NoticeText(str):
+    """What a notice says, with its SQLSTATE and its severity: NOTICE or WARNING."""
+
+    sqlstate: str
+    severity: str
+
+
 class Wire:
     """A socket that speaks the protocol."""
 
@@ -68,7 +75,7 @@ class Wire:
         self._send_lock = threading.Lock()
         self._waiting: deque[ServerMessage] = deque()
         self.side = ClientSide()
-        self.notices: list[str] = []
+        self.notices: list[NoticeText] = []
         self.is_closed = False
         # What the node said last of the session's transaction; if the socket breaks meanwhile, that is what is lost with it.
         self.transaction = TransactionStatus.NONE
@@ -163,7 +170,9 @@ class Wire:
             self._waiting.append(decode_server_message(frame))
 
     def _keep_notice(self, message: Notice) -> None:
-        self.notices.append(message.message)
+        text = NoticeText(message.message)
+        text.sqlstate, text.severity = message.sqlstate, message.severity
+        self.notices.append(text)
         if len(self.notices) > _NOTICES_KEPT_MAX:
             del self.notices[0]
 

@@ -153,10 +153,12 @@ class ErrorMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=70):
-    """A sentence for the user that is no error."""
+    """A sentence for the user that is no error; severity: NOTICE or WARNING."""
 
     stream: int
     message: str
+    sqlstate: str = "00000"
+    severity: str = "NOTICE"
 
 
 class Pong(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=71):

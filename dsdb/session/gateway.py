@@ -342,7 +342,7 @@ class GatewaySession:
     async def _answer(self, message: Execute, result: Result, *, more: bool) -> None:
         stream = message.stream
         for notice in result.notices:
-            self._queue(Notice(stream=stream, message=notice))
+            self._queue(Notice(stream=stream, message=notice.message, sqlstate=notice.sqlstate, severity=notice.severity))
         if result.batches is not None:
             await self._answer_batches(message, result, more=more)
         elif result.rows is not None and len(result.rows) > message.inline_rows_max and result.columns:

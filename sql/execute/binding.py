@@ -187,11 +187,12 @@ class _Unhidden(Catalog):
 
     def __init__(self, catalog: Catalog, table: TableDescriptor) -> None:
         self.__dict__.update(catalog.__dict__)
+        self._catalog = catalog
         self._table = msgspec.structs.replace(table, columns=tuple(map(_shown, table.columns)))
 
     def table(self, database_id: int, name: str) -> TableDescriptor | None:
         """Give a table by its exact name."""
-        found = super().table(database_id, name)
+        found = self._catalog.table(database_id, name)
         return self._table if found is not None and found.table_id == self._table.table_id else found
 
 

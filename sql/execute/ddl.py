@@ -1,7 +1,8 @@
-"""Changes of the catalogue: databases, tables, sequences; each is one transaction on the system range.
+"""Changes of the catalogue: databases, tables, sequences; each by a transaction of its own, or as part of the open one (`catalog_draft`).
 
 Invariants:
-- A DDL returns when every node uses what it made (`catalog_lease`): the next statement, anywhere, sees it.
+- A DDL, or the COMMIT of its transaction, returns when every node uses what it made (`catalog_lease`): the next statement, anywhere,
+  sees it.
 - Names are checked in the transaction that takes them.
 - DROP and TRUNCATE name what may be removed (`system_key("garbage", …)`) in the commit after which nobody can read it.
 
@@ -21,7 +22,6 @@ from dsdb.sql.errors import (
     FeatureNotSupportedError,
     InvalidCatalogNameError,
     ObjectInUseError,
-    SqlError,
     SqlSyntaxError,
     UndefinedTableError,
     WrongObjectTypeError,
@@ -29,15 +29,14 @@ from dsdb.sql.errors import (
 from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.ddl_table import TablePlan, read_table, sequence_descriptor
 from dsdb.sql.execute.dml_insert import QueryRows
-from dsdb.sql.execute.result import Result
+from dsdb.sql.execute.result import Notice, Result
 from dsdb.sql.execute.services import Execution, find_table, split_name, table_parts
 from dsdb.sql.execute.target import Target
 from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, TruncateStatement, position_of
-from dsdb.sql.ports import PortError
 from dsdb.sql.schema import DEFAULT_DATABASE, DatabaseDescriptor, SequenceDescriptor, TableDescriptor
 from dsdb.sql.types import TEXT, TypeName
 
-Edit = Callable[[CatalogEditor], Awaitable[tuple[str, ...]]]
+Edit = Callable[[CatalogEditor], Awaitable[tuple[Notice, ...]]]
 """Changes the catalogue, and gives notices."""
 
 
@@ -53,8 +52,14 @@ class DdlPlan:
 
     async def run(self, execution: Execution) -> Result:
         """Make the change."""
-        execution.release_catalog()
-        notices = await execution.services.catalogs.change(self._edit(execution), committed=execution.session.note_commit)
+        catalogs, edit = execution.services.catalogs, self._edit(execution)
+        if execution.is_within:
+            editor = CatalogEditor(execution.catalog, catalogs.take_id)
+            notices = await edit(editor)
+            execution.note_edited(editor)
+        else:
+            execution.release_catalog()
+            notices = await catalogs.change(edit, committed=execution.session.note_commit)
         return Result(self._tag, notices=notices)
 
 
@@ -82,10 +87,10 @@ def plan_create(node: exp.Create, binder: StatementBinder) -> "DdlPlan | CreateT
 
 
 def _creating(plan: TablePlan, database_id: int, if_not_exists: bool) -> Edit:
-    async def edit(editor: CatalogEditor) -> tuple[str, ...]:
+    async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
         if _is_taken(editor.catalog, database_id, plan.name):
             if if_not_exists:
-                return (f'relation "{plan.name}" already exists, skipping',)
+                return (_is_there(plan.name),)
             raise DuplicateTableError(f'relation "{plan.name}" already exists')
         table_id = await editor.new_id()
         own = [column.sequence for column in plan.columns if column.sequence is not None]
@@ -101,6 +106,10 @@ def _creating(plan: TablePlan, database_id: int, if_not_exists: bool) -> Edit:
         return ()
 
     return edit
+
+
+def _is_there(name: str) -> Notice:
+    return Notice(f'relation "{name}" already exists, skipping', DuplicateTableError.sqlstate)
 
 
 def _is_taken(catalog: Catalog, database_id: int, name: str) -> bool:
@@ -130,10 +139,10 @@ def _plan_create_sequence(node: exp.Create, binder: StatementBinder) -> DdlPlan:
     sequence = sequence_descriptor(name, options)
     database_id, if_not_exists = binder.database.database_id, bool(node.args.get("exists"))
 
-    async def edit(editor: CatalogEditor) -> tuple[str, ...]:
+    async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
         if _is_taken(editor.catalog, database_id, name):
             if if_not_exists:
-                return (f'relation "{name}" already exists, skipping',)
+                return (_is_there(name),)
             raise DuplicateTableError(f'relation "{name}" already exists')
         editor.add_sequence(msgspec.structs.replace(sequence, sequence_id=await editor.new_id(), database_id=database_id))
         return ()
@@ -142,13 +151,10 @@ def _plan_create_sequence(node: exp.Create, binder: StatementBinder) -> DdlPlan:
 
 
 class CreateTableAsPlan:
-    """CREATE TABLE … AS: the table, then its rows.
+    """CREATE TABLE … AS: the table and its rows, in the open transaction: a statement alone gets one of its own."""
 
-    The rows are committed after the table: another session may see it empty meanwhile.  If they cannot be, the table is dropped again.
-    """
-
-    is_writing = False
-    is_reading = False
+    is_writing = True
+    is_reading = True
 
     def __init__(self, name: str, schema: exp.Expr, query: exp.Expr, if_not_exists: bool, binder: StatementBinder) -> None:
         self._binder = binder
@@ -168,38 +174,27 @@ class CreateTableAsPlan:
 
     async def run(self, execution: Execution) -> Result:
         """Run the query, make the table, write the rows."""
-        database_id = self._binder.database.database_id
-        if execution.catalog.table(database_id, self._plan.name) is not None and self._if_not_exists:
-            return Result("CREATE TABLE AS", notices=(f'relation "{self._plan.name}" already exists, skipping',))
-        catalogs = execution.services.catalogs
+        database_id, name = self._binder.database.database_id, self._plan.name
+        if execution.catalog.table(database_id, name) is not None and self._if_not_exists:
+            return Result("CREATE TABLE AS", notices=(_is_there(name),))
         visible = [column.descriptor for column in self._plan.columns if not column.descriptor.hidden]
         rows = await QueryRows(self._query, visible, self._binder).rows(execution)
-        execution.release_catalog()
-        await catalogs.change(_creating(self._plan, database_id, False), committed=execution.session.note_commit)
-        catalog = await catalogs.acquire()
-        table = find_table((self._plan.name,), catalog, execution.session)
-        try:
-            try:
-                await _write_rows(table, rows, catalog, execution)
-            finally:
-                catalogs.release(catalog)
-        except (SqlError, PortError):
-            await catalogs.change(_dropping([table], ()), committed=execution.session.note_commit)
-            raise
+        editor = CatalogEditor(execution.catalog, execution.services.catalogs.take_id)
+        await _creating(self._plan, database_id, False)(editor)
+        execution.note_edited(editor)
+        await _write_rows(find_table((name,), execution.catalog, execution.session), rows, execution)
         return Result(f"SELECT {len(rows)}", row_count=len(rows))
 
 
-async def _write_rows(table: TableDescriptor, rows: Sequence[Sequence[object]], catalog: Catalog, execution: Execution) -> None:
+async def _write_rows(table: TableDescriptor, rows: Sequence[Sequence[object]], execution: Execution) -> None:
     target = Target(table, execution.session.database)
     identity = next(column.identity for column in table.columns if column.identity is not None)
-    sequence = catalog.sequence_by_id(identity.sequence_id)
+    sequence = execution.catalog.sequence_by_id(identity.sequence_id)
     assert sequence is not None, identity
-    numbers = await execution.services.sequences.take(sequence, len(rows)) if rows else []
-    txn = execution.services.begin()
+    numbers = await execution.next_values(sequence, len(rows))
     for row, number in zip(rows, numbers):
         whole = (*row, number)
-        txn.insert(target.rows.key(whole), target.rows.value(whole))  # type: ignore[arg-type]
-    await txn.commit(deadline=catalog.lease_expiration)
+        execution.txn.put(target.rows.key(whole), target.rows.value(whole))  # type: ignore[arg-type]
 
 
 def plan_drop(node: exp.Drop, binder: StatementBinder) -> DdlPlan:
@@ -220,8 +215,8 @@ def plan_drop(node: exp.Drop, binder: StatementBinder) -> DdlPlan:
 
 
 def _dropping_tables(database_id: int, names: Sequence[str], if_exists: bool) -> Edit:
-    async def edit(editor: CatalogEditor) -> tuple[str, ...]:
-        notices: list[str] = []
+    async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
+        notices: list[Notice] = []
         tables: list[TableDescriptor] = []
         for name in dict.fromkeys(names):
             table = editor.catalog.table(database_id, name)
@@ -230,7 +225,7 @@ def _dropping_tables(database_id: int, names: Sequence[str], if_exists: bool) ->
             elif editor.catalog.sequence(database_id, name) is not None:
                 raise WrongObjectTypeError(f'"{name}" is not a table', hint="Use DROP SEQUENCE to remove a sequence.")
             elif if_exists:
-                notices.append(f'table "{name}" does not exist, skipping')
+                notices.append(Notice(f'table "{name}" does not exist, skipping'))
             else:
                 raise UndefinedTableError(f'table "{name}" does not exist')
         return await _dropping(tables, tuple(notices))(editor)
@@ -238,8 +233,8 @@ def _dropping_tables(database_id: int, names: Sequence[str], if_exists: bool) ->
     return edit
 
 
-def _dropping(tables: Sequence[TableDescriptor], notices: tuple[str, ...]) -> Edit:
-    async def edit(editor: CatalogEditor) -> tuple[str, ...]:
+def _dropping(tables: Sequence[TableDescriptor], notices: tuple[Notice, ...]) -> Edit:
+    async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
         for table in tables:
             editor.remove_table(table)
         return notices
@@ -248,8 +243,8 @@ def _dropping(tables: Sequence[TableDescriptor], notices: tuple[str, ...]) -> Ed
 
 
 def _dropping_sequences(database_id: int, names: Sequence[str], if_exists: bool) -> Edit:
-    async def edit(editor: CatalogEditor) -> tuple[str, ...]:
-        notices: list[str] = []
+    async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
+        notices: list[Notice] = []
         for name in dict.fromkeys(names):
             sequence = editor.catalog.sequence(database_id, name)
             if sequence is None:
@@ -257,7 +252,7 @@ def _dropping_sequences(database_id: int, names: Sequence[str], if_exists: bool)
                     raise WrongObjectTypeError(f'"{name}" is not a sequence', hint="Use DROP TABLE to remove a table.")
                 if not if_exists:
                     raise UndefinedTableError(f'sequence "{name}" does not exist')
-                notices.append(f'sequence "{name}" does not exist, skipping')
+                notices.append(Notice(f'sequence "{name}" does not exist, skipping'))
                 continue
             _refuse_used(editor.catalog, sequence)
             editor.remove_sequence(sequence)
@@ -289,7 +284,7 @@ def plan_truncate(statement: TruncateStatement, binder: StatementBinder) -> DdlP
     database_id = binder.database.database_id
 
     def start(execution: Execution) -> Edit:
-        async def edit(editor: CatalogEditor) -> tuple[str, ...]:
+        async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
             for name in dict.fromkeys(names):
                 table = editor.catalog.table(database_id, name)
                 if table is None:
@@ -301,7 +296,8 @@ def plan_truncate(statement: TruncateStatement, binder: StatementBinder) -> DdlP
                     for column in table.columns:
                         sequence = editor.catalog.sequence_by_id(column.identity.sequence_id) if column.identity is not None else None
                         if sequence is not None and not column.hidden:
-                            execution.services.sequences.restart(sequence, editor.txn)
+                            editor.restart_sequence(sequence)
+                            execution.services.sequences.forget(sequence)
             return ()
 
         return edit
@@ -313,10 +309,10 @@ def plan_create_database(statement: CreateDatabaseStatement) -> DdlPlan:
     """Bind CREATE DATABASE."""
     name = statement.name
 
-    async def edit(editor: CatalogEditor) -> tuple[str, ...]:
+    async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
         if editor.catalog.database(name) is not None:
             if statement.if_not_exists:
-                return (f'database "{name}" already exists, skipping',)
+                return (Notice(f'database "{name}" already exists, skipping', DuplicateDatabaseError.sqlstate),)
             raise DuplicateDatabaseError(f'database "{name}" already exists')
         editor.add_database(DatabaseDescriptor(database_id=await editor.new_id(), name=name))
         return ()
@@ -329,11 +325,11 @@ def plan_drop_database(statement: DropDatabaseStatement) -> DdlPlan:
     name = statement.name
 
     def start(execution: Execution) -> Edit:
-        async def edit(editor: CatalogEditor) -> tuple[str, ...]:
+        async def edit(editor: CatalogEditor) -> tuple[Notice, ...]:
             database = editor.catalog.database(name)
             if database is None:
                 if statement.if_exists:
-                    return (f'database "{name}" does not exist, skipping',)
+                    return (Notice(f'database "{name}" does not exist, skipping'),)
                 raise InvalidCatalogNameError(f'database "{name}" does not exist')
             if name in (execution.session.database, DEFAULT_DATABASE):
                 why = "the session's database" if name == execution.session.database else "the default database"

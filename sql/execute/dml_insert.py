@@ -253,7 +253,7 @@ class InsertPlan:
     async def _number(self, identity: _Identity, rows: Sequence[list[Any]], execution: Execution) -> None:
         """Give each row the next value of a sequence."""
         sequence = identity.sequence
-        values = await execution.services.sequences.take(sequence, len(rows))
+        values = await execution.next_values(sequence, len(rows))
         for row, value in zip(rows, values):
             row[identity.position] = identity.convert(value)
         execution.session.sequence_values[sequence.sequence_id] = values[-1]

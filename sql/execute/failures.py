@@ -1,6 +1,6 @@
 """What goes wrong below, in SQL's words: which row is already there, which one another transaction has changed, what cannot be reached."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import aclosing
 
 import pyarrow as pa
@@ -38,6 +38,26 @@ from dsdb.storage.keys import decode_index_prefix
 OF_THE_CATALOG = frozenset({"22", "23", "3D", "3F", "42"})
 """Classes of errors that an old catalogue can cause: unknown names, types and constraints that have changed since."""
 AGAIN = "Run the transaction again."
+
+
+class FencedTableError(Exception):
+    """A transaction that drops or truncates a table keeps the others from it, for a moment."""
+
+    def __init__(self, table_id: int) -> None:
+        super().__init__(f"table {table_id} is fenced")
+        self.table_id = table_id
+
+
+def fenced_table(tables: Set[int], catalog: Catalog) -> int | None:
+    """Give one of some tables from which a transaction keeps the others."""
+    return next(iter(catalog.fences.keys() & tables), None) if catalog.fences else None
+
+
+def check_unfenced(tables: Set[int], catalog: Catalog) -> None:
+    """See that nobody keeps us from tables.  Raises FencedTableError."""
+    fenced = fenced_table(tables, catalog)
+    if fenced is not None:
+        raise FencedTableError(fenced)
 
 
 async def guarded(batches: AsyncIterator[pa.RecordBatch], catalog: Catalog) -> AsyncIterator[pa.RecordBatch]:

@@ -3,8 +3,9 @@
     ACTIVE ─ a statement fails ─▶ FAILED ─ ROLLBACK TO a savepoint ─▶ ACTIVE
 
 Invariants:
-- All its statements use one catalogue: that of the first one that read, whose lease covered the read timestamp.
+- All its statements use one catalogue, whose lease covered the read timestamp, with its own changes.
 - Failed, it writes no more: what was written behind a savepoint, or all of it, is forgotten before it goes on.
+- What it changes of the catalogue is a draft, which goes back with its writes.
 - Settings changed in it are as before if it, or the savepoint before them, is rolled back.
 
 Not here: what the statements do (`transactions`).
@@ -15,7 +16,9 @@ from collections.abc import Mapping
 import msgspec
 
 from dsdb.sql.catalog import Catalog
+from dsdb.sql.catalog_draft import CatalogDraft
 from dsdb.sql.errors import UndefinedSavepointError
+from dsdb.sql.execute.sequence import OwnSequences
 from dsdb.sql.parse import ParsedStatement
 from dsdb.sql.ports import Transaction
 from dsdb.sql.transaction_status import TransactionStatus
@@ -24,38 +27,45 @@ STATEMENTS_KEPT_MAX = 32
 
 
 class Savepoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A savepoint.  mark: of the buffered writes; settings: as they were."""
+    """A savepoint.  mark: of the buffered writes; settings, draft: as they were."""
 
     name: str
     mark: int
     settings: Mapping[str, str]
     read_only: bool
+    draft: CatalogDraft | None
 
 
 class OpenTransaction:
     """A transaction between its begin and its end.
 
     is_implicit: begun by a client without autocommit, not by BEGIN; read_only: writes are refused; is_historical: it reads in the past;
-    catalog: that its statements use, None before the first that needs one; now: of now(), the same for all; has_run: a statement has
+    catalog: that its statements use, None before the first that needs one; draft: what it has changed of it, None before the first
+    change; used: ids of the tables that its statements named; own_sequences: values of those that it has made; has_rows: it has read or
+    written rows; now: of now(), the same for all; has_run: a statement has
     run in it; has_queried: one besides SET and SHOW; has_written: some of them has written rows; settings: the session's before it;
     statements: some of what it ran, to name its tables when it fails.
     """
 
     __slots__ = (
         "catalog",
+        "draft",
         "has_queried",
+        "has_rows",
         "has_run",
         "has_written",
         "is_historical",
         "is_implicit",
         "last_used",
         "now",
+        "own_sequences",
         "read_only",
         "savepoints",
         "settings",
         "statements",
         "status",
         "txn",
+        "used",
     )
 
     def __init__(
@@ -69,12 +79,21 @@ class OpenTransaction:
         self.is_historical = is_historical
         self.status = TransactionStatus.ACTIVE
         self.catalog: Catalog | None = None
+        self.draft: CatalogDraft | None = None
+        self.used: set[int] = set()
+        self.own_sequences = OwnSequences()
+        self.has_rows = False
         self.has_run = False
         self.has_queried = False
         self.has_written = False
         self.savepoints: list[Savepoint] = []
         self.last_used = 0.0
         self.statements: list[ParsedStatement] = []
+
+    @property
+    def shown_catalog(self) -> Catalog | None:
+        """Give the catalogue as its next statement sees it."""
+        return self.catalog if self.draft is None else self.draft.catalog
 
     def fail(self) -> None:
         """Note that a statement has failed."""
@@ -87,7 +106,8 @@ class OpenTransaction:
 
     def set_savepoint(self, name: str, settings: Mapping[str, str]) -> None:
         """Set a savepoint; one of the same name before it is hidden until this one is released."""
-        self.savepoints.append(Savepoint(name=name, mark=self.txn.savepoint(), settings=settings, read_only=self.read_only))
+        savepoint = Savepoint(name=name, mark=self.txn.savepoint(), settings=settings, read_only=self.read_only, draft=self.draft)
+        self.savepoints.append(savepoint)
 
     def release(self, name: str) -> None:
         """Forget a savepoint and those after it; what was written stays, READ ONLY said behind it does not.
@@ -99,13 +119,18 @@ class OpenTransaction:
         del self.savepoints[position:]
 
     def rollback_to(self, name: str) -> Savepoint:
-        """Undo what was written behind a savepoint, which stays.  Raises UndefinedSavepointError."""
+        """Undo what was written behind a savepoint, which stays.  Raises UndefinedSavepointError, SerializationError."""
         position = self._position(name)
-        del self.savepoints[position + 1 :]
         savepoint = self.savepoints[position]
+        draft = savepoint.draft
+        if draft is not None and draft is not self.draft and self.catalog is not None:
+            # Locks may have moved the transaction to a newer catalogue since.
+            draft = draft.onto(self.catalog)
+        del self.savepoints[position + 1 :]
         self.txn.rollback_to(savepoint.mark)
         self.status = TransactionStatus.ACTIVE
         self.read_only = savepoint.read_only
+        self.draft = draft
         return savepoint
 
     def _position(self, name: str) -> int:

@@ -5,7 +5,7 @@ Invariants:
 - Neither cache grows beyond `PLANS_MAX`; long texts are not kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ from dsdb.sql.parse import (
 )
 from dsdb.sql.parse_transaction import TransactionStatement
 from dsdb.sql.plan.select import SelectPlan
+from dsdb.sql.schema import TableDescriptor
 from dsdb.sql.text import parse_text
 from dsdb.sql.types import TEXT, SqlType, TypeName
 from dsdb.storage.datum import Datum
@@ -59,10 +60,14 @@ _UNKNOWN = TypeName.UNKNOWN
 
 
 class CachedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan, the catalogue's version it is for, and how each parameter becomes what the plan takes (None: as it is)."""
+    """A plan, the catalogue's version it is for, and how each parameter becomes what the plan takes (None: as it is).
+
+    tables: ids of those that it uses; some are found only while it runs.
+    """
 
     version: int
     plan: Plan
+    tables: Set[int]
     converters: tuple[Callable[[Any], Datum] | None, ...]
     converts: bool
 
@@ -118,15 +123,36 @@ class StatementPlanner:
             return cached
         if len(parameters) != statement.parameters:
             raise UndefinedParameterError(f"the statement takes {statement.parameters} parameters, and {len(parameters)} were given")
-        binder = StatementBinder(catalog, session, types, statement.parameters)
+        noting = NotingCatalog(catalog)
+        binder = StatementBinder(noting, session, types, statement.parameters)
         plan = _plan_statement(statement, binder)
         converters = _converters(types, binder)
         cached = CachedPlan(
-            version=catalog.version, plan=plan, converters=converters, converts=any(convert is not None for convert in converters)
+            version=catalog.version,
+            plan=plan,
+            tables=noting.noted,
+            converters=converters,
+            converts=any(convert is not None for convert in converters),
         )
-        if statement.rows is None and len(statement.text) <= CACHED_TEXT_CHARS_MAX:
+        # A draft's plans are of no use to others, and would take the places of theirs.
+        if catalog.version >= 0 and statement.rows is None and len(statement.text) <= CACHED_TEXT_CHARS_MAX:
             _keep(self._plans, key, cached)
         return cached
+
+
+class NotingCatalog(Catalog):
+    """A catalogue that notes which of its tables are asked for."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.__dict__.update(catalog.__dict__)
+        self.noted: set[int] = set()
+
+    def table(self, database_id: int, name: str) -> TableDescriptor | None:
+        """Give a table by its exact name."""
+        found = super().table(database_id, name)
+        if found is not None:
+            self.noted.add(found.table_id)
+        return found
 
 
 def _keep(cache: dict[Any, Any], key: object, value: object) -> None:
@@ -170,6 +196,8 @@ class QueryPlan:
     async def run(self, execution: Execution) -> Result:
         """Run it; its rows stream."""
         services = execution.services
+        if self.is_reading:
+            await execution.settle_catalog()
         virtual_rows = partial(system_rows, execution)
         return await run_select(self._plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows)
 

@@ -33,12 +33,23 @@ class Parameter(msgspec.Struct, frozen=True, array_like=True):
     value: Datum
 
 
+class Notice(msgspec.Struct, frozen=True, array_like=True):
+    """A sentence for the user that is no error, with its SQLSTATE and severity (NOTICE or WARNING) as in Postgres."""
+
+    message: str
+    sqlstate: str = "00000"
+    severity: str = "NOTICE"
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class Result:
     """What one statement gave.
 
     tag: the command tag as Postgres spells it (`SELECT 2`, `INSERT 0 3`, `CREATE TABLE`); of streamed rows without their number.
     row_count: rows given or touched; None if not known yet (streamed) or without meaning (DDL).
-    notices: sentences for the user that are no errors (`table "t" does not exist, skipping`).
+    notices: what the user is told that is no error (`table "t" does not exist, skipping`).
     """
 
     __slots__ = ("batches", "columns", "notices", "row_count", "rows", "tag")
@@ -51,7 +62,7 @@ class Result:
         rows: list[Row] | None = None,
         batches: AsyncIterator[pa.RecordBatch] | None = None,
         row_count: int | None = None,
-        notices: tuple[str, ...] = (),
+        notices: tuple[Notice, ...] = (),
     ) -> None:
         self.tag = tag
         self.columns = columns

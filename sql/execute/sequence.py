@@ -6,6 +6,7 @@ Invariants:
 - A value is given once in the cluster (until setval), also by statements that fail: gaps are normal.
 - Blocks of several nodes interleave: values order as they were taken, not as they were used.
 - A block is dropped when the node stops, and at setval here; other nodes go on with theirs.
+- Values of a sequence that an open transaction has made, or begun anew, are its own until it commits: nothing is stored before.
 
 Not here: descriptors (`catalog`), currval and lastval, which are the session's (`session`).
 """
@@ -33,6 +34,48 @@ def _encode(value: int) -> bytes:
 def _decode(stored: bytes) -> int:
     return int(stored)
 
+
+def _check_next(sequence: SequenceDescriptor, value: int) -> None:
+    if not sequence.minimum <= value <= sequence.maximum:
+        side, bound = ("maximum", sequence.maximum) if sequence.increment > 0 else ("minimum", sequence.minimum)
+        raise SequenceLimitError(f'nextval: reached {side} value of sequence "{sequence.name}" ({bound})')
+
+
+def _check_settable(sequence: SequenceDescriptor, value: int) -> None:
+    if not sequence.minimum <= value <= sequence.maximum:
+        bounds = f"({sequence.minimum}..{sequence.maximum})"
+        raise NumericOutOfRangeError(f'setval: value {value} is out of bounds for sequence "{sequence.name}" {bounds}')
+
+
+class OwnSequences:
+    """Next values of the sequences that an open transaction has made or begun anew; going back to a savepoint does not bring them back."""
+
+    def __init__(self) -> None:
+        self._next: dict[int, int] = {}
+
+    def begin(self, sequence: SequenceDescriptor) -> None:
+        """Begin at the sequence's start."""
+        self._next[sequence.sequence_id] = sequence.start
+
+    def take(self, sequence: SequenceDescriptor, count: int) -> list[int]:
+        """Give the next `count` values.  Raises NumericOutOfRangeError at the sequence's end."""
+        values: list[int] = []
+        value = self._next[sequence.sequence_id]
+        for _ in range(count):
+            _check_next(sequence, value)
+            values.append(value)
+            value += sequence.increment
+        self._next[sequence.sequence_id] = value
+        return values
+
+    def set(self, sequence: SequenceDescriptor, value: int, *, is_called: bool) -> None:
+        """Do what `SequenceCache.set` does."""
+        _check_settable(sequence, value)
+        self._next[sequence.sequence_id] = value + sequence.increment if is_called else value
+
+    def store(self, sequence: SequenceDescriptor, txn: Transaction) -> None:
+        """Buffer the next value, for the commit after which others take values."""
+        txn.put(sequence_value_key(sequence.sequence_id), _encode(self._next[sequence.sequence_id]))
 
 
 class SequenceCache:
@@ -90,9 +133,7 @@ class SequenceCache:
         key = sequence_value_key(sequence.sequence_id)
         [stored] = await txn.get([key])
         first = sequence.start if stored is None else _decode(stored)
-        if not sequence.minimum <= first <= sequence.maximum:
-            side, bound = ("maximum", sequence.maximum) if sequence.increment > 0 else ("minimum", sequence.minimum)
-            raise SequenceLimitError(f'nextval: reached {side} value of sequence "{sequence.name}" ({bound})')
+        _check_next(sequence, first)
         room = sequence.maximum - first if sequence.increment > 0 else first - sequence.minimum
         count = min(wanted, room // abs(sequence.increment) + 1)
         txn.put(key, _encode(first + count * sequence.increment))
@@ -101,9 +142,7 @@ class SequenceCache:
 
     async def set(self, sequence: SequenceDescriptor, value: int, *, is_called: bool = True) -> None:
         """Make `value` the last one given (is_called), or the next one.  Raises NumericOutOfRangeError, SerializationError."""
-        if not sequence.minimum <= value <= sequence.maximum:
-            bounds = f"({sequence.minimum}..{sequence.maximum})"
-            raise NumericOutOfRangeError(f'setval: value {value} is out of bounds for sequence "{sequence.name}" {bounds}')
+        _check_settable(sequence, value)
         for number in range(1, ATTEMPTS_MAX + 1):
             txn = self._begin()
             txn.put(sequence_value_key(sequence.sequence_id), _encode(value + sequence.increment if is_called else value))
@@ -120,9 +159,8 @@ class SequenceCache:
             return
         raise SerializationError(f'sequence "{sequence.name}" is used by too many others at the same time', hint="Run the statement again.")
 
-    def restart(self, sequence: SequenceDescriptor, txn: Transaction) -> None:
-        """Begin anew at START, as part of a transaction; this node's block is dropped at once."""
-        txn.delete(sequence_value_key(sequence.sequence_id))
+    def forget(self, sequence: SequenceDescriptor) -> None:
+        """Drop this node's block: the sequence begins anew."""
         self._blocks.pop(sequence.sequence_id, None)
 
 

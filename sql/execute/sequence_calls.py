@@ -83,7 +83,7 @@ async def _call(call: exp.Anonymous, binder: StatementBinder, execution: Executi
     sequence = _sequence(arguments[0], binder, execution.parameters)
     number = sequence.sequence_id
     if call.name == "nextval":
-        [value] = await execution.services.sequences.take(sequence, 1)
+        [value] = await execution.next_values(sequence, 1)
         session.sequence_values[number] = value
         session.last_sequence = number
         return value
@@ -93,7 +93,7 @@ async def _call(call: exp.Anonymous, binder: StatementBinder, execution: Executi
         return session.sequence_values[number]
     value = _integer(arguments[1], execution.parameters)
     is_called = len(arguments) < 3 or _constant(arguments[2], execution.parameters) is True
-    await execution.services.sequences.set(sequence, value, is_called=is_called)
+    await execution.set_sequence(sequence, value, is_called=is_called)
     if is_called:
         session.sequence_values[number] = value
     return value

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from dsdb.sql.catalog import Catalog, CatalogEditor
+from dsdb.sql.catalog_draft import CatalogDraft, draft_of
 from dsdb.sql.errors import FeatureNotSupportedError, InvalidCatalogNameError, UndefinedTableError
 from dsdb.sql.execute.engine import QueryEngine
-from dsdb.sql.execute.result import Result
-from dsdb.sql.execute.sequence import SequenceCache
+from dsdb.sql.execute.result import Notice, Result
+from dsdb.sql.execute.sequence import OwnSequences, SequenceCache
 from dsdb.sql.execute.session import SessionState
-from dsdb.sql.ports import ClusterView, RowWait, StageRunner, Transaction
-from dsdb.sql.schema import DatabaseDescriptor, TableDescriptor
+from dsdb.sql.ports import ClusterView, DeadlineExceededError, RowWait, StageRunner, Transaction
+from dsdb.sql.schema import DatabaseDescriptor, SequenceDescriptor, TableDescriptor
 from dsdb.sql.system_tables import SYSTEM_SCHEMA, only_readable
 from dsdb.storage.datum import Datum
 from dsdb.storage.timestamp import Timestamp
@@ -37,6 +38,9 @@ class CatalogSource(Protocol):
     def release(self, catalog: Catalog) -> None:
         """End a statement's use of it."""
 
+    def resume(self, catalog: Catalog) -> bool:
+        """Use a catalogue again that was released for a while; say whether it is still the one in use.  If not, it must not be used."""
+
     async def is_over(self, catalog: Catalog) -> bool:
         """Say whether a catalogue's lease has run out."""
 
@@ -45,6 +49,17 @@ class CatalogSource(Protocol):
 
     async def change(self, edit: Callable[[CatalogEditor], Awaitable[T]], *, committed: Callable[[], None]) -> T:
         """Change the catalogue by one transaction; `edit` may run several times, `committed` is called when the change is made."""
+
+    async def take_id(self) -> int:
+        """Take an id for something that a transaction makes, for good."""
+
+    async def commit_draft(
+        self, txn: Transaction, draft: CatalogDraft, check: Callable[[Catalog], None], *, is_alone: bool, committed: Callable[[], None]
+    ) -> None:
+        """Commit a transaction with its changes of the catalogue; `committed` is called when that is done."""
+
+    async def wait_unfenced(self, table_id: int) -> None:
+        """Wait until no transaction keeps the others from a table."""
 
 
 class TransactionStart(Protocol):
@@ -83,10 +98,24 @@ class Execution:
     """One attempt at a statement.  is_within: its transaction goes on after it.
 
     parameters: the statement's, and behind them the statement values (`bind.binder.STATEMENT_VALUES`); is_holding: it still
-    holds its catalogue, which then no change may make older than the last but one; notices: what the client is told beside the result.
+    holds its catalogue, which then no change may make older than the last but one; notices: what the client is told beside the result;
+    draft: the open transaction's changes of the catalogue, those of this statement included.
     """
 
-    __slots__ = ("catalog", "has_locked", "is_holding", "is_within", "notices", "parameters", "services", "session", "txn")
+    __slots__ = (
+        "_held",
+        "catalog",
+        "draft",
+        "has_locked",
+        "is_holding",
+        "is_within",
+        "notices",
+        "own_sequences",
+        "parameters",
+        "services",
+        "session",
+        "txn",
+    )
 
     def __init__(
         self,
@@ -97,6 +126,9 @@ class Execution:
         parameters: Sequence[Datum],
         *,
         is_within: bool = False,
+        is_holding: bool = True,
+        draft: CatalogDraft | None = None,
+        own_sequences: OwnSequences | None = None,
     ) -> None:
         self.services = services
         self.session = session
@@ -105,13 +137,31 @@ class Execution:
         self.parameters = parameters
         self.is_within = is_within
         self.has_locked = False
-        self.is_holding = True
-        self.notices: list[str] = []
+        self._held = catalog
+        self.is_holding = is_holding
+        self.draft = draft
+        self.own_sequences = own_sequences
+        self.notices: list[Notice] = []
 
     async def lock(self, keys: Sequence[bytes], wait: RowWait = RowWait.WAIT) -> list[tuple[bool, bytes | None]]:
-        """Lock and read rows; a wait ends with the session's lock_timeout, if it has one."""
+        """Lock and read rows; a wait ends with the session's lock_timeout, if it has one.
+
+        Meanwhile no change of the catalogue waits for this statement: it may be made by the very transaction that has the lock.
+        """
         self.has_locked = True
-        return await self.txn.get_locked(keys, wait=wait, timeout_s=self.session.lock_timeout_ms / 1000 or None)
+        timeout_s = self.session.lock_timeout_ms / 1000 or None
+        if not self.is_holding:
+            return await self.txn.get_locked(keys, wait=wait, timeout_s=timeout_s)
+        catalogs, catalog = self.services.catalogs, self._held
+        catalogs.release(catalog)
+        is_present = False
+        try:
+            found = await self.txn.get_locked(keys, wait=wait, timeout_s=timeout_s)
+        finally:
+            is_present = catalogs.resume(catalog)
+        if not is_present:
+            raise DeadlineExceededError("the catalogue was changed while the statement waited for a lock")
+        return found
 
     async def get_to_change(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Read rows that the statement is about to change, under their locks: it queues behind others instead of running again.
@@ -122,11 +172,52 @@ class Execution:
             return await self.txn.get(keys)
         return [value for _, value in await self.lock(keys)]
 
+    async def next_values(self, sequence: SequenceDescriptor, count: int) -> list[int]:
+        """Take values of a sequence."""
+        own = self._own(sequence)
+        return own.take(sequence, count) if own is not None else await self.services.sequences.take(sequence, count)
+
+    async def set_sequence(self, sequence: SequenceDescriptor, value: int, *, is_called: bool) -> None:
+        """Set a sequence's last value, or its next one."""
+        own = self._own(sequence)
+        if own is not None:
+            own.set(sequence, value, is_called=is_called)
+        else:
+            await self.services.sequences.set(sequence, value, is_called=is_called)
+
+    def _own(self, sequence: SequenceDescriptor) -> OwnSequences | None:
+        if self.draft is not None and sequence.sequence_id in self.draft.own_sequences:
+            return self.own_sequences
+        return None
+
+    def note_edited(self, editor: CatalogEditor) -> None:
+        """Make what a statement has edited part of the open transaction's draft."""
+        if not editor.is_changed:
+            return
+        assert self.own_sequences is not None, "only within a transaction"
+        self.draft = (self.draft or draft_of(self.catalog)).edited(editor)
+        self.catalog = self.draft.catalog
+        for old, new in editor.changes.values():
+            if old is None and isinstance(new, SequenceDescriptor):
+                self.own_sequences.begin(new)
+        for sequence in editor.restarted:
+            self.own_sequences.begin(sequence)
+
+    async def settle_catalog(self) -> None:
+        """Let go of the catalogue as soon as it covers the timestamp at which all is read: no change of it waits for a long query.
+
+        Raises DeadlineExceededError.
+        """
+        if self.is_holding:
+            if await self.txn.read_timestamp() > self.catalog.lease_expiration:
+                raise DeadlineExceededError("the statement would read after the end of the catalogue's lease")
+            self.release_catalog()
+
     def release_catalog(self) -> None:
-        """Let go of the catalogue, before a change of it that would wait for this statement."""
+        """Let go of the catalogue: before a change of it that would wait for this statement, or at its end."""
         if self.is_holding:
             self.is_holding = False
-            self.services.catalogs.release(self.catalog)
+            self.services.catalogs.release(self._held)
 
 
 class Plan(Protocol):

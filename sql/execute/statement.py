@@ -21,13 +21,13 @@ from collections.abc import AsyncIterator, Sequence
 import trio
 
 from dsdb.sql.errors import SerializationError, SqlError
-from dsdb.sql.execute.failures import OF_THE_CATALOG, guarded, in_sql, tables_in
+from dsdb.sql.execute.failures import OF_THE_CATALOG, FencedTableError, check_unfenced, guarded, in_sql, tables_in
 from dsdb.sql.execute.historical import past_timestamp
 from dsdb.sql.execute.planning import StatementPlanner
 from dsdb.sql.execute.result import Parameter, Result
 from dsdb.sql.execute.services import Execution, Services
 from dsdb.sql.execute.session import SessionState
-from dsdb.sql.execute.statement_kinds import check_reads_only
+from dsdb.sql.execute.statement_kinds import check_reads_only, is_create_as
 from dsdb.sql.execute.transactions import SessionTransactions
 from dsdb.sql.parse import ParsedStatement
 from dsdb.sql.parse_transaction import TransactionStatement
@@ -67,22 +67,29 @@ class StatementExecutor:
             result = await self._transactions.run(session, statement, parameters, begin)
             if result is not None:
                 return result
+        if is_create_as(statement):
+            return await self._transactions.run_alone(session, statement, parameters)
         past: Timestamp | None = None
         if session.read_only:
             check_reads_only(statement)
         if statement.as_of is not None:
             past = await self._past(statement.as_of)
         start_ts: Timestamp | None = None
-        for attempt in range(ATTEMPTS_MAX):
+        attempt = 0
+        while attempt < ATTEMPTS_MAX:
             # An attempt keeps the age of the first one, and with it its place in the queues for locks.
             txn = self._services.begin(read_ts=past, start_ts=start_ts)
             try:
                 return await self._attempt(session, statement, parameters, txn)
             except TransactionRetryError:
-                start_ts = txn.start_ts
                 await trio.sleep(min(_PAUSE_SECONDS * 2**attempt, _PAUSE_SECONDS_MAX))
             except DeadlineExceededError:
                 await self._services.catalogs.renew()
+            except FencedTableError as error:
+                await self._services.catalogs.wait_unfenced(error.table_id)
+                attempt -= 1
+            attempt += 1
+            start_ts = txn.start_ts
         raise SerializationError(
             f"could not serialize access: {tables_in([statement])} changed by others each of the {ATTEMPTS_MAX} times this was tried",
             hint="Run the statement again.",
@@ -124,9 +131,11 @@ class StatementExecutor:
         try:
             cached = await self._planner.planned(session, statement, parameters, catalog)
             plan = cached.plan
+            check_unfenced(cached.tables, catalog)
             session.statement_txn = txn
             execution = Execution(services, session, catalog, txn, cached.values(parameters, services.now()))
             result = await plan.run(execution)
+            check_unfenced(cached.tables, catalog)
             if plan.is_writing:
                 await execution.txn.commit(deadline=catalog.lease_expiration)
                 session.note_commit()

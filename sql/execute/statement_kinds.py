@@ -24,6 +24,17 @@ def catalog_change(statement: ParsedStatement) -> str | None:
     return _OWN_CHANGES.get(type(tree))
 
 
+def must_be_alone(change: str) -> bool:
+    """Say whether a change cannot be part of a transaction, as in PostgreSQL; and the cut into ranges is no part of the catalogue."""
+    return change.endswith((" DATABASE", "SPLIT AT"))
+
+
+def is_create_as(statement: ParsedStatement) -> bool:
+    """Say whether a statement is CREATE TABLE … AS, which makes a table and writes its rows."""
+    tree = statement.tree
+    return isinstance(tree, exp.Create) and isinstance(tree.expression, exp.Query)
+
+
 def lock_words(node: exp.Expr) -> str | None:
     """Say how a query locks its rows, as FOR UPDATE and its like; None if it does not."""
     locks = node.args.get("locks")

@@ -8,6 +8,7 @@ Invariants:
 from collections.abc import Awaitable, Callable, Sequence
 
 from dsdb.sql.execute.key_text import TableNames, bound_text
+from dsdb.sql.execute.result import Notice
 from dsdb.sql.execute.services import Execution
 from dsdb.sql.execute.session import SETTING_DESCRIPTIONS
 from dsdb.sql.rows import Row
@@ -53,7 +54,7 @@ async def _settings(execution: Execution) -> list[Row]:
 
 async def _transactions(execution: Execution) -> list[Row]:
     found, missing = await execution.services.cluster.transactions()
-    execution.notices += missing
+    execution.notices += [Notice(sentence, "01000", "WARNING") for sentence in missing]
     return [
         (
             info.node_id,
@@ -72,7 +73,7 @@ async def _transactions(execution: Execution) -> list[Row]:
 
 async def _locks(execution: Execution) -> list[Row]:
     found, missing = await execution.services.cluster.locks()
-    execution.notices += missing
+    execution.notices += [Notice(sentence, "01000", "WARNING") for sentence in missing]
     names = TableNames(execution.catalog)
     return [
         (info.range_id, *names.of_row(info.key), info.holder.hex(), info.holder_node, info.since_us, info.waiters) for info in found

@@ -1,18 +1,21 @@
 """The session's transaction: BEGIN, COMMIT, savepoints, and the statements between.
 
-    BEGIN ─▶ OpenTransaction ─▶ statement: same transaction, same catalogue ─┬─▶ COMMIT ─▶ below the lease of the same catalogue
+    BEGIN ─▶ OpenTransaction ─▶ statement: same transaction, same catalogue ─┬─▶ COMMIT ─▶ below a lease of the catalogue of the day
                                                                              └─ error ─▶ failed: 25P02 until ROLLBACK, ROLLBACK TO
 
 The catalogue is held only until the first statement has read: its lease covers the read timestamp, at which everything else is read.
-COMMIT takes the catalogue of the day, and goes on only if that is still the same: so an open transaction keeps no change of it waiting.
+COMMIT takes the catalogue of the day, and goes on only if the tables that the transaction used are the same in it: so an open
+transaction keeps no change waiting, and is kept by none that does not concern it.  What the transaction itself changes of the catalogue
+is a draft (`catalog_draft`) until its COMMIT.
 
 Invariants:
-- All statements of a transaction read at one timestamp, see what those before them wrote, and use one version of the catalogue.
+- All statements of a transaction read at one timestamp, see what those before them wrote, and use one version of the catalogue, with the
+  changes that those before them made.
 - What a statement that failed had written is forgotten.
 - Only the first statement is run again by itself: before it the client has seen nothing of the transaction.
 - After a COMMIT that raised an error no transaction is open.
 
-Not here: changes of the catalogue, which a transaction cannot hold.
+Not here: CREATE and DROP DATABASE, and the cut into ranges, which a transaction cannot hold.
 """
 
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from collections.abc import Sequence
 import trio
 
 from dsdb.sql.catalog import Catalog
+from dsdb.sql.catalog_draft import CatalogDraft, check_used
 from dsdb.sql.errors import (
     ActiveTransactionError,
     FailedTransactionError,
@@ -29,14 +33,22 @@ from dsdb.sql.errors import (
     SerializationError,
     SqlError,
 )
-from dsdb.sql.execute.failures import AGAIN, OF_THE_CATALOG, guarded, in_sql
+from dsdb.sql.execute.failures import (
+    AGAIN,
+    OF_THE_CATALOG,
+    FencedTableError,
+    check_unfenced,
+    fenced_table,
+    guarded,
+    in_sql,
+)
 from dsdb.sql.execute.historical import past_timestamp
 from dsdb.sql.execute.open_transaction import OpenTransaction
 from dsdb.sql.execute.planning import StatementPlanner
-from dsdb.sql.execute.result import Parameter, Result
+from dsdb.sql.execute.result import Notice, Parameter, Result
 from dsdb.sql.execute.services import Execution, Services
 from dsdb.sql.execute.session import SessionState
-from dsdb.sql.execute.statement_kinds import catalog_change, check_reads_only
+from dsdb.sql.execute.statement_kinds import catalog_change, check_reads_only, must_be_alone
 from dsdb.sql.parse import ParsedStatement, SetStatement, ShowStatement
 from dsdb.sql.parse_transaction import TransactionStatement, Verb
 from dsdb.sql.ports import DeadlineExceededError, PortError, TransactionRetryError
@@ -49,8 +61,9 @@ _PAUSE_SECONDS = 0.005
 RENEW_AFTER_SECONDS = 3.0
 """After such a pause COMMIT renews the catalogue's lease first, which an idle node lets run out."""
 
-_IN_PROGRESS = "there is already a transaction in progress"
-_NOT_IN_PROGRESS = "there is no transaction in progress"
+_IN_PROGRESS = Notice("there is already a transaction in progress", ActiveTransactionError.sqlstate, "WARNING")
+_NOT_IN_PROGRESS = Notice("there is no transaction in progress", NoActiveTransactionError.sqlstate, "WARNING")
+_NOT_IN_BLOCK = Notice("SET TRANSACTION can only be used in transaction blocks", NoActiveTransactionError.sqlstate, "WARNING")
 
 
 class SessionTransactions:
@@ -70,8 +83,8 @@ class SessionTransactions:
             if isinstance(statement.tree, TransactionStatement):
                 return await self._control(session, statement.tree, begin)
             if session.transaction is None:
-                # A change of the catalogue commits by itself; and a statement AS OF is a transaction of its own.
-                if begin is Begin.IMPLICIT and (statement.as_of is not None or catalog_change(statement) is not None):
+                # What cannot be part of a transaction commits by itself; and a statement AS OF is a transaction of its own.
+                if begin is Begin.IMPLICIT and (statement.as_of is not None or _is_alone(statement)):
                     return None
                 self._begin(session, is_implicit=begin is Begin.IMPLICIT)
             return await self._run_within(session, statement, parameters)
@@ -81,6 +94,23 @@ class SessionTransactions:
                 session.kept_age = transaction.txn.start_ts
             session.fail_transaction()
             raise
+
+    async def run_alone(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter]) -> Result:
+        """Run a statement that both changes the catalogue and writes rows in a transaction of its own.  Raises SqlError's."""
+        for attempt in range(1, FIRST_ATTEMPTS_MAX + 1):
+            self._begin(session, is_implicit=False)
+            try:
+                result = await self._run_within(session, statement, parameters)
+                assert result is not None, "nothing that must be alone"
+                await self._commit(session)
+                return result
+            except SerializationError:
+                if attempt == FIRST_ATTEMPTS_MAX:
+                    raise
+            finally:
+                await self.end(session)
+            await trio.sleep(_PAUSE_SECONDS * attempt)
+        raise AssertionError("the last attempt raises or returns")
 
     async def end(self, session: SessionState) -> None:
         """Roll back what is open."""
@@ -101,9 +131,10 @@ class SessionTransactions:
         if change is not None:
             if transaction.read_only:
                 check_reads_only(statement)
-            _refuse_change(change, transaction)
-            await self._commit(session)
-            return None
+            if must_be_alone(change):
+                _refuse_change(change, transaction)
+                await self._commit(session)
+                return None
         if statement.as_of is not None:
             raise FeatureNotSupportedError(
                 "AS OF SYSTEM TIME is not supported for one statement of a transaction", hint="Give it to BEGIN, or commit first."
@@ -121,29 +152,33 @@ class SessionTransactions:
         self, session: SessionState, transaction: OpenTransaction, statement: ParsedStatement, parameters: Sequence[Parameter]
     ) -> Result:
         attempt = 0
+        fenced: int | None = None
         while True:
             mark = transaction.txn.savepoint()
-            catalog = transaction.catalog or await self._acquired()
-            is_holding = transaction.catalog is None
+            catalog = transaction.shown_catalog or await self._acquired()
             try:
                 return await self._attempt(session, transaction, catalog, statement, parameters)
-            except (PortError, CorruptionError) as error:
-                attempt += 1
-                may_repeat = isinstance(error, TransactionRetryError | DeadlineExceededError) and attempt < FIRST_ATTEMPTS_MAX
+            except (PortError, CorruptionError, FencedTableError) as error:
+                attempt += not isinstance(error, FencedTableError)
+                may_repeat = isinstance(error, TransactionRetryError | DeadlineExceededError | FencedTableError)
+                may_repeat = may_repeat and attempt < FIRST_ATTEMPTS_MAX
                 if not may_repeat or transaction.has_run or transaction.savepoints or transaction.is_historical:
                     transaction.txn.rollback_to(mark)
+                    if isinstance(error, FencedTableError):
+                        raise _being_changed(error.table_id, catalog) from error
                     raise in_sql(error, catalog, transaction.statements) from error
                 is_late = isinstance(error, DeadlineExceededError)
+                fenced = error.table_id if isinstance(error, FencedTableError) else None
             except BaseException:
                 transaction.txn.rollback_to(mark)
                 raise
-            finally:
-                if is_holding:
-                    self._services.catalogs.release(catalog)
             await transaction.txn.rollback()
             transaction.txn = self._services.begin(start_ts=transaction.txn.start_ts)
             transaction.catalog = None
-            if is_late:
+            transaction.used.clear()
+            if fenced is not None:
+                await self._services.catalogs.wait_unfenced(fenced)
+            elif is_late:
                 await self._services.catalogs.renew()
             else:
                 await trio.sleep(_PAUSE_SECONDS * attempt)
@@ -156,26 +191,45 @@ class SessionTransactions:
         statement: ParsedStatement,
         parameters: Sequence[Parameter],
     ) -> Result:
+        """Run it; the first statement's catalogue is held by the caller until here, and let go at the end."""
         services = self._services
+        is_first = transaction.catalog is None
+        execution = Execution(
+            services,
+            session,
+            catalog,
+            transaction.txn,
+            (),
+            is_within=True,
+            is_holding=is_first,
+            draft=transaction.draft,
+            own_sequences=transaction.own_sequences,
+        )
         try:
             cached = await self._planner.planned(session, statement, parameters, catalog)
             plan = cached.plan
-            values = cached.values(parameters, transaction.now)
-            execution = Execution(services, session, catalog, transaction.txn, values, is_within=True)
+            check_unfenced(cached.tables, catalog)
+            execution.parameters = cached.values(parameters, transaction.now)
             result = await plan.run(execution)
+            check_unfenced(cached.tables, catalog)
+            uses_rows = plan.is_reading or plan.is_writing
+            if is_first and (uses_rows or execution.draft is not None):
+                # Held until here: the version was in force at the timestamp at which all of the transaction is read.
+                if await transaction.txn.read_timestamp() > catalog.lease_expiration:
+                    raise DeadlineExceededError("the statement read after the end of the catalogue's lease")
+                transaction.catalog = catalog
         except SqlError as error:
             # An idle node's catalogue may be an old one: what it says of a missing table counts only under its lease.
-            is_first = transaction.catalog is None
             if is_first and error.sqlstate[:2] in OF_THE_CATALOG and await services.catalogs.is_over(catalog):
                 raise DeadlineExceededError("the catalogue's lease has run out") from error
             raise
-        if transaction.catalog is None and (plan.is_reading or plan.is_writing):
-            # Held until here: the version was in force at the timestamp at which all of the transaction is read.
-            if await transaction.txn.read_timestamp() > catalog.lease_expiration:
-                raise DeadlineExceededError("the statement read after the end of the catalogue's lease")
-            transaction.catalog = catalog
-        elif execution.has_locked and transaction.catalog is not None:
+        finally:
+            execution.release_catalog()
+        transaction.used |= cached.tables
+        transaction.draft = execution.draft
+        if execution.has_locked and not is_first and transaction.catalog is not None:
             await self._follow(transaction, transaction.catalog)
+        transaction.has_rows = transaction.has_rows or uses_rows
         transaction.has_written = transaction.has_written or plan.is_writing
         result.notices += tuple(execution.notices)
         if result.batches is not None:
@@ -191,7 +245,8 @@ class SessionTransactions:
         await self._services.catalogs.renew()
         newer = await self._present_catalog()
         if newer.version != catalog.version:
-            raise _catalog_changed()
+            check_used(transaction.used, catalog, newer)
+            transaction.draft = None if transaction.draft is None else transaction.draft.onto(newer)
         transaction.catalog = newer
 
     async def _acquired(self) -> Catalog:
@@ -229,7 +284,7 @@ class SessionTransactions:
                 return Result("SET")
             case Verb.SET_TRANSACTION:
                 if transaction is None and not begin:
-                    return Result("SET", notices=("SET TRANSACTION can only be used in transaction blocks",))
+                    return Result("SET", notices=(_NOT_IN_BLOCK,))
                 if transaction is None:
                     self._begin(session, is_implicit=begin is Begin.IMPLICIT)
                 await self._set_modes(session, statement)
@@ -287,21 +342,27 @@ class SessionTransactions:
     async def _commit(self, session: SessionState) -> None:
         transaction = session.transaction
         assert transaction is not None
-        if not transaction.has_written:
+        draft = transaction.draft if transaction.draft is not None and not transaction.draft.is_empty else None
+        if not transaction.has_written and draft is None:
             # What it read was there at its read timestamp, and nobody depends on more.
             session.transaction = None
             await transaction.txn.rollback()
             return
         try:
+            if draft is not None:
+                await self._commit_draft(session, transaction, draft)
+                return
             await self._commit_writes(transaction)
         except (SqlError, PortError) as error:
+            if session.transaction is None:
+                raise  # it was committed
             session.transaction = None
             session.restore_settings(transaction.settings)
             if isinstance(error, SqlError):
                 await transaction.txn.rollback()
                 raise
-            assert transaction.catalog is not None
-            raise in_sql(error, transaction.catalog, transaction.statements) from error
+            assert transaction.shown_catalog is not None
+            raise in_sql(error, transaction.shown_catalog, transaction.statements) from error
         session.transaction = None
         session.note_commit()
 
@@ -309,17 +370,52 @@ class SessionTransactions:
         catalogs = self._services.catalogs
         if trio.current_time() - transaction.last_used > RENEW_AFTER_SECONDS:
             await catalogs.renew()
-        catalog = await self._acquired()
-        try:
-            if transaction.catalog is None or catalog.version != transaction.catalog.version:
-                raise _catalog_changed()
-            await transaction.txn.commit(deadline=catalog.lease_expiration)
-        finally:
-            catalogs.release(catalog)
+        base = transaction.catalog
+        assert base is not None, "it has written"
+        fenced: int | None = None
+        while True:
+            if fenced is not None:
+                await catalogs.wait_unfenced(fenced)
+            catalog = await self._acquired()
+            try:
+                fenced = fenced_table(transaction.used, catalog)
+                if fenced is None:
+                    if catalog.version != base.version:
+                        check_used(transaction.used, base, catalog)
+                    await transaction.txn.commit(deadline=catalog.lease_expiration)
+                    return
+            finally:
+                catalogs.release(catalog)
+
+    async def _commit_draft(self, session: SessionState, transaction: OpenTransaction, draft: CatalogDraft) -> None:
+        services, txn, base = self._services, transaction.txn, transaction.catalog
+        assert base is not None, "a draft is one of something"
+        owner = txn.describe().attempt
+        own = [sequence for number in draft.own_sequences if (sequence := draft.catalog.sequence_by_id(number)) is not None]
+        for sequence in own:
+            transaction.own_sequences.store(sequence, txn)
+
+        def check(present: Catalog) -> None:
+            check_used(transaction.used, base, present, owner=owner)
+
+        def committed() -> None:
+            session.transaction = None
+            session.note_commit()
+            for sequence in own:
+                services.sequences.forget(sequence)
+
+        await services.catalogs.commit_draft(txn, draft, check, is_alone=not transaction.has_rows, committed=committed)
 
 
-def _catalog_changed() -> SerializationError:
-    return SerializationError("could not serialize access: the catalogue was changed while the transaction was open", hint=AGAIN)
+def _being_changed(table_id: int, catalog: Catalog) -> SerializationError:
+    table = catalog.table_by_id(table_id)
+    assert table is not None, "its plan uses it"
+    return SerializationError(f'could not serialize access: table "{table.name}" is being changed by another transaction', hint=AGAIN)
+
+
+def _is_alone(statement: ParsedStatement) -> bool:
+    change = catalog_change(statement)
+    return change is not None and must_be_alone(change)
 
 
 def _failed() -> FailedTransactionError:
@@ -327,16 +423,11 @@ def _failed() -> FailedTransactionError:
 
 
 def _refuse_change(change: str, transaction: OpenTransaction) -> None:
-    """Refuse a change of the catalogue in a transaction that it would not be part of."""
+    """Refuse what cannot be part of a transaction, unless nothing of it is lost by committing before it."""
     if not transaction.is_implicit:
-        if change.endswith(" DATABASE"):
-            raise ActiveTransactionError(f"{change} cannot run inside a transaction block")
-        raise FeatureNotSupportedError(
-            f"{change} in a transaction block is not supported: a change of the catalogue commits by itself",
-            hint="Send it before BEGIN or after COMMIT.",
-        )
-    if transaction.has_written or transaction.savepoints:
-        raise FeatureNotSupportedError(
-            f"{change} commits by itself, and the open transaction has written something: commit first",
+        raise ActiveTransactionError(f"{change} cannot run inside a transaction block", hint="Send it before BEGIN or after COMMIT.")
+    if transaction.has_written or transaction.savepoints or transaction.draft is not None:
+        raise ActiveTransactionError(
+            f"{change} cannot run inside a transaction, and the open one has changed something",
             hint="Call commit() or rollback() before it, or connect with autocommit.",
         )

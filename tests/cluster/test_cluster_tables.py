@@ -121,7 +121,7 @@ def test_three_nodes_answer_and_who_does_not_is_left_out(cluster: ProcessCluster
 def test_ranges_are_whole_after_a_split_and_known_without_their_node(tmp_path: Path) -> None:
     with ProcessCluster(tmp_path, nodes=2) as cluster:
         holder, other = cluster.nodes
-        with dsdb.connect(f"dsdb://{holder.address}") as first, dsdb.connect(f"dsdb://{other.address}") as second:
+        with dsdb.connect(f"dsdb://{holder.address}", autocommit=True) as first, dsdb.connect(f"dsdb://{other.address}") as second:
             first.execute("CREATE TABLE t (id INT PRIMARY KEY)")
             described = "SELECT start_key, end_key FROM system.ranges ORDER BY range_id"
             assert rows(second, described) == [("/min", "/table"), ("/table", "/max")]

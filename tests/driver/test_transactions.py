@@ -90,18 +90,46 @@ def test_leaving_the_connection_commits_or_rolls_back(node: Node, other: Connect
     assert table(other) == [(2, 20)]
 
 
-def test_a_change_of_the_catalogue_commits_by_itself(connection: Connection, other: Connection) -> None:
-    connection.execute("SELECT 1")
+def test_a_change_of_the_catalogue_is_part_of_the_transaction(connection: Connection, other: Connection) -> None:
     connection.execute("CREATE TABLE u (id INT PRIMARY KEY)")
-    assert not connection.in_transaction
-    assert other.execute("SELECT count(*) FROM u").fetchall() == [(0,)]
+    assert connection.in_transaction
     connection.execute("INSERT INTO u VALUES (1)")
-    assert state_of(lambda: connection.execute("DROP TABLE u")) == "0A000"
+    assert state_of(lambda: other.execute("SELECT count(*) FROM u")) == "42P01"
+    connection.rollback()
+    assert state_of(lambda: connection.execute("SELECT * FROM u")) == "42P01"
+    connection.rollback()
+    with connection.transaction():
+        connection.execute("CREATE TABLE u (id INT PRIMARY KEY)")
+        connection.execute("INSERT INTO u VALUES (1)")
+    assert other.execute("SELECT * FROM u").fetchall() == [(1,)]
+    connection.execute("DROP TABLE u")
+    connection.execute("CREATE TABLE u AS SELECT 2 AS id")
+    connection.commit()
+    assert other.execute("SELECT * FROM u").fetchall() == [(2,)]
+    connection.execute("DROP TABLE u")
+    connection.commit()
+
+
+def test_what_cannot_be_part_of_a_transaction(connection: Connection) -> None:
+    connection.execute("SELECT 1")
+    connection.execute("CREATE DATABASE d")
+    assert not connection.in_transaction
+    connection.execute("UPDATE t SET n = 0")
+    assert state_of(lambda: connection.execute("DROP DATABASE d")) == "25001"
     connection.rollback()
     connection.execute("BEGIN")
-    assert state_of(lambda: connection.execute("DROP TABLE u")) == "0A000"
+    assert state_of(lambda: connection.execute("DROP DATABASE d")) == "25001"
     connection.rollback()
-    connection.execute("DROP TABLE u")
+    connection.execute("DROP DATABASE d")
+
+
+def test_notices_have_a_class(other: Connection) -> None:
+    del other.notices[:]
+    other.execute("BEGIN")
+    other.execute("BEGIN")
+    other.execute("COMMIT")
+    other.execute("DROP TABLE IF EXISTS nothing")
+    assert [(notice.severity, notice.sqlstate) for notice in other.notices] == [("WARNING", "25001"), ("NOTICE", "00000")]
 
 
 def test_a_failed_transaction_is_not_committed(connection: Connection, other: Connection) -> None:
@@ -245,7 +273,8 @@ def proxy(node: Node) -> Iterator[BreakingProxy]:
         (False, "UPDATE t SET n = 5 /* here */", "08006"),
         (True, "COMMIT /* here */", "40003"),
         (True, "SELECT 1; COMMIT /* here */", "40003"),
-        (False, "CREATE TABLE u (id INT) /* here */", "40003"),
+        (False, "CREATE TABLE u (id INT) /* here */", "08006"),
+        (False, "CREATE DATABASE d /* here */", "40003"),
     ],
 )
 def test_a_connection_that_breaks_in_a_transaction(proxy: BreakingProxy, begin: bool, sql: str, sqlstate: str) -> None:

@@ -12,7 +12,7 @@ from sqlglot import exp
 from dsdb.session import SessionLimits, SessionServer, StatementPort
 from dsdb.sql import errors
 from dsdb.sql.execute.open_transaction import OpenTransaction
-from dsdb.sql.execute.result import Parameter, Result, ResultColumn, batch_of_rows
+from dsdb.sql.execute.result import Notice, Parameter, Result, ResultColumn, batch_of_rows
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.parse import ParsedStatement
 from dsdb.sql.transaction_status import Begin
@@ -72,7 +72,7 @@ class ScriptedExecutor:
                     raise
                 if kind == "update":
                     session.note_commit()
-                return Result("SLEEP", notices=("slept",))
+                return Result("SLEEP", notices=(Notice("slept", "01000", "WARNING"),))
             case "returning":
                 session.note_commit()
                 count = int(words[0])

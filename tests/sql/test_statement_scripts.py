@@ -33,7 +33,7 @@ async def shown(database: LocalDatabase, session: SessionState, statement: str) 
         for row in rows:
             values = ["NULL" if value is None else format_text(value, column.type) for value, column in zip(row, result.columns)]
             lines.append(" | ".join(values))
-        lines += [f"notice: {notice}" for notice in result.notices]
+        lines += [f"{notice.severity.lower()}: {notice.sqlstate} {notice}" for notice in result.notices]
         lines.append(result.tag if result.batches is None else f"{result.tag} {len(rows)}")
     return "\n".join(lines)
 

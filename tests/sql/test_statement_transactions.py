@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from dsdb.sql.errors import SqlError
+from dsdb.sql.errors import ActiveTransactionError, SqlError
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.transactions import RENEW_AFTER_SECONDS
 from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, PortError, RangeUnavailableError, TransactionRetryError
@@ -121,12 +121,18 @@ test_who_meets_a_lock = scenario(_locked)
 
 async def _catalogue_behind_a_lock(one: Client, two: Client) -> None:
     await one.run("BEGIN; SELECT 1 FROM t WHERE id = 2")
-    await two.run("CREATE TABLE u (id INT PRIMARY KEY)")
+    await two.run("CREATE TABLE u (id INT PRIMARY KEY); UPDATE t SET n = 11 WHERE id = 1")
     one.database.store.clock = Timestamp(one.database.store.clock + from_milliseconds(3_600_000))
-    assert (await one.fail("SELECT * FROM t WHERE id = 1 FOR UPDATE")).sqlstate == "40001"
+    assert await one.run("SELECT n FROM t WHERE id = 1 FOR UPDATE") == [(11,)]
+    # Where it reads now, the newer catalogue is in force.
+    assert await one.run("SELECT * FROM u") == []
+    await two.run("CREATE TABLE v (id INT PRIMARY KEY); TRUNCATE t; INSERT INTO t VALUES (2, 20)")
+    one.database.store.clock = Timestamp(one.database.store.clock + from_milliseconds(3_600_000))
+    error = await one.fail("SELECT * FROM t WHERE id = 2 FOR UPDATE")
+    assert error.message == 'could not serialize access: table "t" was changed by another transaction'
 
 
-test_a_lock_moves_a_transaction_on_under_the_same_catalogue_only = scenario(_catalogue_behind_a_lock)
+test_a_lock_moves_a_transaction_on_while_the_tables_that_it_used_are_the_same = scenario(_catalogue_behind_a_lock)
 
 
 async def _phantom(one: Client, two: Client) -> None:
@@ -178,18 +184,23 @@ async def _catalogue_changed(one: Client, two: Client) -> None:
     await two.run("CREATE TABLE u (id INT PRIMARY KEY)")
     assert (await one.fail("SELECT * FROM u")).sqlstate == "42P01"
     await one.run("ROLLBACK; BEGIN; UPDATE t SET n = 1 WHERE id = 1")
-    await two.run("DROP TABLE u")
+    await two.run("DROP TABLE u; CREATE TABLE v (id INT PRIMARY KEY)")
+    await one.run("COMMIT")
+    await one.run("BEGIN; INSERT INTO v SELECT id FROM t")
+    await two.run("TRUNCATE t")
     error = await one.fail("COMMIT")
-    assert error.sqlstate == "40001"
-    assert "catalogue was changed" in error.message
+    assert (error.sqlstate, error.message) == ("40001", 'could not serialize access: table "t" was changed by another transaction')
     assert one.state.transaction is None
+    await one.run("INSERT INTO t VALUES (1, 1), (2, 2); BEGIN; INSERT INTO v VALUES (1)")
+    await two.run("DROP TABLE v")
+    assert (await one.fail("COMMIT")).message == 'could not serialize access: table "v" was dropped by another transaction'
     await one.run("BEGIN; SELECT * FROM t")
     await two.run("DROP TABLE t")
     assert await one.run("SELECT count(*) FROM t") == [(2,)]
     await one.run("COMMIT")
 
 
-test_a_transaction_keeps_its_catalogue_and_no_change_waiting = scenario(_catalogue_changed)
+test_a_transaction_keeps_no_change_waiting_and_fails_for_its_own_tables_only = scenario(_catalogue_changed)
 
 
 async def _first_is_repeated(one: Client, two: Client) -> None:
@@ -275,6 +286,19 @@ async def _implicit(one: Client, two: Client) -> None:
                 pass
 
     await run("CREATE TABLE u (id INT PRIMARY KEY)")
+    assert session.status is TransactionStatus.ACTIVE
+    await run("INSERT INTO u VALUES (0)")
+    await run("ROLLBACK")
+    await run("CREATE DATABASE d")
+    assert session.transaction is None
+    await run("SELECT count(*) FROM t")
+    await run("DROP DATABASE d")
+    await run("CREATE TABLE u (id INT PRIMARY KEY)")
+    with pytest.raises(ActiveTransactionError):
+        await run("CREATE DATABASE d")
+    await run("ROLLBACK")
+    await run("CREATE TABLE u (id INT PRIMARY KEY)")
+    await run("COMMIT")
     await run("SELECT 1 AS OF SYSTEM TIME '-1s'")
     assert session.transaction is None
     await run("SAVEPOINT a")
@@ -285,7 +309,7 @@ async def _implicit(one: Client, two: Client) -> None:
     await run("COMMIT")
     assert await two.run("SELECT * FROM u") == [(1,)]
     with pytest.raises(SqlError):
-        await run("DROP TABLE u", Begin.BLOCK)
+        await run("CREATE DATABASE d", Begin.BLOCK)
     assert session.status is TransactionStatus.FAILED
 
 

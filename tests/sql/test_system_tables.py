@@ -106,11 +106,11 @@ def test_what_is_missing_is_a_notice() -> None:
     async def scenario(database: LocalDatabase, cluster: LocalCluster) -> None:
         cluster.missing = ["node 2 did not answer: its rows are missing"]
         [(result, _)] = await database.run(SessionState(), "SELECT count(*) FROM system.locks a, system.locks b")
-        assert result.notices == ("node 2 did not answer: its rows are missing",)
+        assert [str(notice) for notice in result.notices] == ["node 2 did not answer: its rows are missing"]
         session = SessionState()
         await database.run(session, "BEGIN")
         [(result, _)] = await database.run(session, "SELECT * FROM system.transactions")
-        assert result.notices == ("node 2 did not answer: its rows are missing",)
+        assert [str(notice) for notice in result.notices] == ["node 2 did not answer: its rows are missing"]
         [(result, _)] = await database.run(session, "SELECT * FROM system.nodes")
         assert result.notices == ()
 

@@ -8,7 +8,7 @@ CREATE TABLE t (id INT);
 
 CREATE TABLE IF NOT EXISTS t (id INT);
 ---
-notice: relation "t" already exists, skipping
+notice: 42P07 relation "t" already exists, skipping
 CREATE TABLE
 
 SHOW CREATE TABLE t;
@@ -112,7 +112,7 @@ DROP TABLE e;
 
 DROP TABLE IF EXISTS e;
 ---
-notice: table "e" does not exist, skipping
+notice: 00000 table "e" does not exist, skipping
 DROP TABLE
 
 SELECT * FROM e;
@@ -197,7 +197,7 @@ DROP DATABASE
 
 DROP DATABASE IF EXISTS d;
 ---
-notice: database "d" does not exist, skipping
+notice: 00000 database "d" does not exist, skipping
 DROP DATABASE
 
 DROP DATABASE defaultdb;

@@ -341,12 +341,12 @@ SHOW
 
 COMMIT;
 ---
-notice: there is no transaction in progress
+warning: 25P01 there is no transaction in progress
 COMMIT
 
 ROLLBACK;
 ---
-notice: there is no transaction in progress
+warning: 25P01 there is no transaction in progress
 ROLLBACK
 
 SAVEPOINT a;
@@ -363,13 +363,13 @@ RELEASE a;
 
 SET TRANSACTION READ ONLY;
 ---
-notice: SET TRANSACTION can only be used in transaction blocks
+warning: 25P01 SET TRANSACTION can only be used in transaction blocks
 SET
 
 BEGIN; BEGIN;
 ---
 BEGIN
-notice: there is already a transaction in progress
+warning: 25001 there is already a transaction in progress
 BEGIN
 
 RELEASE b;
@@ -395,8 +395,7 @@ BEGIN
 
 CREATE TABLE u (id INT);
 ---
-0A000 CREATE TABLE in a transaction block is not supported: a change of the catalogue commits by itself
-hint: Send it before BEGIN or after COMMIT.
+CREATE TABLE
 
 ROLLBACK;
 ---
@@ -404,16 +403,17 @@ ROLLBACK
 
 BEGIN; TRUNCATE t;
 ---
-0A000 TRUNCATE TABLE in a transaction block is not supported: a change of the catalogue commits by itself
-hint: Send it before BEGIN or after COMMIT.
+BEGIN
+TRUNCATE TABLE
 
 ROLLBACK; BEGIN; CREATE DATABASE d;
 ---
 25001 CREATE DATABASE cannot run inside a transaction block
+hint: Send it before BEGIN or after COMMIT.
 
 ROLLBACK; BEGIN; ALTER TABLE t SPLIT AT VALUES (3);
 ---
-0A000 ALTER TABLE … SPLIT AT in a transaction block is not supported: a change of the catalogue commits by itself
+25001 ALTER TABLE … SPLIT AT cannot run inside a transaction block
 hint: Send it before BEGIN or after COMMIT.
 
 ROLLBACK;
