@@ -2,13 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import dsdb
 from dsdb.cli.processes import NodeProcess
 from tests.faults.proxy import CutNetwork
+
+Result = TypeVar("Result")
 
 PATIENCE_S = 20.0
 """Longer than any statement may take by itself, on a machine with much else to do."""
@@ -78,6 +81,25 @@ def ask(url: str, sql: str, *, column: int | None = None) -> list[tuple[object, 
     with dsdb.connect(url, autocommit=True) as connection:
         rows = connection.execute(sql).fetchall()
     return rows if column is None else [(row[column],) for row in rows]
+
+
+def end_all(calls: Mapping[str, Callable[[], Result]], *, timeout_s: float) -> dict[str, Result]:
+    """Make calls at the same time, each in a thread that nobody waits for longer; give what they gave.  Raises TimeoutError: which hang."""
+    given: dict[str, Result] = {}
+
+    def make(name: str) -> None:
+        given[name] = calls[name]()
+
+    threads = {name: threading.Thread(target=make, args=(name,), daemon=True) for name in calls}
+    for thread in threads.values():
+        thread.start()
+    deadline = time.monotonic() + timeout_s
+    for thread in threads.values():
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if hanging := [name for name, thread in threads.items() if thread.is_alive()]:
+        raise TimeoutError(f"still not over after {timeout_s:.0f} s: {hanging}")
+    assert given.keys() == calls.keys(), f"failed: {sorted(calls.keys() - given.keys())}"
+    return given
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = PATIENCE_S) -> float:
