@@ -102,17 +102,34 @@ class Transaction(Protocol):
     def delete(self, key: bytes) -> None:
         """Buffer the removal of a key."""
 
-    def savepoint(self) -> int:
-        """Mark this place in the buffered writes."""
+    @property
+    def is_full(self) -> bool:
+        """Say whether so much is buffered that `flush` is due: to be asked after each write of many."""
+
+    @property
+    def has_flushed(self) -> bool:
+        """Say whether something has left before the commit: then `rollback` is needed."""
+
+    async def flush(self) -> None:
+        """Store what is buffered where nobody else sees it before the commit; not while something of the transaction is being read.
+
+        Raises KeyExistsError, TransactionRetryError, RangeUnavailableError, ProgramLimitError: the transaction can only be rolled back.
+        """
+
+    def savepoint(self, *, is_kept: bool = True) -> int:
+        """Mark this place in the writes.  is_kept: until `release` or a rollback to an earlier one; else until the next of them is set."""
+
+    def release(self, savepoint: int) -> None:
+        """Forget a savepoint, and those behind it; what was written stays."""
 
     def rollback_to(self, savepoint: int) -> None:
-        """Forget the writes that were buffered behind a mark; what was read stays read."""
+        """Forget the writes, and the savepoints, behind a mark; what was read stays read."""
 
     def describe(self) -> "TransactionState":
         """Say what it has done so far."""
 
     async def rollback(self) -> None:
-        """Give the transaction up; not needed of one that neither wrote nor locked anything.  Never raises."""
+        """Give the transaction up; not needed of one that neither flushed nor locked anything.  Never raises."""
 
     async def commit(self, *, deadline: Timestamp | None = None) -> Timestamp:
         """Commit all buffered writes atomically at one timestamp, at most `deadline`; without writes do nothing.

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from dsdb.env import Address
+from dsdb.txn.limits import TxnLimits
 
 DEFAULT_PORT = 7432
 """Of the one port for nodes and clients."""
@@ -21,7 +22,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What `dsdb start` was asked for.
 
     store: its directory, None keeps everything in memory; join: nodes to ask, none: found a cluster or restart the store's own;
-    http: None serves no metrics; locality: of this node, key=value in order from the widest.
+    http: None serves no metrics; locality: of this node, key=value in order from the widest; transactions: how large they may be.
     """
 
     listen: Address = Address("127.0.0.1", DEFAULT_PORT)
@@ -31,6 +32,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     join: tuple[Address, ...] = ()
     locality: tuple[tuple[str, str], ...] = ()
     join_timeout_s: float = JOIN_TIMEOUT_S
+    transactions: TxnLimits = TxnLimits()
 
 
 class StartError(Exception):

@@ -138,6 +138,7 @@ class NodeParts:
             finisher=self.finisher,
             keeper=self.lock_keeper,
             counters=self.txn_counters,
+            limits=self._config.transactions,
         )
 
     def _wire_cluster(self, own: NodeEntry) -> None:

@@ -98,7 +98,9 @@ class KvTransaction:
         self._marks: list[int] = []
         """Savepoints that are kept, ascending: what is flushed must still know the way back to them."""
         self._undone_to: int | None = None
-        """What was flushed behind this savepoint was rolled back, and still stands there."""
+        """What was flushed behind this savepoint was rolled back, and still stands there; it was one that was kept, or …"""
+        self._is_cut_off = False
+        """… what stood there is not known any more."""
         self._is_committing = False
         self._locks = TxnLocks(keeper, sender, attempt, start_ts)
 
@@ -263,8 +265,8 @@ class KvTransaction:
         """Forget the writes behind a mark, and the savepoints behind it."""
         self._marks = [mark for mark in self._marks if mark <= savepoint]
         self._buffer.rollback_to(savepoint)
-        if self._flushed is not None and self._flushed.sequence > savepoint:
-            self._undone_to = savepoint if self._undone_to is None else min(savepoint, self._undone_to)
+        if self._flushed is not None and self._flushed.sequence > savepoint and (self._undone_to is None or savepoint < self._undone_to):
+            self._undone_to, self._is_cut_off = savepoint, savepoint not in self._marks
 
     def describe(self) -> TransactionState:
         """Say what it has done so far."""
@@ -326,8 +328,8 @@ class KvTransaction:
         to = self._undone_to
         if to is None or self._flushed is None:
             return
-        if to not in self._marks:
-            # What it replaced was not kept: nobody was to go on from there.
+        if self._is_cut_off:
+            # Nobody was to go on from there.
             self._flushed.is_lost = True
         try:
             await self._flushed.roll_back(to, self._buffer.savepoint())

@@ -46,6 +46,9 @@ DEFAULT = object()
 UPSERTED_ROWS_LOCKED_MAX = 64
 """ON CONFLICT DO UPDATE of so many rows locks them: a counter, not a load, for which queueing row by row would cost more than it saves."""
 
+CHECKED_ROWS_MAX = 4_096
+"""Keys that are looked at together before rows are inserted."""
+
 SourceRow: TypeAlias = Sequence[Any]
 
 
@@ -260,7 +263,8 @@ class InsertPlan:
         execution.session.last_sequence = sequence.sequence_id
 
     async def _insert(self, rows: Sequence[Row], execution: Execution) -> Sequence[Row]:
-        table_rows, insert = self.target.rows, execution.txn.insert
+        table_rows, txn = self.target.rows, execution.txn
+        insert = txn.insert
         if execution.is_within:
             return await self._insert_absent(rows, execution)
         if len(rows) == 1:
@@ -274,6 +278,8 @@ class InsertPlan:
                     raise unique_violation(table_rows, [row[position] for position in table_rows.key_positions])
                 seen.add(key)
                 insert(key, table_rows.value(row))
+                if txn.is_full:
+                    await txn.flush()
             await pause(part)
         return rows
 
@@ -288,11 +294,19 @@ class InsertPlan:
                     raise unique_violation(table_rows, [row[position] for position in table_rows.key_positions])
                 written[key] = row
             await pause(part)
-        for row, stored in zip(rows, await txn.get(list(written))):
-            if stored is not None:
-                raise unique_violation(table_rows, [row[position] for position in table_rows.key_positions])
-        for key, row in written.items():
-            txn.put(key, table_rows.value(row))
+        # All are looked at before the first is written: what is flushed would be found.
+        keys = list(written)
+        for begin in range(0, len(keys), CHECKED_ROWS_MAX):
+            checked = keys[begin : begin + CHECKED_ROWS_MAX]
+            for key, stored in zip(checked, await txn.get(checked)):
+                if stored is not None:
+                    raise unique_violation(table_rows, [written[key][position] for position in table_rows.key_positions])
+        for part in slices(rows, self._width):
+            for row in part:
+                txn.put(table_rows.key(row), table_rows.value(row))
+                if txn.is_full:
+                    await txn.flush()
+            await pause(part)
         return rows
 
     async def _insert_or_update(self, conflict: "OnConflict", rows: Sequence[Row], execution: Execution) -> list[Row]:
@@ -325,11 +339,15 @@ class InsertPlan:
                 self._rules.check(changed, execution.parameters)
                 await self._put_changed(key, changed, execution)
                 written.append(changed)
+                if txn.is_full:
+                    await txn.flush()
                 continue
             touched.add(key)
             # The key was read as absent: should it be there at the commit, the statement runs again and updates it.
             txn.put(key, table_rows.value(row))
             written.append(row)
+            if txn.is_full:
+                await txn.flush()
         return written
 
     async def _put_changed(self, key: bytes, row: Row, execution: Execution) -> None:

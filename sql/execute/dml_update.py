@@ -219,6 +219,8 @@ class UpdatePlan:
             for part in slices(changes, len(self.target.table.columns)):
                 for old, new in part:
                     txn.put(rows.key(old), rows.value(new))
+                    if txn.is_full:
+                        await txn.flush()
                 await pause(part)
             return
         keyed: list[tuple[bytes, bytes, Row]] = []
@@ -233,11 +235,17 @@ class UpdatePlan:
             if new_key in seen or there.get(new_key) is not None:
                 raise unique_violation(rows, [new[position] for position in rows.key_positions])
             seen.add(new_key)
-        for old_key, _, _ in keyed:
-            txn.delete(old_key)
+        for keyed_part in slices(keyed, len(self.target.table.columns)):
+            for old_key, _, _ in keyed_part:
+                txn.delete(old_key)
+                if txn.is_full:
+                    await txn.flush()
+            await pause(keyed_part)
         for keyed_part in slices(keyed, len(self.target.table.columns)):
             for _, new_key, new in keyed_part:
                 txn.put(new_key, rows.value(new))
+                if txn.is_full:
+                    await txn.flush()
             await pause(keyed_part)
 
 
@@ -273,6 +281,7 @@ class DeletePlan:
 
     async def run(self, execution: Execution) -> Result:
         """Delete the rows."""
+        txn = execution.txn
         if self._finder is not None:
             rows = await self._finder.rows(execution)
         else:
@@ -280,7 +289,9 @@ class DeletePlan:
             rows = [row for row, _ in await self._queried.rows(execution, self._binder)]
         for part in slices(rows, len(self.target.rows.key_positions)):
             for row in part:
-                execution.txn.delete(self.target.rows.key(row))
+                txn.delete(self.target.rows.key(row))
+                if txn.is_full:
+                    await txn.flush()
             await pause(part)
         tag = f"DELETE {len(rows)}"
         if self._returning is None:

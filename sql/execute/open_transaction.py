@@ -116,6 +116,7 @@ class OpenTransaction:
         """
         position = self._position(name)
         self.read_only = self.savepoints[position].read_only
+        self.txn.release(self.savepoints[position].mark)
         del self.savepoints[position:]
 
     def rollback_to(self, name: str) -> Savepoint:

@@ -137,6 +137,9 @@ class StatementExecutor:
             result = await plan.run(execution)
             check_unfenced(cached.tables, catalog)
             if plan.is_writing:
+                if txn.has_flushed:
+                    # It ran for long: the lease may have run out, or soon will.
+                    await services.catalogs.renew()
                 await execution.txn.commit(deadline=catalog.lease_expiration)
                 session.note_commit()
             elif plan.is_reading and await execution.txn.read_timestamp() > catalog.lease_expiration:
@@ -151,7 +154,7 @@ class StatementExecutor:
                 raise DeadlineExceededError("the catalogue's lease has run out") from error
             raise
         finally:
-            if execution is not None and execution.has_locked:
+            if txn.has_flushed or (execution is not None and execution.has_locked):
                 await txn.rollback()
             # A change of the catalogue waits for the statements of older versions: it must not be one of them.
             if execution is None or execution.is_holding:

@@ -154,7 +154,7 @@ class SessionTransactions:
         attempt = 0
         fenced: int | None = None
         while True:
-            mark = transaction.txn.savepoint()
+            mark = transaction.txn.savepoint(is_kept=False)
             catalog = transaction.shown_catalog or await self._acquired()
             try:
                 return await self._attempt(session, transaction, catalog, statement, parameters)
@@ -211,6 +211,8 @@ class SessionTransactions:
             check_unfenced(cached.tables, catalog)
             execution.parameters = cached.values(parameters, transaction.now)
             result = await plan.run(execution)
+            if transaction.txn.is_full:
+                await transaction.txn.flush()
             check_unfenced(cached.tables, catalog)
             uses_rows = plan.is_reading or plan.is_writing
             if is_first and (uses_rows or execution.draft is not None):

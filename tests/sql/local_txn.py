@@ -105,6 +105,15 @@ class LocalTransaction:
                     raise TransactionRetryError("a row that was read has changed", changed[0])
         return [(is_locked, value if is_locked else None) for is_locked, value in zip(locked, await self.get(keys))]
 
+    is_full = False
+    has_flushed = False
+
+    async def flush(self) -> None:
+        raise AssertionError("it is never full")
+
+    def release(self, savepoint: int) -> None:
+        """Nothing is kept for one."""
+
     def has_read(self, keys: Sequence[bytes]) -> bool:
         return False
 
@@ -143,7 +152,7 @@ class LocalTransaction:
     def delete(self, key: bytes) -> None:
         self._log.append((key, None, False))
 
-    def savepoint(self) -> int:
+    def savepoint(self, *, is_kept: bool = True) -> int:
         return len(self._log)
 
     def rollback_to(self, savepoint: int) -> None:
