@@ -72,7 +72,7 @@ class NodeProcess:
         """Say whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> "NodeProcess":
+    def start(self, *, patience_s: float = START_S) -> "NodeProcess":
         """Start it and wait until it serves; a restart listens at the same address.  Raises RuntimeError with what it said."""
         command = [*self._launcher, "start", "--store", str(self.store), "--listen", self.listen]
         command += ["--http", "127.0.0.1:0" if self._http else "off"]
@@ -85,7 +85,7 @@ class NodeProcess:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
         serves = threading.Event()
         threading.Thread(target=self._read, args=(self._process, serves), daemon=True).start()
-        if not serves.wait(START_S) or not self.node_id:
+        if not serves.wait(patience_s) or not self.node_id:
             self.kill()
             raise RuntimeError(f"node with store {self.store} did not start: {''.join(self.lines[said:]) or 'it said nothing'}")
         return self

@@ -37,6 +37,8 @@ from tests.faults.verdict import FaultSpan, Load, Told, pauses, report
 LAUNCHER = (sys.executable, str(Path(__file__).parent / "node_main.py"))
 PROGRESS_S = 60.0
 """How long a healed cluster may take until each kind of client has had a transaction committed."""
+START_S = 120.0
+"""How long a node may take to serve again: five that start at once share a machine that has much else to do."""
 CLIENT_ENDS_S = 30.0
 """How long after the last fault a client may wait for an answer: longer than SILENCE_MAX_S of its driver."""
 HOUR_MS = 3_600_000
@@ -261,11 +263,17 @@ class Chaos:
             self.bytes_lost += lose_unsynced(self.nodes[at].store, self.chance)
 
     def _start(self, victims: Sequence[int]) -> None:
-        threads = [threading.Thread(target=self.nodes[at].start) for at in victims]
+        threads = [threading.Thread(target=self._start_one, args=(self.nodes[at],)) for at in victims]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def _start_one(self, node: NodeProcess) -> None:
+        try:
+            node.start(patience_s=START_S)
+        except RuntimeError as error:
+            self.faults.append(str(error))
 
     def _power_off(self, network: NamespaceNetwork, victims: Sequence[int], for_s: float) -> None:
         ids = [self.nodes[at].node_id for at in victims]
