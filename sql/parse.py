@@ -29,7 +29,7 @@ from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError, SqlErro
 from dsdb.sql.parse_limits import check_parsed_text, check_text, check_tokens
 from dsdb.sql.parse_transaction import TRANSACTION_VERBS, TransactionStatement, parse_set_transaction, parse_transaction, take_as_of
 from dsdb.sql.parse_values import read_values
-from dsdb.sql.parse_words import CALL_MARK, TableName, Words, syntax_error
+from dsdb.sql.parse_words import CALL_MARK, DESCENDING_MARK, TableName, Words, syntax_error
 from dsdb.storage.datum import Datum
 
 
@@ -276,6 +276,8 @@ def _parse_tokens(tokens: list[Token], sql: str) -> ParsedStatement:
     if verb not in _PARSED_VERBS:
         raise syntax_error(tokens[0])
     tokens, as_of = take_as_of(tokens, verb)
+    if verb == "CREATE":
+        tokens = _with_marked_key_order(tokens)
     tokens, parameters = _number_parameters(_without_source_parentheses(tokens) if verb == "INSERT" else tokens)
     tree = _parse_tree(_mark_calls(tokens), sql)
     if isinstance(tree, exp.Command):
@@ -283,6 +285,24 @@ def _parse_tokens(tokens: list[Token], sql: str) -> ParsedStatement:
         raise FeatureNotSupportedError(f'this form of "{words} …" is not supported', position=tokens[0].start + 1)
     _fold(tree)
     return ParsedStatement(text=text, tree=tree, parameters=parameters, as_of=as_of)
+
+
+def _with_marked_key_order(tokens: list[Token]) -> list[Token]:
+    """Mark the columns that PRIMARY KEY (…) has in descending order, which the grammar does not know, and take ASC and DESC out."""
+    kept: list[Token] = []
+    is_key = False
+    for index, token in enumerate(tokens):
+        if token.token_type is TokenType.L_PAREN:
+            is_key = " ".join(before.text.upper() for before in tokens[max(index - 2, 0) : index]).endswith("PRIMARY KEY")
+        elif token.token_type is TokenType.R_PAREN:
+            is_key = False
+        follows_name = is_key and kept[-1].token_type is not TokenType.L_PAREN and kept[-1].token_type is not TokenType.COMMA
+        if follows_name and token.token_type is TokenType.DESC:
+            name = kept[-1]
+            kept[-1] = Token(name.token_type, DESCENDING_MARK + name.text, name.line, name.col, name.start, name.end)
+        elif not follows_name or token.token_type is not TokenType.ASC:
+            kept.append(token)
+    return kept
 
 
 def _without_source_parentheses(tokens: list[Token]) -> list[Token]:
@@ -323,7 +343,8 @@ def _parse_tree(tokens: list[Token], sql: str) -> exp.Expr:
 
 def _detail(description: object) -> str | None:
     text = str(description or "").rstrip(".")
-    return text if text and "<Token" not in text and CALL_MARK not in text else None
+    marks = ("<Token", CALL_MARK, DESCENDING_MARK)
+    return text if text and not any(mark in text for mark in marks) else None
 
 
 def _number_parameters(tokens: list[Token]) -> tuple[list[Token], int]:

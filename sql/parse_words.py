@@ -11,6 +11,8 @@ TableName: TypeAlias = tuple[str, ...]
 
 CALL_MARK = "call$"
 """Prefixed to names before a parenthesis so that the parser does not know them; it is gone from the tree."""
+DESCENDING_MARK = "desc$"
+"""Prefixed to a column of PRIMARY KEY (…) that is in descending order."""
 
 
 def syntax_error(token: Token, detail: str | None = None) -> SqlSyntaxError:

@@ -25,6 +25,7 @@ from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.sequence import OWNED_CACHE
 from dsdb.sql.execute.target import RowRules, Target, compile_default
 from dsdb.sql.parse import position_of
+from dsdb.sql.parse_words import DESCENDING_MARK
 from dsdb.sql.schema import (
     CheckDescriptor,
     ColumnDescriptor,
@@ -217,8 +218,8 @@ class _Reader:
         if name is not None:
             self.plan.key_name = name
         for part in node.expressions:
-            descending = isinstance(part, exp.Ordered) and bool(part.args.get("desc"))
-            column_name = (part.this if isinstance(part, exp.Ordered) else part).name
+            descending = part.name.startswith(DESCENDING_MARK)
+            column_name = part.name.removeprefix(DESCENDING_MARK)
             column = next((column for column in self.plan.columns if column.descriptor.name == column_name), None)
             if column is None:
                 raise UndefinedColumnError(f'column "{column_name}" named in key does not exist', position=position_of(part))

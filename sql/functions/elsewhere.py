@@ -10,9 +10,12 @@ _NAMES = """
     to_char to_number to_date format quote_ident quote_nullable convert_from convert_to convert parse_ident similar_to_escape
     nextval currval setval lastval pg_sleep clock_timestamp timeofday pg_backend_pid pg_size_pretty pg_column_size
     pg_table_size pg_relation_size pg_total_relation_size pg_database_size obj_description col_description has_table_privilege
-    set_config current_setting inet_client_addr txid_current pg_advisory_lock pg_try_advisory_lock grouping mode rank_disc
+    set_config current_setting inet_client_addr txid_current grouping mode rank_disc
     range_agg int4range numrange tsrange daterange lower_inc upper_inc isempty crypt digest gen_salt get_bit set_bit get_byte
     set_byte ts_rank to_tsvector to_tsquery plainto_tsquery width_bucket_array setseed isfinite
+    pg_advisory_lock pg_advisory_lock_shared pg_advisory_unlock pg_advisory_unlock_all pg_advisory_unlock_shared pg_advisory_xact_lock
+    pg_advisory_xact_lock_shared pg_try_advisory_lock pg_try_advisory_lock_shared pg_try_advisory_xact_lock
+    pg_try_advisory_xact_lock_shared
     normalize is_normalized unistr host netmask masklen network scale min_scale trim_scale
 """
 POSTGRES_FUNCTIONS = frozenset(_NAMES.split())

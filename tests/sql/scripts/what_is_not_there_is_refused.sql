@@ -10,23 +10,23 @@ SELECT pg_try_advisory_lock(1);
 
 SELECT pg_advisory_xact_lock(1, 2);
 ---
-42883 function pg_advisory_xact_lock(integer, integer) does not exist
+0A000 the function pg_advisory_xact_lock is not supported
 
 SELECT pg_try_advisory_xact_lock(1);
 ---
-42883 function pg_try_advisory_xact_lock(integer) does not exist
+0A000 the function pg_try_advisory_xact_lock is not supported
 
 SELECT pg_advisory_unlock(1);
 ---
-42883 function pg_advisory_unlock(integer) does not exist
+0A000 the function pg_advisory_unlock is not supported
 
 SELECT pg_advisory_unlock_all();
 ---
-42883 function pg_advisory_unlock_all() does not exist
+0A000 the function pg_advisory_unlock_all is not supported
 
 SELECT pg_advisory_lock_shared(1);
 ---
-42883 function pg_advisory_lock_shared(integer) does not exist
+0A000 the function pg_advisory_lock_shared is not supported
 
 SELECT get_lock('a', 1);
 ---
