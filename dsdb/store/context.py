@@ -52,6 +52,8 @@ class StoreContext:
         """Told a replica whose intents somebody wants to know."""
         self.follower_reads = 0
         """Reads of the past that were answered without a lease."""
+        self.on_wanted: Callable[[int], None] = _nobody
+        """Told a range whose replica was asked for and waits to be woken; set by the keeper."""
         self.intents: IntentSettler = _Nobody()
         """Finds out what becomes of foreign intents; set by the node."""
 

@@ -4,12 +4,17 @@ Invariants:
 - A quiet group costs nothing: it is neither ticked nor looked at, until a message, a request or the end of a promise wakes it.
 - A replica whose store has promised support to its leader's store neither campaigns nor votes; its core is told every change of either.
 - Support is asked of the stores that hold replicas of groups led here, and of no others.
+- What befalls very many replicas at once (their leader's store is lost, or is back) is done for a few at a time, and they are not ticked
+  before: the store must stay able to answer for itself, or it would lose its leases by keeping them.  One that is asked for goes first.
 """
 
+import heapq
 import logging
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 
-from dsdb.kv.ids import RangeId, StoreId
+from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.raft.messages import NO_REPLICA
 from dsdb.raft.ready import Role, RoleChange
 from dsdb.store.closing import Closing
@@ -20,6 +25,12 @@ from dsdb.store.replica import Replica
 
 log = logging.getLogger("dsdb.store")
 
+TICKED_MAX = 512
+"""Groups ticked at a time: about 10 ms."""
+WOKEN_AT_ONCE = 64
+"""Groups that are woken together without waiting in line."""
+WAKE_PAUSE_S = 0.001
+"""Least time between two looks at the line."""
 PERIOD_BITS = 62
 """Of the random names of promises' periods: none is ever drawn twice."""
 
@@ -40,6 +51,13 @@ class Keeper:
         """Of those stores the ones whose support of ours was over when it was last looked at."""
         self._incarnations: dict[StoreId, int] = {}
         """Store → the life in which it asked for support last."""
+        self._line: list[tuple[float, RangeId]] = []
+        """When resting replicas are woken: a heap; an entry counts if its replica's `wake_at` still says so."""
+        self._ticked_last = RangeId(0)
+        self._barred_until = 0.0
+        self._tick_at = 0.0
+        """When groups are ticked next; in between only those in line are woken, as replicas that campaign in one moment split the votes."""
+        context.on_wanted = self.want
 
     # ---- Replicas come and change ----
 
@@ -55,14 +73,41 @@ class Keeper:
     def begin(self, now: float) -> None:
         """Start: those who are alone campaign at once, the others when the promises of an earlier life are over."""
         config = self._context.config
+        self._barred_until = now + config.support_duration_s * (1 + 2 * config.clock_drift_max)
+        orphans = []
         for range_id in sorted(self._replicas):
             replica = self._replicas[range_id]
             self.admit(replica, now)
             if replica.raft.membership.voters == (replica.replica_id,):
                 replica.raft.campaign()
             else:
-                wait_s = config.support_duration_s * (1 + 2 * config.clock_drift_max)
-                replica.campaign_at = now + wait_s + self._jitter()
+                orphans.append(replica)
+        self._line_up(orphans, self._barred_until, least_s=config.campaign_jitter_s)
+
+    def _line_up(self, replicas: Sequence[Replica], begin: float, *, least_s: float = 0.0) -> None:
+        """Have replicas woken from a moment on: within `least_s`, or, if they are many, a few at a time.  Orphans campaign then."""
+        most_s = least_s if len(replicas) <= WOKEN_AT_ONCE else max(least_s, len(replicas) / self._context.config.wakes_per_s)
+        for replica in replicas:
+            if not most_s:
+                self._loop.mark(replica.range_id)
+                continue
+            spread_s = least_s if replica.range_id == SYSTEM_RANGE else most_s
+            self._wake_at(replica, begin + self._context.chance.random() * spread_s)
+            self._loop.rest(replica.range_id)
+
+    def _wake_at(self, replica: Replica, when: float) -> None:
+        replica.wake_at = when
+        if not replica.is_leader:
+            replica.campaign_at = when
+        heapq.heappush(self._line, (when, replica.range_id))
+
+    def want(self, range_id: int) -> None:
+        """Have a replica that was asked for, and waits to be woken, woken next."""
+        replica = self._replicas.get(RangeId(range_id))
+        if replica is not None:
+            when = max(self._context.clock.now(), self._barred_until) + self._jitter()
+            if when < replica.wake_at:
+                self._wake_at(replica, when)
 
     def forget_peers(self) -> None:
         """Find out again whose support is needed: leadership or membership has changed."""
@@ -74,32 +119,43 @@ class Keeper:
     def on_role(self, replica: Replica, change: RoleChange) -> None:
         """Take note of a new role, term or leader."""
         context = self._context
-        self.forget_peers()
         replica.doubt_lease()
         followed = follows(replica)
         replica.raft.set_leader_supported(followed is not None and context.liveness.promises(followed))
         if change.leader != NO_REPLICA:
-            replica.campaign_at = math.inf
+            replica.campaign_at = replica.wake_at = math.inf
         if change.role is Role.LEADER:
-            self._ask_support(context.clock.now(), missing_only=True)
+            self._ask_support_for(replica, context.clock.now())
+        else:
+            self.forget_peers()
 
     # ---- Time ----
 
     def pause_s(self, now: float) -> float:
-        """Give the time until the next tick: where no group is awake and nobody waits, only support has to be asked for, or ends.
+        """Give the time until `tick` has something to do.
 
-        A group that is woken in between is ticked a little later for once; it has a tick to lose.
+        Where no group is awake and nobody waits, only support has to be asked for, or ends: a group that is woken in between is ticked
+        a little later for once; it has a tick to lose.
         """
         context = self._context
-        if self._loop.awake or self._is_barred or context.deadlines.is_waited_for:
-            return context.config.tick_interval_s
-        due = min(self._next_request, context.liveness.next_lapse())
-        return min(max(due - now, context.config.tick_interval_s / 10), context.config.support_interval_s)
+        tick_s = context.config.tick_interval_s
+        if not (self._loop.awake or self._is_barred or context.deadlines.is_waited_for):
+            due_s = min(self._next_request, context.liveness.next_lapse()) - now
+            tick_s = min(max(due_s, tick_s / 10), context.config.support_interval_s)
+        if self._tick_at <= now or now + tick_s < self._tick_at:
+            self._tick_at = now + tick_s
+        next_at = min(self._tick_at, self._line[0][0]) if self._line else self._tick_at
+        return max(next_at - now, WAKE_PAUSE_S)
 
     def tick(self) -> None:
-        """Do what is due: called every tick interval."""
+        """Do what is due."""
         context = self._context
         now = context.clock.now()
+        self._wake_due(now)
+        if now < self._tick_at:
+            self._loop.outbox.flush()
+            return
+        self._tick_at = now
         context.deadlines.sweep(now)
         if self._is_barred and not context.liveness.is_barred(now):
             self._is_barred = False
@@ -109,16 +165,40 @@ class Keeper:
             self._on_lapsed(store, now)
         if now >= self._next_request:
             self._next_request = now + context.config.support_interval_s
-            self._ask_support(now, missing_only=False)
+            self._ask_support(now)
             self._wake_unsupported(now)
             self._closing.tick(now)
         self._tick_groups(now)
         self._loop.outbox.flush()
 
+    def _wake_due(self, now: float) -> None:
+        line = self._line
+        while line and line[0][0] <= now:
+            when, range_id = heapq.heappop(line)
+            replica = self._replicas.get(range_id)
+            if replica is not None and replica.wake_at == when:
+                replica.wake_at = math.inf
+                if not replica.is_leader:
+                    self._campaign(replica, now)
+                self._loop.mark(range_id)
+
+    def _campaign(self, replica: Replica, now: float) -> None:
+        replica.campaign_at = now + 2 * self._context.config.campaign_jitter_s + self._jitter()
+        replica.raft.campaign()
+
+    def _ticked_now(self) -> list[RangeId]:
+        """Give the groups that are awake; of very many some at a time, in turn: their time then passes more slowly."""
+        awake = sorted(self._loop.awake)
+        if len(awake) > TICKED_MAX:
+            begin = bisect_right(awake, self._ticked_last)
+            awake = [*awake[begin:], *awake[:begin]][:TICKED_MAX]
+            self._ticked_last = awake[-1]
+        return awake
+
     def _tick_groups(self, now: float) -> None:
         awake = self._loop.awake
         promises = self._context.liveness.promises
-        for range_id in sorted(awake):
+        for range_id in self._ticked_now():
             replica = self._replicas.get(range_id)
             if replica is None or replica.is_halted:
                 awake.discard(range_id)
@@ -126,8 +206,7 @@ class Keeper:
             if replica.is_installing:
                 continue
             if replica.campaign_at <= now:
-                replica.campaign_at = now + 2 * self._context.config.campaign_jitter_s + self._jitter()
-                replica.raft.campaign()
+                self._campaign(replica, now)
             elif is_quiet(replica, promises):
                 awake.discard(range_id)
                 continue
@@ -166,16 +245,16 @@ class Keeper:
 
     def _on_lapsed(self, store: StoreId, now: float) -> None:
         """Set free the replicas that follow a store whose promise has passed."""
-        freed = 0
+        freed = []
         for range_id in sorted(self._replicas):
             replica = self._replicas[range_id]
             if follows(replica) == store:
                 replica.raft.set_leader_supported(False)
-                replica.campaign_at = now + self._jitter()
                 self._loop.mark(range_id)
-                freed += 1
+                freed.append(replica)
         if freed:
-            log.info("store %d: no word from store %d; %d replicas may elect another leader", self._context.store_id, store, freed)
+            self._line_up(freed, now, least_s=self._context.config.campaign_jitter_s)
+            log.info("store %d: no word from store %d; %d replicas may elect another leader", self._context.store_id, store, len(freed))
 
     # ---- Support ----
 
@@ -190,12 +269,20 @@ class Keeper:
             self._peers = sorted(needed)
         return self._peers
 
-    def _ask_support(self, now: float, *, missing_only: bool) -> None:
-        liveness = self._context.liveness
-        request = liveness.request(now)
+    def _ask_support(self, now: float) -> None:
+        request = self._context.liveness.request(now)
         for store in self._needed_peers():
-            if not missing_only or liveness.supported_until(store) <= now:
-                self._loop.outbox.request(store, request)
+            self._loop.outbox.request(store, request)
+
+    def _ask_support_for(self, replica: Replica, now: float) -> None:
+        """Ask for what a new leader lacks."""
+        liveness = self._context.liveness
+        stores = {member.store_id for member in replica.descriptor.replicas} - {self._context.store_id}
+        if self._peers is not None:
+            self._peers = sorted(stores.union(self._peers))
+        for store in sorted(stores):
+            if liveness.supported_until(store) <= now:
+                self._loop.outbox.request(store, liveness.request(now))
 
     def _wake_unsupported(self, now: float) -> None:
         """Wake the groups led here that have just lost a store's support: those without a quorum's are ticked until they step down."""
@@ -203,17 +290,21 @@ class Keeper:
         lost, self._unsupporting = over - self._unsupporting, over
         if not lost:
             return
+        lonely = []
         for range_id in sorted(self._replicas):
             replica = self._replicas[range_id]
             if replica.is_leader and any(member.store_id in lost for member in replica.descriptor.replicas):
-                self._loop.mark(range_id)
+                lonely.append(replica)
+        self._line_up(lonely, now)
 
     def receive(self, frame: StoreFrame) -> None:
         """Take what a frame says about support."""
         context = self._context
         now = context.clock.now()
-        if frame.grant is not None and context.liveness.take_grant(frame.sender, frame.grant):
-            self._on_new_support(frame.sender)
+        if frame.grant is not None:
+            was_over = context.liveness.supported_until(frame.sender) <= now
+            if context.liveness.take_grant(frame.sender, frame.grant) or was_over:
+                self._on_new_support(frame.sender, now)
         if frame.request is None:
             return
         is_same_life = self._incarnations.get(frame.sender, frame.request.incarnation) == frame.request.incarnation
@@ -228,10 +319,11 @@ class Keeper:
             for replica in self._replicas.values():
                 if follows(replica) == frame.sender:
                     replica.raft.set_leader_supported(True)
-                    replica.campaign_at = math.inf
+                    replica.campaign_at = replica.wake_at = math.inf
 
-    def _on_new_support(self, store: StoreId) -> None:
-        """Have what a store acknowledged before its present promise acknowledged again."""
+    def _on_new_support(self, store: StoreId, now: float) -> None:
+        """Have what a store acknowledged before its present promise acknowledged again; at once it counts no more."""
+        renewed = []
         for range_id in sorted(self._replicas):
             replica = self._replicas[range_id]
             if not replica.is_leader:
@@ -240,4 +332,5 @@ class Keeper:
             if member is not None:
                 replica.raft.renew_support(member.replica_id)
                 replica.doubt_lease()
-                self._loop.mark(range_id)
+                renewed.append(replica)
+        self._line_up(renewed, now)

@@ -126,6 +126,7 @@ class Replica:
         """The highest promise that was seen to count."""
         self._resolved: Timestamp = MIN_TIMESTAMP
         self.campaign_at = math.inf
+        self.wake_at = math.inf
         """When to campaign, as the leader's store has lost our support."""
         self.inquire_at = math.inf
         """When to ask the others whether this replica was removed: it has had no leader for a while."""
@@ -217,6 +218,8 @@ class Replica:
     def require_lease(self) -> None:
         """Raise KvError unless this replica may serve at this moment."""
         if not self.holds_lease(self.context.clock.now()):
+            if self.wake_at < math.inf:
+                self.context.on_wanted(self.range_id)
             raise KvError(self.no_lease())
 
     def require_writable(self) -> None:

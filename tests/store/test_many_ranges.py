@@ -1,0 +1,84 @@
+"""Very many ranges lose their leader at once: they elect others a few at a time, and one that is asked for goes first."""
+
+import pytest
+import trio
+
+from dsdb.kv.errors import KvError
+from dsdb.kv.ids import FIRST_TABLE_RANGE, RangeId, StoreId
+from dsdb.kv.requests import ReadRequest, SplitRequest
+from dsdb.store.config import StoreConfig
+from store_cluster import Cluster, simulate
+
+RANGES = 120
+WAKES_PER_S = 20.0
+
+
+def key(number: int) -> bytes:
+    return b"t%04d" % number
+
+
+async def split(cluster: Cluster) -> list[RangeId]:
+    """Make many ranges on three stores, all led by the first."""
+    await cluster.replicate(FIRST_TABLE_RANGE, [2, 3])
+    await trio.sleep(1.5)
+    range_ids = [RangeId(100 + number) for number in range(RANGES)]
+    for number, made in enumerate(range_ids):
+        await cluster.call(lambda rid, made=made, number=number: SplitRequest(rid, key(number), made), key(number))
+    await cluster.eventually(lambda: all(len(cluster.store(number).descriptors()) == RANGES + 1 for number in (2, 3)))
+    await trio.sleep(3)
+    return range_ids
+
+
+def led(cluster: Cluster, range_ids: list[RangeId]) -> int:
+    return sum(cluster.leaseholder(range_id) is not None for range_id in range_ids)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_very_many_ranges_elect_leaders_a_few_at_a_time(restarts: bool) -> None:
+    async def body(cluster: Cluster) -> None:
+        range_ids = await split(cluster)
+        lost = [StoreId(1), StoreId(2), StoreId(3)] if restarts else [StoreId(1)]
+        for store_id in lost:
+            cluster.kill(store_id)
+        if restarts:
+            for store_id in lost:
+                await cluster.restart(store_id)
+        # Until the promises have passed, and a second of elections.
+        await trio.sleep(cluster.config.support_duration_s * 1.1 + 1.0)
+        assert 0 < led(cluster, range_ids) < RANGES * 3 / 4
+        assert all(store.statistics()["groups_awake"] < RANGES / 2 for store in cluster.network.stores.values())
+
+        # The one that is asked for does not wait for its turn.
+        waiting = [number for number, range_id in enumerate(range_ids) if cluster.leaseholder(range_id) is None][-10:]
+        begin = trio.current_time()
+        for number in waiting:
+            for store in cluster.network.stores.values():
+                with pytest.raises(KvError):
+                    await store.serve(ReadRequest(range_ids[number], (key(number),), None))
+        for number in waiting:
+            await cluster.get(key(number))
+        assert trio.current_time() - begin < 1.0
+
+        await cluster.eventually(lambda: led(cluster, range_ids) == RANGES, timeout_s=RANGES / WAKES_PER_S + 2)
+        await trio.sleep(3)
+        assert all(store.statistics()["groups_awake"] == 0 for store in cluster.network.stores.values())
+
+    simulate(3, body, config=StoreConfig(wakes_per_s=WAKES_PER_S))
+
+
+def test_leases_of_very_many_ranges_come_back_with_a_store() -> None:
+    async def body(cluster: Cluster) -> None:
+        range_ids = await split(cluster)
+        for store_id in (StoreId(2), StoreId(3)):
+            cluster.network.isolate(store_id, cluster.ids)
+        await trio.sleep(1.0)
+        assert led(cluster, range_ids) == 0
+        cluster.network.heal()
+        await trio.sleep(1.0)
+        for number in range(0, RANGES, 10):
+            begin = trio.current_time()
+            await cluster.get(key(number))
+            assert trio.current_time() - begin < 1.0
+        await cluster.eventually(lambda: led(cluster, range_ids) == RANGES, timeout_s=2 * RANGES / WAKES_PER_S + 4)
+
+    simulate(3, body, config=StoreConfig(wakes_per_s=WAKES_PER_S))
