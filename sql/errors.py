@@ -191,6 +191,12 @@ class IdleInTransactionError(InvalidTransactionStateError):
     sqlstate = "25P03"
 
 
+class InvalidAuthorizationError(SqlError):
+    """The connection does not prove that it may open this session."""
+
+    sqlstate = "28000"
+
+
 class UndefinedSavepointError(SqlError):
     """No such savepoint."""
 

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("dsdb.kv",), "requests, errors and descriptors of ranges; names Raft's replica ids"),
     (("dsdb.raft", "dsdb.config"), "the consensus core, which knows nothing; the limits of each layer"),
     (("dsdb.env",), "ports to the world"),
+    (("dsdb.tls",), "certificates and encryption without a socket, for nodes and for the driver"),
     (("dsdb.sql",), "text to stages; knows no node, range or socket"),
     (("dsdb.storage",), "bytes and versions; knows nothing above"),
 )

@@ -21,7 +21,7 @@ STOP_S = 15.0
 """How long a node may take to stop after SIGTERM before it is killed."""
 
 _SERVES = re.compile(r"node (\d+) serves at ([\w.:\[\]]+):(\d+)")
-_HTTP = re.compile(r"http://([\w.:\[\]]+):(\d+)/")
+_HTTP = re.compile(r"https?://([\w.:\[\]]+):(\d+)/")
 
 LAUNCHER = (sys.executable, "-m", "dsdb.cli")
 """What stands before `start` in a node's command line."""
@@ -139,12 +139,18 @@ class NodeProcess:
 class ProcessCluster:
     """Some node processes with stores below one directory."""
 
-    def __init__(self, directory: Path, *, nodes: int = 3, http: bool = False, launcher: Sequence[str] = LAUNCHER) -> None:
+    def __init__(
+        self, directory: Path, *, nodes: int = 3, http: bool = False, launcher: Sequence[str] = LAUNCHER, certs_dir: Path | None = None
+    ) -> None:
+        """certs_dir: of certificates for 127.0.0.1 and for the user root, if they shall speak TLS."""
         self.nodes: list[NodeProcess] = []
+        self.certs_dir = certs_dir
+        options = () if certs_dir is None else ("--certs-dir", str(certs_dir))
         try:
             for number in range(1, nodes + 1):
                 join = [self.nodes[0].address] if self.nodes else []
-                self.nodes.append(NodeProcess(directory / f"node{number}", join=join, http=http, launcher=launcher).start())
+                node = NodeProcess(directory / f"node{number}", join=join, http=http, launcher=launcher, options=options)
+                self.nodes.append(node.start())
         except BaseException:
             self.close()
             raise
@@ -152,7 +158,12 @@ class ProcessCluster:
     @property
     def url(self) -> str:
         """Give the URL that names all nodes."""
-        return f"dsdb://{','.join(node.address for node in self.nodes)}"
+        return self.url_of(self.nodes)
+
+    def url_of(self, nodes: "Sequence[NodeProcess]") -> str:
+        """Give the URL that names some of the nodes."""
+        options = "" if self.certs_dir is None else f"/?certs_dir={self.certs_dir}"
+        return f"dsdb://{','.join(node.address for node in nodes)}{options}"
 
     def wait_replicated(self, replicas: int, *, timeout_s: float = 60.0) -> None:
         """Wait until every range has so many voters.  Raises TimeoutError."""

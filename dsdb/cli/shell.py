@@ -9,6 +9,8 @@ from typing import IO
 
 import click
 
+from dsdb.cli.certs_option import certs_dir_option
+
 FORMATS = ("table", "csv", "json", "arrow", "parquet", "markdown")
 DEFAULT_URL = "dsdb://localhost:7432/defaultdb"
 
@@ -20,6 +22,7 @@ DEFAULT_URL = "dsdb://localhost:7432/defaultdb"
     "-f", "--file", "file", type=click.File("r", encoding="utf-8"), help="Run the statements of a file (- is standard input) and end."
 )
 @click.option("--format", "output_format", type=click.Choice(FORMATS), default="table", show_default=True, help="How results are written.")
+@certs_dir_option
 def sql_command(url: str, statements: tuple[str, ...], file: IO[str] | None, output_format: str) -> None:
     """Run SQL on a cluster, or type it at a prompt.
 

@@ -2,6 +2,7 @@
 
 first signal: stop taking sessions, let statements finish, hand leases over, end
 second signal: end at once
+SIGHUP, with certificates: look at their files now, not at the next connection
 """
 
 import gc
@@ -40,8 +41,9 @@ def _locality(text: str | None) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _check_loopback(address: Address, insecure: bool) -> None:
-    if insecure or address.host == "localhost":
+def _check_loopback(address: Address) -> None:
+    """Raises ValueError with a sentence for an address that other machines can reach, where there are no certificates."""
+    if address.host == "localhost":
         return
     try:
         is_loopback = ipaddress.ip_address(address.host).is_loopback
@@ -49,8 +51,8 @@ def _check_loopback(address: Address, insecure: bool) -> None:
         is_loopback = False
     if not is_loopback:
         raise ValueError(
-            f"{address} is reachable from other machines, and this version has no TLS: "
-            "listen at 127.0.0.1, or say --insecure if the network itself is trusted"
+            f"{address} is reachable from other machines: give --certs-dir with certificates (`dsdb cert` makes them), "
+            "or say --insecure if everybody in the network may read and change everything"
         )
 
 
@@ -66,7 +68,10 @@ def _check_loopback(address: Address, insecure: bool) -> None:
     "--http", default=f"127.0.0.1:{DEFAULT_HTTP_PORT}", show_default=True, help="HOST:PORT for /health and /metrics; 'off': none."
 )
 @click.option("--locality", default=None, help="KEY=VALUE,… from the widest to the narrowest.")
-@click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, without TLS.")
+@click.option(
+    "--certs-dir", type=click.Path(path_type=Path, file_okay=False), default=None, help="Directory of this node's certificates: TLS is on."
+)
+@click.option("--insecure", is_flag=True, help="No TLS, also at addresses that other machines can reach.")
 def start_command(
     store: Path,
     memory: bool,
@@ -75,6 +80,7 @@ def start_command(
     join: str | None,
     http: str,
     locality: str | None,
+    certs_dir: Path | None,
     insecure: bool,
 ) -> None:
     """Start a node: found a cluster, restart the store's own, or (--join) join one."""
@@ -86,10 +92,13 @@ def start_command(
             join=_addresses(join),
             http=None if http == "off" else parse_address(http, default_port=DEFAULT_HTTP_PORT),
             locality=_locality(locality),
+            certs_dir=certs_dir,
         )
-        for address in (config.listen, config.http):
-            if address is not None:
-                _check_loopback(address, insecure)
+        if certs_dir is not None and insecure:
+            raise ValueError("--certs-dir turns TLS on and --insecure turns it off: say one of them")
+        for address in (config.listen, config.advertise, config.http):
+            if address is not None and certs_dir is None and not insecure:
+                _check_loopback(address)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     _log_to(config)
@@ -110,14 +119,23 @@ async def _serve(config: NodeConfig) -> None:
     node = Node(config)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey_signals, node)
+        if config.certs_dir is not None and hasattr(signal, "SIGHUP"):
+            nursery.start_soon(_read_certificates_on_hangup, node)
         await nursery.start(node.run)
         gc.freeze()
         where = "in memory" if config.store is None else f"in {config.store}"
         click.echo(f"dsdb: node {node.node_id} serves at {node.address}, data {where}")
         if node.http_address is not None:
-            click.echo(f"dsdb: metrics and health at http://{node.http_address}/")
+            scheme = "http" if config.certs_dir is None else "https"
+            click.echo(f"dsdb: metrics and health at {scheme}://{node.http_address}/")
         await node.ended.wait()
         nursery.cancel_scope.cancel()
+
+
+async def _read_certificates_on_hangup(node: Node) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            node.refresh_certificates()
 
 
 async def _obey_signals(node: Node) -> None:

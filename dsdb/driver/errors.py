@@ -103,6 +103,7 @@ _BY_SQLSTATE: dict[str, type[DatabaseError]] = {
     "58": OperationalError,
     "21": ProgrammingError,
     "25": ProgrammingError,
+    "28": OperationalError,
     "3B": ProgrammingError,
     "3D": ProgrammingError,
     "3F": ProgrammingError,

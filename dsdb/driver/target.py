@@ -1,11 +1,16 @@
 """What `connect` is given: a URL of nodes, a directory, or nothing.
 
 dsdb://user@h1:7432,h2:7432/db?autocommit=true&load_balance=random
+dsdb://…?sslmode=verify-full&sslrootcert=ca.crt&sslcert=client.user.crt&sslkey=client.user.key      or certs_dir=DIR
 path/                                        an embedded node over this directory
 None                                         an embedded node in memory
+
+Options of TLS that a URL does not have are taken from the environment: DSDB_SSLMODE, DSDB_SSLROOTCERT, DSDB_SSLCERT, DSDB_SSLKEY,
+DSDB_CERTS_DIR.
 """
 
 import os
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -18,6 +23,10 @@ DEFAULT_DATABASE = "defaultdb"
 CONNECT_TIMEOUT_SECONDS = 10.0
 LOAD_BALANCES = ("first", "random", "round_robin", "least_loaded")
 
+SSL_MODES = ("disable", "verify-ca", "verify-full")
+"""No TLS; the node's certificate is the authority's; and it also names the host."""
+TLS_OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "certs_dir")
+
 _SCHEME = "dsdb://"
 _SETTINGS = ("application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 
@@ -26,7 +35,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where to connect, and as whom.
 
     hosts: (host, port) in the order given; load_balance: which is tried first; autocommit: every statement commits by itself; options:
-    settings of the session.
+    settings of the session; sslmode, and files of certificates: certs_dir has those that are not named (empty) by themselves.
     """
 
     hosts: tuple[tuple[str, int], ...] = ()
@@ -37,6 +46,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout: float = CONNECT_TIMEOUT_SECONDS
     autocommit: bool = False
     options: dict[str, str] = {}
+    sslmode: str = "disable"
+    sslrootcert: str = ""
+    sslcert: str = ""
+    sslkey: str = ""
+    certs_dir: str | None = None
 
     @property
     def is_embedded(self) -> bool:
@@ -67,6 +81,7 @@ def parse_target(target: str | os.PathLike[str] | None) -> Target:
         connect_timeout=_seconds(known.get("connect_timeout")),
         autocommit=_boolean("autocommit", known.get("autocommit", "false")),
         options=options,
+        **_tls(known),
     )
 
 
@@ -74,16 +89,35 @@ def _split_query(query: str) -> tuple[dict[str, str], dict[str, str]]:
     known: dict[str, str] = {}
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in ("autocommit", "load_balance", "connect_timeout"):
+        if name in ("autocommit", "load_balance", "connect_timeout", *TLS_OPTIONS):
             known[name] = value
         elif name in _SETTINGS:
             options[name] = value
         else:
             raise InterfaceError(
                 f"the URL has an unknown option {name!r}",
-                hint=f"Known are autocommit, load_balance, connect_timeout, {', '.join(_SETTINGS)}.",
+                hint=f"Known are autocommit, load_balance, connect_timeout, {', '.join((*TLS_OPTIONS, *_SETTINGS))}.",
             )
     return known, options
+
+
+def _tls(known: dict[str, str]) -> dict[str, Any]:
+    """Give the options of TLS: of the URL, else of the environment."""
+    found = {name: known.get(name) or os.environ.get(f"DSDB_{name.upper()}", "") for name in TLS_OPTIONS}
+    is_named = any(found[name] for name in TLS_OPTIONS[1:])
+    mode = found["sslmode"] or ("verify-full" if is_named else "disable")
+    if mode in ("allow", "prefer", "require"):
+        raise InterfaceError(f"sslmode is {mode!r}, which checks nobody", hint="Say verify-full, verify-ca, or disable for no TLS.")
+    if mode not in SSL_MODES:
+        raise InterfaceError(f"sslmode is {mode!r}, expected one of {', '.join(SSL_MODES)}")
+    if mode != "disable" and not found["certs_dir"]:
+        for name in ("sslrootcert", "sslcert", "sslkey"):
+            if not found[name]:
+                raise InterfaceError(
+                    f"sslmode is {mode}, and {name} is missing",
+                    hint="Name sslrootcert, sslcert and sslkey, or certs_dir (--certs-dir, DSDB_CERTS_DIR).",
+                )
+    return {**found, "sslmode": mode, "certs_dir": found["certs_dir"] or None}
 
 
 def _parse_host(text: str) -> tuple[str, int]:

@@ -9,6 +9,7 @@ Invariants:
 import socket
 import threading
 from collections import deque
+from typing import TYPE_CHECKING
 
 from dsdb.driver.errors import OperationalError, error_of
 from dsdb.driver.target import Target
@@ -29,6 +30,11 @@ from dsdb.protocol.messages import (
 )
 from dsdb.protocol.states import ClientSide
 from dsdb.sql.transaction_status import TransactionStatus
+
+if TYPE_CHECKING:
+    import ssl
+
+    from dsdb.driver.encrypted import EncryptedSocket
 
 _READ_BYTES = 64 << 10
 _READ_BYTES_INSIDE_FRAME = 1 << 20
@@ -66,10 +72,19 @@ class NoticeText(str):
     severity: str
 
 
+def _context_of(target: Target) -> "ssl.SSLContext | None":
+    """As `encrypted.context_of`: without TLS nothing of it is loaded."""
+    if target.sslmode == "disable":
+        return None
+    from dsdb.driver.encrypted import context_of  # noqa: PLC0415, RUF100
+
+    return context_of(target)
+
+
 class Wire:
     """A socket that speaks the protocol."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: "socket.socket | EncryptedSocket") -> None:
         self._socket = sock
         self._reader = FrameReader(frame_bytes_max=RESPONSE_BYTES_MAX)
         self._send_lock = threading.Lock()
@@ -84,7 +99,8 @@ class Wire:
 
     @classmethod
     def open(cls, host: str, port: int, target: Target) -> "Wire":
-        """Connect to a node and open a session.  Raises OperationalError, or what the node answers."""
+        """Connect to a node and open a session.  Raises OperationalError, InterfaceError, or what the node answers."""
+        context = _context_of(target)
         try:
             sock = socket.create_connection((host, port), timeout=target.connect_timeout)
         except OSError as error:
@@ -93,6 +109,8 @@ class Wire:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             expect_signs_of_life(sock)
+            if context is not None:
+                wire._encrypt(sock, context, host)
             wire._shake_hands(target)
             sock.settimeout(None)
         except (OSError, WireClosedError) as error:
@@ -105,6 +123,11 @@ class Wire:
             wire.close()
             raise
         return wire
+
+    def _encrypt(self, sock: socket.socket, context: "ssl.SSLContext", host: str) -> None:
+        from dsdb.driver.encrypted import EncryptedSocket  # noqa: PLC0415, RUF100
+
+        self._socket = EncryptedSocket(sock, context, host)
 
     def _shake_hands(self, target: Target) -> None:
         self._socket.sendall(SQL_MAGIC + encode_message(Hello(user=target.user, database=target.database, options=dict(target.options))))

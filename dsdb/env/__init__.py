@@ -7,6 +7,7 @@ same run.
 from dsdb.env.clock import Clock, SystemClock
 from dsdb.env.disk import DiskThread, InlineDisk, Offload
 from dsdb.env.network import Address, Network, NodeListener, NodeStream, TcpListener, TcpNetwork, TcpStream, parse_address
+from dsdb.env.tls import TlsNetwork, TlsStream, UntrustedError
 
 __all__ = [
     "Address",
@@ -21,5 +22,8 @@ __all__ = [
     "TcpListener",
     "TcpNetwork",
     "TcpStream",
+    "TlsNetwork",
+    "TlsStream",
+    "UntrustedError",
     "parse_address",
 ]

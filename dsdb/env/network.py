@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from dsdb.tls.identity import Identity
+
 RECEIVE_BYTES = 256 * 1024
 """Most bytes taken from a socket in one call."""
 PROBE_AFTER_S, PROBE_EVERY_S, PROBES = 10, 5, 3
@@ -42,6 +44,11 @@ def parse_address(text: str, *, default_port: int) -> Address:
 
 class NodeStream(trio.abc.Stream):
     """A byte stream to a peer: trio's Stream, and a send that does not wait."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """Say whom the peer's certificate names; None without TLS."""
+        return None
 
     @abc.abstractmethod
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:

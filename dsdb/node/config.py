@@ -22,12 +22,14 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What `dsdb start` was asked for.
 
     store: its directory, None keeps everything in memory; join: nodes to ask, none: found a cluster or restart the store's own;
-    http: None serves no metrics; locality: of this node, key=value in order from the widest; transactions: how large they may be.
+    http: None serves no metrics; certs_dir: of the node's certificate, None speaks no TLS; locality: of this node, key=value in order from
+    the widest; transactions: how large they may be.
     """
 
     listen: Address = Address("127.0.0.1", DEFAULT_PORT)
     advertise: Address | None = None
     http: Address | None = None
+    certs_dir: Path | None = None
     store: Path | None = None
     join: tuple[Address, ...] = ()
     locality: tuple[tuple[str, str], ...] = ()

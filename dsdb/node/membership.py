@@ -21,7 +21,7 @@ from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
 from dsdb.node.config import StartError
 from dsdb.node.directory import Directory, NodeEntry
 from dsdb.ranges import RangeCache
-from dsdb.rpc import CallFailed, Method, MethodKind, NotSent, Peers, ReplyLost, RpcError
+from dsdb.rpc import CallFailed, Method, MethodKind, NotSent, NotTrusted, Peers, Refused, ReplyLost, RpcError
 from dsdb.sql.ports import PortError, TransactionRetryError
 from dsdb.storage.keys import system_key
 from dsdb.txn import TransactionFactory
@@ -188,6 +188,7 @@ async def ask_to_join(
 ) -> JoinReply:
     """Ask the addresses in turn for a place in their cluster.  Raises StartError with a sentence."""
     reasons: dict[Address, str] = {}
+    refused: set[Address] = set()
     with trio.move_on_after(timeout_s):
         while True:
             for address in addresses:
@@ -198,10 +199,20 @@ async def ask_to_join(
                         return await peers.call(NodeId(0), JOIN, JoinRequest(FORMAT), timeout_s=5.0)
                     except KvError as error:
                         reasons[address] = getattr(error.detail, "reason", str(error.detail))
+                    except (NotTrusted, Refused) as error:
+                        said = str(error.detail) if isinstance(error, Refused) else str(error)
+                        reasons[address] = said.removeprefix("node 0 cannot be reached: ")
+                        refused.add(address)
                     except RpcError as error:
                         reasons[address] = str(error).removeprefix("node 0 cannot be reached: ")
                     finally:
                         nursery.cancel_scope.cancel()
+            if refused.issuperset(addresses):
+                # Certificates do not change by waiting.
+                raise StartError(f"no node lets this one join ({_tried(reasons)}).")
             await trio.sleep(JOIN_PAUSE_S)
-    tried = "; ".join(f"{address}: {reason}" for address, reason in sorted(reasons.items()))
-    raise StartError(f"no node to join answered within {timeout_s:.0f} s ({tried or 'nobody was asked'}).")
+    raise StartError(f"no node to join answered within {timeout_s:.0f} s ({_tried(reasons) or 'nobody was asked'}).")
+
+
+def _tried(reasons: dict[Address, str]) -> str:
+    return "; ".join(f"{address}: {reason}" for address, reason in sorted(reasons.items()))

@@ -12,7 +12,7 @@ import secrets
 
 import trio
 
-from dsdb.env import Address, Clock, DiskThread, InlineDisk, Network, NodeListener, Offload, SystemClock, TcpNetwork
+from dsdb.env import Address, Clock, DiskThread, InlineDisk, Network, NodeListener, Offload, SystemClock, TcpNetwork, TlsNetwork
 from dsdb.kv.ids import NodeId
 from dsdb.node.config import DRAIN_S, NodeConfig, StartError
 from dsdb.node.http import HttpServer, NodeMetrics
@@ -21,6 +21,8 @@ from dsdb.node.opening import OpenStore, open_store
 from dsdb.node.parts import NodeParts
 from dsdb.rpc import CallFailed, RpcError
 from dsdb.storage.engine import Engine
+from dsdb.tls.credentials import NodeCredentials
+from dsdb.tls.errors import CertificateError
 
 log = logging.getLogger("dsdb.node")
 
@@ -46,7 +48,8 @@ class Node:
         self._config = config
         self._engine = engine
         self._clock = clock or SystemClock()
-        self._network = network or TcpNetwork()
+        self._credentials: NodeCredentials | None = None
+        self._network: Network = network or TcpNetwork()
         self._disk = disk or (DiskThread("dsdb-disk") if config.store is not None else InlineDisk())
         self._random = chance or random.Random(secrets.randbits(64))
         self._scope = trio.CancelScope()
@@ -62,6 +65,7 @@ class Node:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start, serve until `stop` or cancellation, and close everything.  Raises StartError."""
+        self._open_certificates()
         listener = await self._listen()
         try:
             opened = await open_store(
@@ -84,6 +88,23 @@ class Node:
             self._scope.cancel()
         self._stop_asked.set()
 
+    def refresh_certificates(self) -> bool:
+        """Read the certificates again if their files have changed; give whether the node has any."""
+        if self._credentials is not None:
+            self._credentials.refresh()
+        return self._credentials is not None
+
+    def _open_certificates(self) -> None:
+        directory = self._config.certs_dir
+        if directory is None:
+            return
+        try:
+            self._credentials = NodeCredentials(directory)
+            self._credentials.check_host((self._config.advertise or self._config.listen).host)
+        except CertificateError as error:
+            raise StartError(f"{error}.") from error
+        self._network = TlsNetwork(self._credentials)
+
     async def _listen(self) -> NodeListener:
         try:
             listener = await self._network.listen(self._config.listen)
@@ -93,7 +114,7 @@ class Node:
         return listener
 
     async def _serve(self, opened: OpenStore, listener: NodeListener, task_status: trio.TaskStatus[None]) -> None:
-        parts = NodeParts(self._config, opened, self.address, self._clock, self._network, self._disk, self._random)
+        parts = NodeParts(self._config, opened, self.address, self._clock, self._network, self._disk, self._random, self._credentials)
         self.parts = parts
         self.node_id = parts.identity.node_id
         http = self._open_http(parts)
@@ -124,7 +145,7 @@ class Node:
         if self._config.http is None:
             return None
         try:
-            http = HttpServer(self._config.http, health=parts.health, metrics=NodeMetrics(parts.metrics))
+            http = HttpServer(self._config.http, parts.health, NodeMetrics(parts.metrics), self._credentials)
         except OSError as error:
             raise StartError(f"cannot listen at {self._config.http}: {error.strerror or error}.") from error
         self.http_address = http.address

@@ -15,7 +15,7 @@ import trio
 
 from dsdb import __version__
 from dsdb.coordinator import Coordinator, MetaWriter, StoreView
-from dsdb.env import Address, Clock, Network, NodeListener, NodeStream, Offload
+from dsdb.env import Address, Clock, Network, NodeListener, Offload
 from dsdb.flow import FRAGMENT, FragmentRunner, Gatherer
 from dsdb.jobs import Cleanup, VersionCollector
 from dsdb.kv.descriptor import RangeDescriptor
@@ -26,6 +26,7 @@ from dsdb.node.activity import ACTIVITY, Activity
 from dsdb.node.cluster_view import NodeClusterView
 from dsdb.node.config import NodeConfig
 from dsdb.node.directory import Directory, NodeEntry
+from dsdb.node.greeting import Greeter
 from dsdb.node.lag import LoopLag
 from dsdb.node.membership import (
     CATALOG_RENEW,
@@ -39,10 +40,8 @@ from dsdb.node.opening import OpenStore
 from dsdb.node.readiness import Readiness
 from dsdb.node.transport import FRAME, SNAPSHOT, RpcTransport, SnapshotInstalled
 from dsdb.oracle import ISSUE, Issuer, IssueReply, IssueRequest, OracleClient
-from dsdb.protocol.frames import SQL_MAGIC_PREFIX
 from dsdb.ranges import KV_CALL, Router
 from dsdb.rpc import Peers, Registry, RpcError, RpcServer
-from dsdb.rpc.frames import RPC_MAGIC
 from dsdb.rpc.server import Hello
 from dsdb.session.server import SessionServer
 from dsdb.sql.catalog_lease import CatalogLeases
@@ -55,14 +54,13 @@ from dsdb.storage.timestamp import Timestamp
 from dsdb.store.config import StoreConfig
 from dsdb.store.frame import SnapshotHeader, StoreFrame
 from dsdb.store.store import Store
+from dsdb.tls.credentials import NodeCredentials
 from dsdb.txn import AttemptIds, Finisher, Janitor, LockKeeper, Settlement, TransactionFactory, TxnCounters
 
 log = logging.getLogger("dsdb.node")
 
 HANDOVER_LOOK_S = 0.01
 """Time between looks at whether another store leads what was handed over."""
-MAGIC_TIMEOUT_S = 10.0
-"""A connection that does not say what it is for this long is closed."""
 
 
 class NodeParts:
@@ -77,11 +75,13 @@ class NodeParts:
         network: Network,
         disk: Offload,
         chance: random.Random,
+        credentials: NodeCredentials | None = None,
     ) -> None:
         self.identity = opened.identity
         self._config = config
         self._opened = opened
         self._clock = clock
+        self._credentials = credentials
         node_id = self.identity.node_id
         self.probe_addresses: dict[NodeId, Address] = {}
         self.directory = Directory(opened.engine)
@@ -111,6 +111,7 @@ class NodeParts:
         self.lease_changes = 0
         self.rpc = RpcServer(self._registry())
         self.rpc.cluster_id = self.identity.cluster_id
+        self.greeter = Greeter(self.rpc, self.sessions, credentials)
         self.store.on_descriptor_applied(self._descriptor_applied)
         self.store.on_lease_changed(self._lease_changed)
 
@@ -236,36 +237,7 @@ class NodeParts:
                 log.warning("a connection was not accepted: %s", error)  # out of file descriptors: those in use go on
                 await trio.sleep(0.1)
                 continue
-            nursery.start_soon(self._greet, stream)
-
-    async def _greet(self, stream: NodeStream) -> None:
-        """Read what a connection is for, and hand it on."""
-        data = b""
-        try:
-            with trio.move_on_after(MAGIC_TIMEOUT_S):
-                while len(data) < len(RPC_MAGIC):
-                    more = await stream.receive_some(len(RPC_MAGIC) - len(data))
-                    if not more:
-                        break
-                    data += bytes(more)
-            if data == RPC_MAGIC:
-                await self.rpc.serve(stream)
-            elif data.startswith(SQL_MAGIC_PREFIX):
-                await self.sessions.serve(stream, data)
-            else:
-                await self._send_away(stream, data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it went away before it said anything
-        finally:
-            with trio.CancelScope(shield=True):
-                await stream.aclose()
-
-    async def _send_away(self, stream: NodeStream, data: bytes) -> None:
-        text = "this port speaks dsdb's own protocols: use `dsdb sql` or a driver; metrics and health are on the HTTP port\n"
-        if data[:4] in (b"GET ", b"POST", b"HEAD", b"PUT "):
-            text = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n{text}"
-        if data:
-            await stream.send_all(text.encode())
+            nursery.start_soon(self.greeter.greet, stream)
 
     async def hand_over_leases(self) -> None:
         """Ask another replica of each range led here to lead it, so that nobody waits for this store's silence to be noticed.
@@ -331,6 +303,9 @@ class NodeParts:
             "statements": ("Statements since the start", float(sessions.statements), True),
             "nodes_known": ("Nodes in the directory", float(len(self.directory.entries())), False),
         }
+        if self._credentials is not None:
+            expires = self._credentials.expires
+            found["certificate_expires_seconds"] = ("When the node's certificate expires, since the epoch", expires, False)
         found["store_lease_changes"] = ("Leases begun or ended on this store", float(self.lease_changes), True)
         for name, description, count in self.txn_counters.entries():
             found[f"txn_{name}"] = (description, float(count), True)

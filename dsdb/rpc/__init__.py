@@ -3,9 +3,21 @@
 A reader starts at `method` (what can be called), then `peer` (the calling side) and `server` (the serving side); `frames` has the bytes.
 """
 
-from dsdb.rpc.errors import CallFailed, NotSent, ReplyLost, RpcError
+from dsdb.rpc.errors import CallFailed, NotSent, NotTrusted, Refused, ReplyLost, RpcError
 from dsdb.rpc.method import Method, MethodKind, Registry
 from dsdb.rpc.peer import Peers
 from dsdb.rpc.server import RpcServer
 
-__all__ = ["CallFailed", "Method", "MethodKind", "NotSent", "Peers", "Registry", "ReplyLost", "RpcError", "RpcServer"]
+__all__ = [
+    "CallFailed",
+    "Method",
+    "MethodKind",
+    "NotSent",
+    "NotTrusted",
+    "Peers",
+    "Refused",
+    "Registry",
+    "ReplyLost",
+    "RpcError",
+    "RpcServer",
+]

@@ -19,9 +19,9 @@ import msgspec
 import outcome
 import trio
 
-from dsdb.env import Address, Clock, Network, NodeStream
+from dsdb.env import Address, Clock, Network, NodeStream, UntrustedError
 from dsdb.kv.ids import NodeId
-from dsdb.rpc.errors import CallFailed, FrameError, NotSent, ReplyLost, RpcError
+from dsdb.rpc.errors import CallFailed, FrameError, NotSent, NotTrusted, Refused, ReplyLost, RpcError
 from dsdb.rpc.frames import RPC_MAGIC, Frame, FrameKind, FrameReader, encode_frame, encode_header
 from dsdb.rpc.method import Method, ReplyT, RequestT
 from dsdb.rpc.outbox import Outbox
@@ -198,6 +198,10 @@ class _Peer:
         self.connection: _Connection | None = None
         self._connecting: trio.Event | None = None
         self._error = "not tried yet"
+        self._is_untrusted = False
+        """The last try failed by certificates: `_error` says how."""
+        self.refusal = ""
+        """What was logged last of a refusal, by either side: it is logged again only when it changes."""
         self._is_unreachable = False
         """The last try to connect failed: nobody waits for the next one."""
         self._retry_at = 0.0
@@ -212,8 +216,15 @@ class _Peer:
             await self._connecting.wait()
         connection: _Connection | None = self.connection  # it was set while we waited, or was not
         if connection is None:
-            raise NotSent(f"node {self._node_id} cannot be reached: {self._error}")
+            kind = NotTrusted if self._is_untrusted else NotSent
+            raise kind(f"node {self._node_id} cannot be reached: {self._error}")
         return connection
+
+    def log_refusal(self, message: str) -> None:
+        """Log that the two nodes do not talk to each other, once for each reason."""
+        if message != self.refusal:
+            self.refusal = message
+            log.error("node %d and this node do not talk to each other: %s", self._node_id, message)
 
     def send(self, method: Method[Any, None], message: Any) -> bool:
         if self.connection is None:
@@ -280,6 +291,9 @@ class _Peer:
         except (OSError, trio.TooSlowError, trio.BrokenResourceError, NotSent) as error:
             self._error = (error.strerror if isinstance(error, OSError) else str(error)) or "it does not answer"
             self._is_unreachable = True
+            self._is_untrusted = isinstance(error, UntrustedError)
+            if self._is_untrusted:
+                self.log_refusal(self._error)
             self._retry_at = self._clock.now() + RECONNECT_PAUSE_S
             await self._close_bulk()
             return
@@ -287,7 +301,7 @@ class _Peer:
             # Also when cancelled: whoever waits for the connection must hear that there is none.
             if self.connection is None and stream is None:
                 self._done_connecting()
-        self.connection = connection = _Connection(self._node_id, stream)
+        self.connection = connection = _Connection(self._node_id, stream, self.log_refusal)
         self._is_unreachable = False
         self._done_connecting()
         try:
@@ -323,8 +337,9 @@ class _Peer:
 class _Connection:
     """A control connection that is up."""
 
-    def __init__(self, node_id: NodeId, stream: NodeStream) -> None:
+    def __init__(self, node_id: NodeId, stream: NodeStream, log_refusal: Callable[[str], None]) -> None:
         self._node_id = node_id
+        self._log_refusal = log_refusal
         self.stream = stream
         self.outbox = Outbox(stream, buffer_bytes_max=OUTBOX_BYTES_MAX)
         self._calls: dict[int, _Call] = {}
@@ -366,6 +381,9 @@ class _Connection:
                 self._was_heard = True
                 for frame in frames.feed(data):
                     self._take(frame)
+        except UntrustedError as error:
+            # With TLS 1.3 the one that connects may send before the other has looked at its certificate.
+            self._refused(str(error))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except (FrameError, msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -401,13 +419,16 @@ class _Connection:
         for call in calls.values():
             error: RpcError = ReplyLost(f"the connection to node {self._node_id} broke before {call.method.name} was answered")
             if self._refusal is not None:
-                error = CallFailed(self._refusal)
+                error = Refused(self._refusal)
             trio.lowlevel.reschedule(call.task, outcome.Error(error))
+
+    def _refused(self, reason: str) -> None:
+        self._refusal = reason
+        self._log_refusal(reason)
 
     def _take(self, frame: Frame) -> None:
         if frame.call_id == 0 and frame.kind == FrameKind.ERROR:
-            self._refusal = _DECODE_ERROR(bytes(frame.payload)).message
-            log.error("node %d refuses this node: %s", self._node_id, self._refusal)
+            self._refused(_DECODE_ERROR(bytes(frame.payload)).message)
             return
         call = self._calls.pop(frame.call_id, None)
         if call is None:

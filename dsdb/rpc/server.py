@@ -69,6 +69,10 @@ class RpcServer:
             with trio.CancelScope(shield=True):
                 await stream.aclose()
 
+    async def refuse(self, stream: NodeStream, message: str) -> None:
+        """Say why a connection, whose magic has been read, is not served; the caller closes it.  Raises BrokenResourceError."""
+        await stream.send_all(encode_frame(FrameKind.ERROR, UNTYPED_ERROR, 0, _ENCODE(ErrorReply(message))))
+
 
 class _Connection:
     def __init__(self, server: RpcServer, registry: Registry, stream: NodeStream) -> None:

@@ -24,7 +24,7 @@ from dsdb.protocol.states import NodeSide
 from dsdb.session.gateway import NEVER, GatewaySession, say_last_word
 from dsdb.session.limits import SessionLimits
 from dsdb.session.port import StatementPort
-from dsdb.sql.errors import ProtocolViolationError, ShutdownError, SqlError, TooManyConnectionsError
+from dsdb.sql.errors import InvalidAuthorizationError, ProtocolViolationError, ShutdownError, SqlError, TooManyConnectionsError
 from dsdb.sql.ports import OpenTransactionInfo
 
 _LOG = logging.getLogger(__name__)
@@ -106,10 +106,11 @@ class SessionServer:
             self._idle[session] = None
             self._wake_sweep()
 
-    async def serve(self, stream: trio.abc.Stream, first_bytes: bytes = b"") -> None:
+    async def serve(self, stream: trio.abc.Stream, first_bytes: bytes = b"", *, user: str | None = None) -> None:
         """Serve one connection to its end, and close it.
 
-        first_bytes: what was read of it already; the magic is read to its end here.
+        first_bytes: what was read of it already; the magic is read to its end here.  user: the only one whose session it may open, as
+        its certificate says; None if there is no certificate and anybody may.
         """
         async with stream:
             # Twice the sessions may be at the door; beyond that even the refusal is too much.
@@ -117,13 +118,17 @@ class SessionServer:
                 return
             self._admitted += 1
             try:
-                await self._serve_admitted(stream, first_bytes)
+                await self._serve_admitted(stream, first_bytes, user)
             finally:
                 self._admitted -= 1
 
-    async def _serve_admitted(self, stream: trio.abc.Stream, first_bytes: bytes) -> None:
+    async def refuse(self, stream: trio.abc.Stream, error: SqlError) -> None:
+        """Tell a client, whose magic has been read, why it gets no session; the caller closes the connection."""
+        await say_last_word(stream, error, self._limits)
+
+    async def _serve_admitted(self, stream: trio.abc.Stream, first_bytes: bytes, user: str | None) -> None:
         try:
-            session = await self._open(stream, first_bytes)
+            session = await self._open(stream, first_bytes, user)
         except ProtocolError as error:
             await say_last_word(stream, ProtocolViolationError(str(error)), self._limits)
             return
@@ -143,7 +148,7 @@ class SessionServer:
             self._idle.pop(session, None)
             self._session_ended.set()
 
-    async def _open(self, stream: trio.abc.Stream, first_bytes: bytes) -> GatewaySession | None:
+    async def _open(self, stream: trio.abc.Stream, first_bytes: bytes, user: str | None) -> GatewaySession | None:
         """Shake hands; None if the client went, or says nothing in time."""
         reader = FrameReader(frame_bytes_max=self._limits.request_bytes_max)
         side = NodeSide()
@@ -164,6 +169,11 @@ class SessionServer:
                 inbox.extend(_heard(side, frame) for frame in reader.receive(more))
             hello = inbox.popleft()
             assert type(hello) is Hello, hello
+            if user is not None and hello.user != user:
+                raise InvalidAuthorizationError(
+                    f"the certificate is of user {user}, and the session asks for user {hello.user}",
+                    hint="Name the user in the URL: dsdb://USER@host:7432/database.",
+                )
             return await self._admit(stream, hello, reader=reader, side=side, inbox=inbox)
         return None
 
