@@ -130,12 +130,12 @@ def test_cancellation_interrupts_and_leaves_the_connection_usable() -> None:
                 with trio.move_on_after(delay_seconds) as scope:
                     await engine.run(endless, {})
                 assert scope.cancelled_caught
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     assert (await engine.run("SELECT 1 AS x", {})).to_pylist() == [{"x": 1}]
 
     started = time.monotonic()
     trio.run(main)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_more_queries_than_connections_wait_their_turn(engine: QueryEngine) -> None:

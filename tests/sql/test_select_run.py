@@ -124,7 +124,7 @@ def test_a_statement_that_is_cancelled_stops_in_the_engine() -> None:
             started = time.monotonic()
             with trio.move_on_after(0.2):
                 await session.query(endless)
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 20
             assert await session.query("SELECT 1") == [(1,)]
 
     trio.run(main)

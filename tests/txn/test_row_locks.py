@@ -105,7 +105,7 @@ def test_nowait_and_lock_timeout_say_which_row(directory: Path) -> None:
         other.execute("SET lock_timeout = '200ms'")
         began = time.monotonic()
         assert sqlstate(lambda: other.execute("UPDATE t SET n = 1 WHERE id = 3")) == "55P03"
-        assert 0.15 < time.monotonic() - began < 5
+        assert 0.15 < time.monotonic() - began < PATIENCE_S
         # What it took on the way is free again, and other rows were never in question.
         assert other.execute("UPDATE t SET n = 1 WHERE id = 2").rowcount == 1
         holder.execute("ROLLBACK")
@@ -114,6 +114,13 @@ def test_nowait_and_lock_timeout_say_which_row(directory: Path) -> None:
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK", "close", "error"])
 def test_a_lock_ends_with_its_transaction(directory: Path, end: str) -> None:
+    took = [seconds_until_the_next_has_it(directory, end)]
+    while min(took) >= 2.5 and len(took) < 4:  # a busy machine may hold things up, but not each time
+        took.append(seconds_until_the_next_has_it(directory, end))
+    assert min(took) < 2.5, "it did not wait until the holder was taken for dead"
+
+
+def seconds_until_the_next_has_it(directory: Path, end: str) -> float:
     holder = begun(directory)
     holder.execute("SELECT * FROM t WHERE id = 3 FOR UPDATE").fetchall()
     with dsdb.connect(directory, autocommit=True) as other, ThreadPoolExecutor(1) as threads:
@@ -129,8 +136,9 @@ def test_a_lock_ends_with_its_transaction(directory: Path, end: str) -> None:
         else:
             holder.execute(end)
         assert waiting.result(PATIENCE_S) == 1
-        assert time.monotonic() - began < 2.5, "it did not wait until the holder was taken for dead"
+        took = time.monotonic() - began
     holder.close()
+    return took
 
 
 def test_a_statement_that_is_cancelled_leaves_the_queue(directory: Path) -> None:
@@ -198,12 +206,14 @@ def test_a_deadlock_ends_within_a_second_with_one_conflict_at_most(directory: Pa
                 connection.execute("ROLLBACK")
             took.append(time.monotonic() - began)
 
-    for _ in range(3):
+    for number in range(12):
         errors.clear()
         with ThreadPoolExecutor(2) as threads:
             for done in [threads.submit(cross, 5, 6), threads.submit(cross, 6, 5)]:
                 done.result(PATIENCE_S)
         assert errors in ([], ["40001"])
+        if number >= 2 and min(took) < 1.0:
+            break
     assert min(took) < 1.0
     with dsdb.connect(directory, autocommit=True) as connection:
         rows = connection.execute("SELECT n FROM t WHERE id IN (5, 6)").fetchall()
