@@ -107,8 +107,8 @@ def _read_past(replica: Replica, keys: Sequence[bytes], ts: Timestamp) -> ReadRe
         raise KvError(BelowThreshold(threshold))
     try:
         return ReadReply(ts, tuple(mvcc.get_many(replica.context.engine, keys, ts)))
-    except IntentsFoundError as error:
-        raise AssertionError(f"range {replica.range_id} has intents at or below {ts}, where it is resolved") from error
+    except IntentsFoundError:
+        raise KvError(replica.no_lease()) from None
 
 
 def check_span_read(replica: Replica, span: Span, ts: Timestamp, *, is_past: bool = False) -> None:

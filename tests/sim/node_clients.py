@@ -24,6 +24,7 @@ from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError
 from dsdb.sql.types import INT
 from tests.checkers.history import Append, ReadList, Recorder, Violation
+from tests.sim.past_clients import PastClients
 from tests.sim.sql_clients import TABLES, SqlClients, only_row
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ T = TypeVar("T")
 CLIENTS = 3
 KINDS = ("insert", "count", "append", *TABLES)
 """Kinds of clients; there are so many of each."""
+PAST = "past"
+"""A kind that goes with others (`past_clients`)."""
 COUNTERS = 3
 LISTS = 6
 EXPECTED = (CannotConnectNowError, SerializationError, LockNotAvailableError, RangeUnavailableError, TransactionRetryError)
@@ -99,6 +102,7 @@ class Clients:
         self._kinds = kinds
         self._next_id = 1
         self.sql = SqlClients(chance, self._on_some_host, seed)
+        self.past = PastClients(chance, model, self._on_some_host, has_accounts="transfers" in kinds)
         self.is_over = False
 
     async def run(self, stop: Callable[[], Awaitable[None]]) -> None:
@@ -194,7 +198,7 @@ class Clients:
         model.note("lists", client, record.number, record.ops, ts)
 
     async def _transact(self, kind: str, client: int) -> None:
-        what = await self.sql.act(kind, client)
+        what = await (self.past.act() if kind == PAST else self.sql.act(kind, client))
         self._model.events[what] += 1
         self._model.note(what, client)
 

@@ -41,7 +41,7 @@ from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import PortError
 from dsdb.storage.errors import StorageError
 from dsdb.txn.parallel_commit import ParallelCommit
-from tests.sim.node_clients import KINDS, execute
+from tests.sim.node_clients import KINDS, PAST, execute
 from tests.sim.sql_clients import SPLIT_AT
 
 if TYPE_CHECKING:
@@ -100,26 +100,35 @@ class Mix:
     """The part of the requests that arrive once more after their connection broke."""
     staged_keys: int | None
     """How many keys a record may promise; None: as many as usual."""
+    closed_lag_s: float
+    """After which time a timestamp is closed."""
 
     def __str__(self) -> str:
         keys = "" if self.staged_keys is None else f"; records of {self.staged_keys} keys"
         return (
             f"faults {','.join(self.faults)}; clients {','.join(self.clients)}; {self.delay_ms[0]} to {self.delay_ms[1]} ms; "
-            f"late copies {self.late_copies:g}{keys}"
+            f"late copies {self.late_copies:g}{keys}; closed after {self.closed_lag_s:g} s"
         )
 
 
-def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, ...] | None = None) -> Mix:
-    """Give a seed's mix; faults and clients may be said instead, and nothing else changes by it."""
+def draw(
+    seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, ...] | None = None, closed_lag_s: float | None = None
+) -> Mix:
+    """Give a seed's mix; some of it may be said instead, and nothing else changes by it."""
     chance = random.Random(seed)
     own_faults = tuple(chance.sample(FAULTS, chance.randint(2, len(FAULTS))))
     own_clients = chance.sample(KINDS, chance.randint(2, 5))
+    delay_ms = chance.choice(((0, 3), (0, 3), (0, 10), (1, 30)))
+    late_copies = chance.choice((0.0, 0.3, 1.0))
+    staged_keys = chance.choice((None, None, None, 2))
+    own_past = (PAST,) if chance.random() < 0.4 else ()
     return Mix(
         faults=faults or own_faults,
-        clients=clients or tuple(kind for kind in KINDS if kind in own_clients),
-        delay_ms=chance.choice(((0, 3), (0, 3), (0, 10), (1, 30))),
-        late_copies=chance.choice((0.0, 0.3, 1.0)),
-        staged_keys=chance.choice((None, None, None, 2)),
+        clients=clients or (*(kind for kind in KINDS if kind in own_clients), *own_past),
+        delay_ms=delay_ms,
+        late_copies=late_copies,
+        staged_keys=staged_keys,
+        closed_lag_s=closed_lag_s or chance.choice((0.02, 0.3, 3.0)),
     )
 
 

@@ -6,7 +6,7 @@ Faults and clients are chosen for each, so that it is found soon.
 Not here, as the simulation of Raft groups finds them by its invariants, and whole nodes show them too seldom: votes against promises of
 support, and promises forgotten at a start.  Nor what has another rule behind it: without the tombstone of a removed record a late copy
 may make the record anew, and recovery then aborts it with nothing to resolve; an intent below a newer version comes after every read
-that the cache and the low water know of.
+that the cache and the low water know of; a follower that takes a range for resolved above an intent meets the intent when it reads.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.store import evaluate, intents, state_machine
+from dsdb.store.closing import Closing
 from dsdb.store.config import StoreConfig
 from dsdb.store.latches import Latches
 from dsdb.store.replica import Replica
@@ -324,6 +325,31 @@ def splits_lose_records(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StateMachine, "hand_over_records", lost)
 
 
+def closed_timestamps_do_not_bump(patch: pytest.MonkeyPatch) -> None:
+    """A leaseholder promises not to write at or below a timestamp, and does (rule 23)."""
+
+    def forget(self: Replica) -> None:
+        self.promised = max(self.promised, self.context.closing)
+
+    patch.setattr(Replica, "promise", forget)
+
+
+def promises_are_of_what_is_applied(patch: pytest.MonkeyPatch) -> None:
+    """A promise names the applied index, as if no write were on its way through the log (rule 23)."""
+    promise = Closing._promise
+
+    def too_early(self: Closing, now: float) -> None:
+        logs = [replica.raft.log for replica in self._replicas.values()]
+        lasts = [log.last_index for log in logs]
+        for log in logs:
+            log.last_index = log.applied
+        promise(self, now)
+        for log, last in zip(logs, lasts):
+            log.last_index = last
+
+    patch.setattr(Closing, "_promise", too_early)
+
+
 @dataclass(frozen=True)
 class Mutant:
     plant: Callable[[pytest.MonkeyPatch], None]
@@ -332,10 +358,12 @@ class Mutant:
     seeds: int = 200
     """Within so many it must be found."""
     seconds: float = 8.0
+    closed_lag_s: float | None = None
 
 
 LISTS = ("append", "lists")
 MANY = ("append", "lists", "transfers")
+PAST = ("insert", "count", "transfers", "past")
 MUTANTS = (
     Mutant(oracle_serves_late_joiners, ("transfer",), ("insert", "count", "append")),
     Mutant(leases_start_without_low_water, ("transfer",), ("insert", "count", "append")),
@@ -363,6 +391,8 @@ MUTANTS = (
     Mutant(intents_are_resolved_before_the_record, ("gateway", "delays", "resets"), LISTS),
     Mutant(late_intents_become_versions, ("resets",), LISTS),
     Mutant(splits_lose_records, ("splits",), ("pairs", "rows")),
+    Mutant(closed_timestamps_do_not_bump, ("delays",), PAST, closed_lag_s=0.02),
+    Mutant(promises_are_of_what_is_applied, ("slow disk",), PAST, closed_lag_s=0.02),
 )
 
 
@@ -376,7 +406,7 @@ def find(mutant: Mutant, limit_s: float = math.inf) -> tuple[int, BaseException]
                 return None
             try:
                 with _bounded(SEED_S):
-                    simulate(seed, mutant.seconds, mutant.faults, clients=mutant.clients)
+                    simulate(seed, mutant.seconds, mutant.faults, clients=mutant.clients, closed_lag_s=mutant.closed_lag_s)
             except (Violation, SqlError, StorageError) as error:
                 return seed, error
             except _TooLong:

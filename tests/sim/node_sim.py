@@ -175,6 +175,7 @@ class Simulation:
     def count(self, host: Host) -> None:
         """Add what a node has counted to the run's events."""
         if host.is_up and host.node is not None and host.node.parts is not None:
+            self.model.events["store: follower reads"] += int(host.node.parts.store.statistics()["follower_reads"])
             for name, _, count in host.node.parts.txn_counters.entries():
                 self.model.events[f"txn: {name}"] += count
 
@@ -243,6 +244,7 @@ class Simulation:
         node = self.hosts[0].node
         assert node is not None
         await clients.read_lists(node)
+        await clients.past.check_end([host.node for host in self.hosts if host.node is not None])
         await clients.sql.check([kind for kind in self.mix.clients if kind in TABLES], node, self.keep)
         for host in self.hosts:
             self.count(host)
@@ -267,16 +269,17 @@ def simulate(
     keep: Path | None = None,
     clients: tuple[str, ...] | None = None,
     events: Counter[str] | None = None,
+    closed_lag_s: float | None = None,
 ) -> Model:
     """Run one seed.  Raises Violation, or whatever else went wrong; a history that is wrong is kept.
 
-    faults, clients: instead of the seed's own; events: counts what happens, also in a run that fails.
+    faults, clients, closed_lag_s: instead of the seed's own; events: counts what happens, also in a run that fails.
     """
     _seed_trio(seed)
-    mix = draw(seed, faults, clients)
+    mix = draw(seed, faults, clients, closed_lag_s)
     model = Model(events=Counter() if events is None else events)
     hooks = Hooks(model.events)
-    hooks.install(mix.staged_keys)
+    hooks.install(mix.staged_keys, mix.closed_lag_s)
     try:
         simulation = Simulation(seed, seconds, mix, hooks, model, keep)
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -9,6 +9,7 @@ Invariants:
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -16,6 +17,7 @@ import trio
 from dsdb.kv.errors import Conflict, KvError
 from dsdb.kv.intents import RecordReply, TxnStatus
 from dsdb.kv.requests import BumpReply
+from dsdb.node import parts
 from dsdb.sql.execute.engine import QueryEngine
 from dsdb.store import evaluate, intents
 from dsdb.store.clearing import Clearing
@@ -54,6 +56,7 @@ RARE = (
     "rare: intent of a late copy dropped",
     "rare: gateway died in a commit",
     "rare: late copy",
+    "store: follower reads",
 )
 """What a search is expected to have seen, so that it says when it has not."""
 
@@ -82,11 +85,13 @@ class Hooks:
             owner, name, original = self._undo.pop()
             setattr(owner, name, original)
 
-    def install(self, staged_keys: int | None) -> None:
-        """Wrap everything; staged_keys: how many keys a record may promise, if not as many as usual."""
+    def install(self, staged_keys: int | None, closed_lag_s: float) -> None:
+        """Wrap everything; staged_keys: how many keys a record may promise, if not as many as usual; closed_lag_s: of all stores."""
         self.wrap(QueryEngine, "_on_thread", lambda _: _in_the_loop)
         if staged_keys is not None:
             self.wrap(parallel_commit, "STAGED_KEYS_MAX", lambda _: staged_keys)
+        interval_s = min(0.15, closed_lag_s * 3)
+        self.wrap(parts, "StoreConfig", lambda original: partial(original, closed_lag_s=closed_lag_s, closed_interval_s=interval_s))
         self._wrap_records()
         self._wrap_evaluation()
         self._wrap_commits()
