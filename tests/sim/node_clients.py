@@ -185,6 +185,8 @@ class Clients:
             for key in appended:
                 record.ops.append(Append(key, record.number))
                 txn.put(self._list_keys[key], _encode((*lists[key], record.number)))
+                if txn.is_full:
+                    await txn.flush()
             return await txn.commit()
 
         try:

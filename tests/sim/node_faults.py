@@ -13,8 +13,8 @@
 | transfer, split, join | a lease moves, a table that is written to is cut, a fourth node joins |
 | storm, splits | leases move, or tables are cut, again and again, while one host's messages take long |
 
-Besides, of each seed: how long messages take, how many keys a record may promise, and how often a request whose connection broke arrives
-all the same, once more and later.
+Besides, of each seed: how long messages take, how many keys a record may promise and a buffer holds before it is flushed, and how often
+a request whose connection broke arrives all the same, once more and later.
 """
 
 import logging
@@ -26,12 +26,15 @@ import trio
 
 from dsdb.kv.errors import KvError
 from dsdb.kv.intents import (
+    BeginTxnRequest,
     EndTxnRequest,
     PrewriteRequest,
     PushRequest,
     QueryIntentsRequest,
     RemoveRecordsRequest,
     ResolveRequest,
+    ResolveSpansRequest,
+    RollBackRequest,
     StageRequest,
 )
 from dsdb.kv.requests import CommitRequest, RefuseRequest, TransferLeaseRequest
@@ -40,6 +43,8 @@ from dsdb.rpc import Peers, ReplyLost
 from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import PortError
 from dsdb.storage.errors import StorageError
+from dsdb.txn.flushed_commit import FlushedCommit
+from dsdb.txn.flushing import Flushed
 from dsdb.txn.parallel_commit import ParallelCommit
 from tests.sim.node_clients import KINDS, PAST, execute
 from tests.sim.sql_clients import SPLIT_AT
@@ -77,6 +82,9 @@ FAULTS = (
     "join",
 )
 _COPIED = (
+    BeginTxnRequest,
+    RollBackRequest,
+    ResolveSpansRequest,
     CommitRequest,
     RefuseRequest,
     PrewriteRequest,
@@ -102,9 +110,12 @@ class Mix:
     """How many keys a record may promise; None: as many as usual."""
     closed_lag_s: float
     """After which time a timestamp is closed."""
+    flush_keys: int | None = None
+    """How many keys a transaction buffers before it flushes them; None: as many as usual."""
 
     def __str__(self) -> str:
         keys = "" if self.staged_keys is None else f"; records of {self.staged_keys} keys"
+        keys += "" if self.flush_keys is None else f"; buffers of {self.flush_keys} keys"
         return (
             f"faults {','.join(self.faults)}; clients {','.join(self.clients)}; {self.delay_ms[0]} to {self.delay_ms[1]} ms; "
             f"late copies {self.late_copies:g}{keys}; closed after {self.closed_lag_s:g} s"
@@ -121,6 +132,8 @@ def draw(
     delay_ms = chance.choice(((0, 3), (0, 3), (0, 10), (1, 30)))
     late_copies = chance.choice((0.0, 0.3, 1.0))
     staged_keys = chance.choice((None, None, None, 2))
+    # The last draws: what others are drawn from is as it would be without them.
+    flush_keys = chance.choice((None, None, 1, 2))
     own_past = (PAST,) if chance.random() < 0.4 else ()
     return Mix(
         faults=faults or own_faults,
@@ -128,6 +141,7 @@ def draw(
         delay_ms=delay_ms,
         late_copies=late_copies,
         staged_keys=staged_keys,
+        flush_keys=flush_keys,
         closed_lag_s=closed_lag_s or chance.choice((0.02, 0.3, 3.0)),
     )
 
@@ -280,7 +294,7 @@ class Faults:
             self._events["rare: gateway died in a commit"] += 1
             await self._die(host, is_silent=self._chance.random() < 0.3)
 
-    def _on_commit(self, commit: ParallelCommit) -> None:
+    def _on_commit(self, commit: ParallelCommit | FlushedCommit | Flushed) -> None:
         if self._watched is None or self._watched.is_set() or self._chance.random() < 0.5:
             return
         for host in self._simulation.founders:

@@ -279,7 +279,7 @@ def simulate(
     mix = draw(seed, faults, clients, closed_lag_s)
     model = Model(events=Counter() if events is None else events)
     hooks = Hooks(model.events)
-    hooks.install(mix.staged_keys, mix.closed_lag_s)
+    hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys)
     try:
         simulation = Simulation(seed, seconds, mix, hooks, model, keep)
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))

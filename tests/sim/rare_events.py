@@ -19,12 +19,16 @@ from dsdb.kv.intents import RecordReply, TxnStatus
 from dsdb.kv.requests import BumpReply
 from dsdb.node import parts
 from dsdb.sql.execute.engine import QueryEngine
+from dsdb.storage import mvcc
 from dsdb.store import evaluate, intents
 from dsdb.store.clearing import Clearing
+from dsdb.store.command import EndTxnCommand
 from dsdb.store.intents import Awaited
 from dsdb.store.replica import Replica
 from dsdb.store.state_machine import StateMachine
-from dsdb.txn import parallel_commit
+from dsdb.txn import KvTransaction, parallel_commit
+from dsdb.txn.flushed_commit import FlushedCommit
+from dsdb.txn.flushing import Flushed
 from dsdb.txn.parallel_commit import ParallelCommit
 
 RARE = (
@@ -56,6 +60,17 @@ RARE = (
     "rare: intent of a late copy dropped",
     "rare: gateway died in a commit",
     "rare: late copy",
+    "txn: flushes",
+    "txn: flushed_commits",
+    "txn: flushes_rolled_back",
+    "txn: abandoned",
+    "rare: PENDING record pushed by a reader",
+    "rare: PENDING record waited for",
+    "rare: PENDING record aborted by a push",
+    "rare: PENDING record bumped at its commit",
+    "rare: own intent replaced",
+    "rare: late copy of an earlier flush",
+    "rare: intent of nothing resolved",
     "store: follower reads",
 )
 """What a search is expected to have seen, so that it says when it has not."""
@@ -67,7 +82,7 @@ class Hooks:
     def __init__(self, events: Counter[str]) -> None:
         self._events = events
         self._undo: list[tuple[Any, str, Any]] = []
-        self.on_commit: Callable[[ParallelCommit], None] = lambda commit: None
+        self.on_commit: Callable[[Any], None] = lambda commit: None
         """Called when the first requests of a commit over several ranges are about to leave."""
         self._moves: list[Replica] = []
         """Ranges whose lease has moved, one after another."""
@@ -85,15 +100,21 @@ class Hooks:
             owner, name, original = self._undo.pop()
             setattr(owner, name, original)
 
-    def install(self, staged_keys: int | None, closed_lag_s: float) -> None:
-        """Wrap everything; staged_keys: how many keys a record may promise, if not as many as usual; closed_lag_s: of all stores."""
+    def install(self, staged_keys: int | None, closed_lag_s: float, flush_keys: int | None = None) -> None:
+        """Wrap everything; staged_keys, flush_keys: how many keys a record may promise, and a buffer hold, if not as many as usual.
+
+        closed_lag_s: after which time all stores close a timestamp.
+        """
         self.wrap(QueryEngine, "_on_thread", lambda _: _in_the_loop)
         if staged_keys is not None:
             self.wrap(parallel_commit, "STAGED_KEYS_MAX", lambda _: staged_keys)
+        if flush_keys is not None:
+            self.wrap(KvTransaction, "is_full", lambda _: property(lambda txn: len(txn._buffer) >= flush_keys))
         interval_s = min(0.15, closed_lag_s * 3)
         self.wrap(parts, "StoreConfig", lambda original: partial(original, closed_lag_s=closed_lag_s, closed_interval_s=interval_s))
         self._wrap_records()
         self._wrap_evaluation()
+        self._wrap_flushes()
         self._wrap_commits()
 
     def _count(self, name: str, is_so: bool = True) -> None:
@@ -105,13 +126,14 @@ class Hooks:
             def wrapped(replica: Any, request: Any) -> Any:
                 record = replica.machine.records.get(request.meta.attempt)
                 reply = original(replica, request)
+                is_pending = record is not None and record.status is TxnStatus.PENDING
                 if isinstance(reply, BumpReply):
-                    self._count("stage bumped by a push")
+                    self._count("PENDING record bumped at its commit" if is_pending else "stage bumped by a push")
                 elif isinstance(reply, RecordReply):
                     self._count("stage refused by a tombstone", record is None and reply.status is TxnStatus.ABORTED)
                     self._count("stage GONE", reply.status is TxnStatus.GONE)
                 else:
-                    self._count("staged again higher", record is not None)
+                    self._count("staged again higher", record is not None and not is_pending)
                 return reply
 
             return wrapped
@@ -170,6 +192,50 @@ class Hooks:
         self.wrap(evaluate, "_refresh", refresh)
         self.wrap(evaluate, "recorded_outcome", recorded_outcome)
         self.wrap(Clearing, "clear", clear)
+
+    def _wrap_flushes(self) -> None:
+        def push_pending(original: Any) -> Any:
+            def wrapped(*args: Any) -> Any:
+                reply = original(*args)
+                self._count("PENDING record pushed by a reader", isinstance(reply, RecordReply) and reply.status is TxnStatus.PUSHED)
+                self._count("PENDING record waited for", isinstance(reply, Awaited))
+                self._count("PENDING record aborted by a push", isinstance(reply, EndTxnCommand))
+                return reply
+
+            return wrapped
+
+        def prewrite(original: Any) -> Any:
+            def wrapped(replica: Any, meta: Any, ts: Any, writes: Any) -> Any:
+                stood = [mvcc.get_intent(replica.context.engine, key) for key in writes.keys] if writes.sequence else []
+                reply = original(replica, meta, ts, writes)
+                for intent in stood:
+                    if intent is not None and intent.attempt_id == meta.attempt:
+                        self._count("own intent replaced", intent.sequence < writes.sequence)
+                        self._count("late copy of an earlier flush", intent.sequence > writes.sequence)
+                return reply
+
+            return wrapped
+
+        def resolve_intent(original: Any) -> Any:
+            def wrapped(reader: Any, batch: Any, key: Any, attempt: Any, commit_ts: Any) -> Any:
+                intent = original(reader, batch, key, attempt, commit_ts)
+                self._count("intent of nothing resolved", intent is not None and intent.is_nothing and commit_ts is not None)
+                return intent
+
+            return wrapped
+
+        def acted(original: Any) -> Any:
+            async def wrapped(acting: Any, *args: Any) -> Any:
+                self.on_commit(acting)
+                return await original(acting, *args)
+
+            return wrapped
+
+        self.wrap(intents, "_push_pending", push_pending)
+        self.wrap(intents, "prewrite", prewrite)
+        self.wrap(mvcc, "resolve_intent", resolve_intent)
+        self.wrap(Flushed, "_lay", acted)
+        self.wrap(FlushedCommit, "_commit_record", acted)
 
     def _wrap_commits(self) -> None:
         def apply_intents(original: Any) -> Any:
