@@ -33,6 +33,8 @@ from dsdb.protocol.messages import (
 from dsdb.session import SessionLimits, SessionServer
 
 HELLO = Hello(user="u", database="d")
+PATIENCE_S = 60.0
+"""Longer than any test takes, on a machine with much else to do."""
 
 
 class Client:
@@ -89,7 +91,7 @@ class Gateway:
 
 def run_with(test: Callable[[Gateway], Awaitable[None]], **limits: Any) -> None:
     async def main() -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 gateway = Gateway(nursery, SessionLimits(**limits))
                 await nursery.start(gateway.server.run)
