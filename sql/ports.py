@@ -206,13 +206,18 @@ class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node, for people.  ranges, leases: how many it has, None if the ranges could not be found."""
+    """A node, for people.  ranges, leases: how many it has, None if the ranges could not be found.
+
+    locality: key=value,… from the widest tier; state: active, draining, decommissioning, decommissioned, None if that is not known now.
+    """
 
     node_id: int
     address: str
     is_live: bool
     ranges: int | None
     leases: int | None
+    locality: str = ""
+    state: str | None = None
 
 
 class TransactionState(msgspec.Struct, frozen=True, kw_only=True):

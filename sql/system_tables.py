@@ -31,7 +31,15 @@ _COLUMNS: dict[str, tuple[tuple[str, SqlType], ...]] = {
         ("held_since", TIMESTAMPTZ),
         ("waiters", BIGINT),
     ),
-    "nodes": (("node_id", BIGINT), ("address", TEXT), ("is_live", BOOL), ("ranges", BIGINT), ("leases", BIGINT)),
+    "nodes": (
+        ("node_id", BIGINT),
+        ("address", TEXT),
+        ("is_live", BOOL),
+        ("ranges", BIGINT),
+        ("leases", BIGINT),
+        ("locality", TEXT),
+        ("state", TEXT),
+    ),
     "ranges": (
         ("range_id", BIGINT),
         ("database_name", TEXT),

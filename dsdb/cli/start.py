@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import trio
 
+from dsdb.coordinator.coordinator import DEAD_AFTER_S
 from dsdb.env import Address, parse_address
 from dsdb.node.config import DEFAULT_HTTP_PORT, DEFAULT_PORT, NodeConfig, StartError
 from dsdb.node.node import Node
@@ -37,7 +38,9 @@ def _locality(text: str | None) -> tuple[tuple[str, str], ...]:
             key, separator, value = part.partition("=")
             if not separator or not key or not value:
                 raise ValueError(f"{part!r} is not a locality: expected KEY=VALUE")
-            pairs.append((key, value))
+            pairs.append((key.strip(), value.strip()))
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError(f"{text!r} names a tier twice")
     return tuple(pairs)
 
 
@@ -71,6 +74,14 @@ def _check_loopback(address: Address) -> None:
 @click.option(
     "--certs-dir", type=click.Path(path_type=Path, file_okay=False), default=None, help="Directory of this node's certificates: TLS is on."
 )
+@click.option(
+    "--dead-after",
+    type=click.FloatRange(min=1.0),
+    default=DEAD_AFTER_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Replace the replicas of a node that does not answer for so long.  Say the same at every node.",
+)
 @click.option("--insecure", is_flag=True, help="No TLS, also at addresses that other machines can reach.")
 def start_command(
     store: Path,
@@ -81,6 +92,7 @@ def start_command(
     http: str,
     locality: str | None,
     certs_dir: Path | None,
+    dead_after: float,
     insecure: bool,
 ) -> None:
     """Start a node: found a cluster, restart the store's own, or (--join) join one."""
@@ -93,6 +105,7 @@ def start_command(
             http=None if http == "off" else parse_address(http, default_port=DEFAULT_HTTP_PORT),
             locality=_locality(locality),
             certs_dir=certs_dir,
+            dead_after_s=dead_after,
         )
         if certs_dir is not None and insecure:
             raise ValueError("--certs-dir turns TLS on and --insecure turns it off: say one of them")

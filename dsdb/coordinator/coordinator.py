@@ -1,28 +1,38 @@
-"""The coordinator's loop: while this node leads the system range, look at the cluster, plan, and carry out.
+"""The coordinator's loop: while this node leads the system range, gather, plan, and have moves carried out.
 
-    view (stores, meta, leaseholders) ─▶ plan ─▶ ChangeReplicas, TransferLease ─▶ look again
+    gather (a report a store) ─▶ view ─▶ plan ─▶ moves, several at once ─▶ ranges' leaseholders ─▶ seen in the next reports
 
 Invariants:
 - Only the system range's leaseholder acts; one that has lost the lease can at most send a move that names an old generation, which
   the range refuses.
-- Moves are made one at a time.
+- It keeps nothing: what moves were under way is seen in the reports, and what is left of those that failed is wrong, and planned away.
+- It plans only what every store has told about, and a move stays under way until the reports show what came of it.
+- It holds the loop for a page of reports, or a step of a plan, at most: some milliseconds.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
-import msgspec
 import trio
 
-from dsdb.coordinator.plan import AddReplicas, Move, RangeView, StoreView, TransferLease, plan
-from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
-from dsdb.kv.errors import KvError
-from dsdb.kv.ids import SYSTEM_RANGE
-from dsdb.kv.requests import ChangeReplicasRequest, DescribeReply, DescribeRequest, ScanReply, ScanRequest, TransferLeaseRequest
+from dsdb.coordinator.events import EventSink
+from dsdb.coordinator.gathering import AskForReport, Gathering, Member
+from dsdb.coordinator.moves import ChangeReplicas, Move, TransferLease
+from dsdb.coordinator.plan import steps
+from dsdb.coordinator.scene import Settings
+from dsdb.coordinator.status import NodeStatus, node_statuses, refusal_of
+from dsdb.coordinator.view import ClusterView, NodeState, RangeView
+from dsdb.coordinator.wanted import read_node_states, read_placements, write_node_state
+from dsdb.env import Clock
+from dsdb.kv.descriptor import ReplicaDescriptor
+from dsdb.kv.errors import InvalidRequest, KvError, Unavailable
+from dsdb.kv.ids import NodeId, RangeId
+from dsdb.kv.requests import ChangeReplicasRequest, TransferLeaseRequest
 from dsdb.raft.messages import ReplicaId
 from dsdb.ranges import Router
-from dsdb.storage.keys import KEY_MIN, META_PREFIX, prefix_span
+from dsdb.sql.ports import PortError
+from dsdb.txn import TransactionFactory
 
 log = logging.getLogger("dsdb.coordinator")
 
@@ -30,100 +40,219 @@ INTERVAL_S = 5.0
 """Time between looks at a cluster in which nothing needed to be done."""
 BUSY_INTERVAL_S = 0.1
 """Time between looks while there is something to do, and after a change; then it doubles, up to the longer one."""
-MOVE_TIMEOUT_S = 90.0
-"""A change of replicas copies the range: it may take this long before it is asked for again."""
-
-_DECODE = msgspec.msgpack.Decoder(RangeDescriptor).decode
+MOVE_TIMEOUT_S = 330.0
+"""A change of replicas copies the range: it may take this long before it is given up."""
+SEEN_S = 3.0
+"""How long a move that is through is waited for in the reports."""
+REST_S, REST_MAX_S = 1.0, 60.0
+"""How long a range is left alone after a move that failed, doubling."""
+DEAD_AFTER_S = 300.0
+"""A store that does not answer for this long is dead: its replicas are replaced."""
 
 
 class Coordinator:
     """Runs on every node, acts on one."""
 
-    def __init__(self, *, router: Router, is_leader: Callable[[], bool], stores: Callable[[], Sequence[StoreView]]) -> None:
+    def __init__(
+        self,
+        *,
+        router: Router,
+        transactions: TransactionFactory,
+        clock: Clock,
+        is_leader: Callable[[], bool],
+        members: Callable[[], Sequence[Member]],
+        ask: AskForReport,
+        events: EventSink,
+        dead_after_s: float = DEAD_AFTER_S,
+        settings: Settings | None = None,
+    ) -> None:
         self._router = router
+        self._transactions = transactions
+        self._clock = clock
         self._is_leader = is_leader
-        self._stores = stores
+        self._members = members
+        self._ask = ask
+        self._events = events
+        self._dead_after_s = dead_after_s
+        self._settings = settings or Settings()
+        self._gathering: Gathering | None = None
+        """Of this term; None while another node coordinates."""
+        self._underway: dict[RangeId, Move] = {}
+        self._resting: dict[RangeId, tuple[float, float]] = {}
+        """Ranges whose last move failed → until when they rest, and how long that is."""
+        self._planned_version = -1
+        self._planned_at = 0.0
+        self._is_replanned = True
+        """Something besides the view has changed since the last plan."""
         self._wakeup = trio.Event()
+        self._rounds_begun = 0
+        self._round_ended = trio.Event()
         self._has_warned = False
+
+    @property
+    def view(self) -> ClusterView | None:
+        """Give what is known of the cluster; None while another node coordinates."""
+        return None if self._gathering is None else self._gathering.view
 
     def wake(self) -> None:
         """Look at the cluster now: something has changed."""
         self._wakeup.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look, plan and act, for ever.
+        """Gather, plan and act, for ever.
 
         What wakes it may come before its consequences: of a node that joins, the entry is here before it is connected.
         So it looks several times after a change, more and more seldom.
         """
-        task_status.started()
-        pause_s = INTERVAL_S
-        is_woken = False
-        while True:
-            moved = False
-            if self._is_leader():
-                try:
-                    moved = await self._step()
-                except KvError as error:
-                    log.info("the coordinator pauses: %s", error)
-            pause_s = BUSY_INTERVAL_S if moved or is_woken else min(2 * pause_s, INTERVAL_S)
-            with trio.move_on_after(pause_s) as waiting:
-                await self._wakeup.wait()
-            is_woken = not waiting.cancelled_caught
-            self._wakeup = trio.Event()
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            pause_s = INTERVAL_S
+            while True:
+                is_busy = False
+                self._rounds_begun += 1
+                if self._is_leader():
+                    try:
+                        is_busy = await self._round(nursery)
+                    except (KvError, PortError) as error:
+                        log.info("the coordinator pauses: %s", error)
+                else:
+                    self._gathering = None
+                ended, self._round_ended = self._round_ended, trio.Event()
+                ended.set()
+                pause_s = BUSY_INTERVAL_S if is_busy else min(2 * pause_s, INTERVAL_S)
+                with trio.move_on_after(pause_s):
+                    await self._wakeup.wait()
+                if self._wakeup.is_set():
+                    self._wakeup = trio.Event()
+                    pause_s = BUSY_INTERVAL_S / 2
 
-    async def _step(self) -> bool:
-        stores = self._stores()
-        self._warn(stores)
-        for move in plan(stores, await self._ranges()):
-            if not self._is_leader():
-                return False
-            await self._carry_out(move)
+    async def _round(self, nursery: trio.Nursery) -> bool:
+        """Gather, plan, and begin what was planned; say whether there is something to do."""
+        if self._gathering is None:
+            self._gathering = Gathering(self._clock, self._ask, dead_after_s=self._dead_after_s)
+            self._planned_version = -1
+            self._resting.clear()
+        gathering = self._gathering
+        view = gathering.view
+        states = await read_node_states(self._router)
+        view.set_placements(await read_placements(self._router))
+        members = self._members()
+        await gathering.gather(members, states)
+        if not gathering.is_complete or not self._is_leader():
             return True
-        return False
+        self._warn(members)
+        now = self._clock.now()
+        has_rested = any(self._planned_at < until <= now for until, _ in self._resting.values())
+        if view.version == self._planned_version and not self._is_replanned and not has_rested:
+            return bool(self._underway)
+        self._is_replanned = False
+        self._planned_version, self._planned_at = view.version, now
+        self._resting = {range_id: rest for range_id, rest in self._resting.items() if now < rest[0] + REST_MAX_S}
+        resting = {range_id for range_id, (until, _) in self._resting.items() if until > now}
+        found: list[Move] = []
+        for _ in steps(view, tuple(self._underway.values()), self._settings, found, resting):
+            await trio.lowlevel.checkpoint()
+        for move in found:
+            self._underway[move.range_id] = move
+            nursery.start_soon(self._carry_out, move)
+        await self._finish_decommissions(states)
+        return bool(found) or bool(self._underway)
 
-    async def _ranges(self) -> list[RangeView]:
-        """Read all descriptors and ask each range who leads it; the system range comes first."""
-        views: list[RangeView] = []
-        rest = prefix_span(META_PREFIX)
-        while not rest.is_empty:
-            span = rest
-            reply = await self._router.send(KEY_MIN, lambda _, span=span: ScanRequest(SYSTEM_RANGE, span, None, 1000, 1 << 20))  # type: ignore[misc]
-            assert isinstance(reply, ScanReply)
-            for value in reply.values:
-                key = _DECODE(value).start_key
-                described = await self._router.send(key, lambda desc: DescribeRequest(desc.range_id))
-                assert isinstance(described, DescribeReply)
-                views.append(RangeView(desc=described.descriptor, leaseholder=described.leaseholder))
-            if reply.resume is None:
-                break
-            rest = reply.resume
-        return views
+    # ---- Moves ----
 
     async def _carry_out(self, move: Move) -> None:
+        """Have a range make a move, and wait until it is seen."""
+        range_id = move.range_id
+        kind = "lease" if isinstance(move, TransferLease) else "replicas"
+        try:
+            await self._send(move)
+        except KvError as error:
+            self._events.record(kind, range_id, f"{move}: {getattr(error.detail, 'reason', error)}", is_done=False)
+            self._let_rest(range_id)
+        else:
+            with trio.move_on_after(SEEN_S):
+                while not self._is_seen(move):
+                    self.wake()
+                    await trio.sleep(BUSY_INTERVAL_S)
+            self._resting.pop(range_id, None)
+            self._events.record(kind, range_id, str(move))
+        finally:
+            self._underway.pop(range_id, None)
+            self._is_replanned = True
+            self.wake()
+
+    async def _send(self, move: Move) -> None:
+        desc = move.desc
         match move:
-            case AddReplicas(desc=desc, stores=stores):
+            case ChangeReplicas():
                 added = tuple(
-                    ReplicaDescriptor(ReplicaId(desc.next_replica_id + number), store.node_id, store.store_id)
-                    for number, store in enumerate(stores)
+                    ReplicaDescriptor(ReplicaId(desc.next_replica_id + number), target.node_id, target.store_id)
+                    for number, target in enumerate(move.add)
                 )
-                log.info("range %d: adding replicas on nodes %s", desc.range_id, ", ".join(str(store.node_id) for store in stores))
-                await self._router.send(
-                    desc.start_key,
-                    lambda _: ChangeReplicasRequest(desc.range_id, desc.generation, add=added),
-                    deadline_s=MOVE_TIMEOUT_S,
-                )
-            case TransferLease(range_id=range_id, to=to):
-                entry = self._router.cache.by_id(range_id)
-                if entry is not None:
-                    log.info("range %d: transferring the lease to store %d", range_id, to)
-                    await self._router.send(entry.start_key, lambda _: TransferLeaseRequest(range_id, to))
-                    # The transfer has only begun; a look before it is through would ask for it again.
-                    await trio.sleep(1.0)
+                request = ChangeReplicasRequest(desc.range_id, desc.generation, add=added, remove=move.remove)
+                await self._router.send(desc.start_key, lambda _: request, deadline_s=MOVE_TIMEOUT_S)
+            case TransferLease():
+                transfer = TransferLeaseRequest(desc.range_id, move.to)
+                await self._router.send(desc.start_key, lambda _: transfer)
             case never:
                 assert_never(never)
 
-    def _warn(self, stores: Sequence[StoreView]) -> None:
-        if len(stores) == 2 and not self._has_warned:
+    def _is_seen(self, move: Move) -> bool:
+        """Say whether the reports show that a move is through, or something else has happened."""
+        view = self.view
+        now: RangeView | None = None if view is None else view.ranges.get(move.range_id)
+        if now is None:
+            return True
+        if isinstance(move, TransferLease):
+            return now.leaseholder not in (None, move.leaseholder)
+        return now.desc.generation > move.desc.generation and not now.is_changing
+
+    def _let_rest(self, range_id: RangeId) -> None:
+        _, rest_s = self._resting.get(range_id, (0.0, REST_S / 2))
+        rest_s = min(2 * rest_s, REST_MAX_S)
+        self._resting[range_id] = (self._clock.now() + rest_s, rest_s)
+
+    # ---- Nodes ----
+
+    async def _finish_decommissions(self, states: dict[NodeId, NodeState]) -> None:
+        """Note that nodes being decommissioned have no replica left."""
+        assert self._gathering is not None
+        view = self._gathering.view
+        for node_id, state in sorted(states.items()):
+            if state is not NodeState.DECOMMISSIONING:
+                continue
+            stores = [store for store in view.stores.values() if store.node_id == node_id]
+            if stores and not any(view.figures[store.store_id].replicas for store in stores):
+                await write_node_state(self._transactions, node_id, NodeState.DECOMMISSIONED)
+                self._events.record("node", RangeId(0), f"node {node_id} is decommissioned: it has no replica left")
+                self.wake()
+
+    async def set_node_state(self, node_id: NodeId, state: NodeState) -> list[NodeStatus]:
+        """Set what is wanted of a node, where this node coordinates.  Raises KvError with a sentence, PortError."""
+        view = (await self._fresh()).view
+        reason = refusal_of(view, node_id, state)
+        if reason is not None:
+            raise KvError(InvalidRequest(reason))
+        await write_node_state(self._transactions, node_id, state)
+        self._events.record("node", RangeId(0), f"node {node_id} is to be {state.value}")
+        return await self.status()
+
+    async def status(self) -> list[NodeStatus]:
+        """Describe all nodes, where this node coordinates.  Raises KvError."""
+        gathering = await self._fresh()
+        return node_statuses(gathering.view, gathering.silence_s)
+
+    async def _fresh(self) -> Gathering:
+        """Wait for a round that begins after now.  Raises KvError where this node does not coordinate."""
+        begun = self._rounds_begun
+        while self._rounds_begun == begun:
+            self.wake()
+            await self._round_ended.wait()
+        if self._gathering is not None and self._gathering.is_complete and self._is_leader():
+            return self._gathering
+        raise KvError(Unavailable("this node does not coordinate the cluster, or has just begun to"))
+
+    def _warn(self, members: Sequence[Member]) -> None:
+        if len(members) == 2 and not self._has_warned:
             self._has_warned = True
             log.warning("a cluster of two nodes keeps one replica of each range: add a third node, then all have three")

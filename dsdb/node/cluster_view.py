@@ -1,20 +1,23 @@
 """What statements about the cluster itself ask of the node: SPLIT AT, SHOW RANGES, who is there, and what they all do (`activity`)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import trio
 
-from dsdb.coordinator import MetaWriter, StoreView
+from dsdb.coordinator import MetaWriter
+from dsdb.coordinator.view import Locality, StoreState
 from dsdb.flow import Gatherer
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import InvalidRequest, KvError, RangeKeyMismatch
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.requests import DescribeReply, DescribeRequest, SplitReply, SplitRequest
 from dsdb.node.activity import Activity
-from dsdb.node.directory import Directory
+from dsdb.node.administration import Administration
+from dsdb.node.directory import Directory, NodeEntry
 from dsdb.node.membership import take_id
 from dsdb.ranges import Router
+from dsdb.rpc import RpcError
 from dsdb.sql.ports import NodeInfo, RangeInfo, RangeUnavailableError
 from dsdb.storage.keys import EVERYTHING, Span
 from dsdb.txn import TransactionFactory
@@ -41,7 +44,8 @@ class NodeClusterView:
         transactions: TransactionFactory,
         meta: MetaWriter,
         directory: Directory,
-        stores: Callable[[], Sequence[StoreView]],
+        is_live: Callable[[NodeEntry], bool],
+        administration: Administration,
         wake_coordinator: Callable[[], None],
         activity: Activity,
     ) -> None:
@@ -50,7 +54,8 @@ class NodeClusterView:
         self._transactions = transactions
         self._meta = meta
         self._directory = directory
-        self._stores = stores
+        self._is_live = is_live
+        self._administration = administration
         self._wake_coordinator = wake_coordinator
         self.transactions = activity.transactions
         self.locks = activity.locks
@@ -104,24 +109,52 @@ class NodeClusterView:
         return found
 
     async def nodes(self) -> list[NodeInfo]:
-        """Describe the nodes, with how many replicas and leases each has, as far as the ranges can be found in some seconds."""
+        """Describe the nodes as the coordinator sees them; without one, as far as the ranges can be found in some seconds."""
+        with trio.move_on_after(COUNT_S):
+            try:
+                return await self._coordinated()
+            except (KvError, RpcError) as error:
+                log.info("the coordinator does not describe the nodes: %s", error)
         ranges: list[RangeInfo] | None = None
         with trio.move_on_after(COUNT_S):
             try:
                 ranges = await self.ranges(EVERYTHING)
             except RangeUnavailableError as error:
                 log.info("ranges are not counted: %s", error)
-        live: dict[StoreId, bool] = {view.store_id: view.is_live for view in self._stores()}
         return [
             NodeInfo(
                 node_id=entry.node_id,
                 address=str(entry.address),
-                is_live=live.get(entry.store_id, False),
+                is_live=self._is_live(entry),
                 ranges=None if ranges is None else sum(entry.node_id in info.replicas for info in ranges),
                 leases=None if ranges is None else sum(entry.node_id == info.leaseholder for info in ranges),
+                locality=_locality_text(entry.locality),
+                state=None,
             )
             for entry in self._directory.entries()
         ]
+
+    async def _coordinated(self) -> list[NodeInfo]:
+        """Ask the coordinator.  Raises KvError, RpcError."""
+        found = []
+        for status in await self._administration.nodes():
+            entry = self._directory.get(status.node_id)
+            found.append(
+                NodeInfo(
+                    node_id=status.node_id,
+                    address="" if entry is None else str(entry.address),
+                    is_live=status.liveness is StoreState.LIVE,
+                    ranges=status.replicas,
+                    leases=status.leases,
+                    locality=_locality_text(status.locality),
+                    state=status.state.value,
+                )
+            )
+        return found
+
+
+def _locality_text(locality: Locality) -> str:
+    return ",".join(f"{key}={value}" for key, value in locality)
 
 
 def _range_info(desc: RangeDescriptor, leaseholder: StoreId | None) -> RangeInfo:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from dsdb.coordinator.coordinator import DEAD_AFTER_S
 from dsdb.env import Address
 from dsdb.txn.limits import TxnLimits
 
@@ -23,7 +24,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     store: its directory, None keeps everything in memory; join: nodes to ask, none: found a cluster or restart the store's own;
     http: None serves no metrics; certs_dir: of the node's certificate, None speaks no TLS; locality: of this node, key=value in order from
-    the widest; transactions: how large they may be.
+    the widest; transactions: how large they may be; dead_after_s: where this node
+    coordinates, a store that does not answer for so long is dead.
     """
 
     listen: Address = Address("127.0.0.1", DEFAULT_PORT)
@@ -33,6 +35,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     store: Path | None = None
     join: tuple[Address, ...] = ()
     locality: tuple[tuple[str, str], ...] = ()
+    dead_after_s: float = DEAD_AFTER_S
     join_timeout_s: float = JOIN_TIMEOUT_S
     transactions: TxnLimits = TxnLimits()
 

@@ -14,7 +14,10 @@ from typing import Any
 import trio
 
 from dsdb import __version__
-from dsdb.coordinator import Coordinator, MetaWriter, StoreView
+from dsdb.coordinator import Coordinator, MetaWriter
+from dsdb.coordinator.events import EventLog
+from dsdb.coordinator.gathering import REPORT, Member, ReportReply, ReportRequest
+from dsdb.coordinator.view import NodeState
 from dsdb.env import Address, Clock, Network, NodeListener, Offload
 from dsdb.flow import FRAGMENT, FragmentRunner, Gatherer
 from dsdb.jobs import Cleanup, VersionCollector
@@ -23,6 +26,7 @@ from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 from dsdb.kv.requests import RaiseMarkReply, RaiseMarkRequest, TransferLeaseRequest
 from dsdb.node.activity import ACTIVITY, Activity
+from dsdb.node.administration import NODES, SET_NODE_STATE, Administration
 from dsdb.node.cluster_view import NodeClusterView
 from dsdb.node.config import NodeConfig
 from dsdb.node.directory import Directory, NodeEntry
@@ -145,7 +149,17 @@ class NodeParts:
     def _wire_cluster(self, own: NodeEntry) -> None:
         """What keeps the cluster together: the addressing index, the coordinator, the directory."""
         self.meta = MetaWriter(self.transactions, is_leaseholder=self.store.holds_lease)
-        self.coordinator = Coordinator(router=self.router, is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE), stores=self.store_views)
+        self.events = EventLog(self.transactions, self._clock)
+        self.coordinator = Coordinator(
+            router=self.router,
+            transactions=self.transactions,
+            clock=self._clock,
+            is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE),
+            members=self.members,
+            ask=self._ask_for_report,
+            events=self.events,
+            dead_after_s=self._config.dead_after_s,
+        )
         self.cleanup = Cleanup(
             router=self.router,
             transactions=self.transactions,
@@ -161,6 +175,13 @@ class NodeParts:
             cache=self.router.cache,
             transactions=self.transactions,
             on_node=lambda _: self.coordinator.wake(),
+        )
+        self.administration = Administration(
+            node_id=self.identity.node_id,
+            coordinator=self.coordinator,
+            peers=self.peers,
+            coordinating_node=self._coordinating_node,
+            on_state=self._node_state_told,
         )
 
     def _wire_sql(self) -> None:
@@ -188,7 +209,8 @@ class NodeParts:
             transactions=self.transactions,
             meta=self.meta,
             directory=self.directory,
-            stores=self.store_views,
+            is_live=self.is_live,
+            administration=self.administration,
             wake_coordinator=self.coordinator.wake,
             activity=self.activity,
         )
@@ -215,6 +237,7 @@ class NodeParts:
         await nursery.start(self.gatherer.serve)
         await nursery.start(self.meta.run)
         await nursery.start(self.membership.run)
+        await nursery.start(self.events.run)
         await nursery.start(self.coordinator.run)
         await nursery.start(self.cleanup.run)
         await nursery.start(self.version_collector.run)
@@ -261,21 +284,47 @@ class NodeParts:
         while any(self.store.leaseholder_hint(range_id) in own for range_id in handed):  # noqa: ASYNC110 (once, at the end of a node)
             await trio.sleep(HANDOVER_LOOK_S)
 
-    def store_views(self) -> list[StoreView]:
-        """Give all stores of the cluster, as this node sees them.
+    def members(self) -> list[Member]:
+        """Give all stores that this node has heard of."""
+        return [Member(store_id=entry.store_id, node_id=entry.node_id, locality=entry.locality) for entry in self.directory.entries()]
+
+    def is_live(self, entry: NodeEntry) -> bool:
+        """Say whether a node lives, as far as this one sees.
 
         Stores that share no range exchange no signs of life: then a connection is the sign.
         """
-        return [
-            StoreView(
-                store_id=entry.store_id,
-                node_id=entry.node_id,
-                is_live=entry.node_id == self.identity.node_id
-                or self.store.is_live(entry.store_id)
-                or self.peers.is_connected(entry.node_id),
-            )
-            for entry in self.directory.entries()
-        ]
+        is_own = entry.node_id == self.identity.node_id
+        return is_own or self.store.is_live(entry.store_id) or self.peers.is_connected(entry.node_id)
+
+    async def _ask_for_report(self, node_id: NodeId, request: ReportRequest, timeout_s: float) -> ReportReply:
+        if node_id == self.identity.node_id:
+            return await self._report(request)
+        return await self.peers.call(node_id, REPORT, request, timeout_s=timeout_s)
+
+    async def _report(self, request: ReportRequest) -> ReportReply:
+        self.administration.told(request.node_state)
+        report = self.store.reports.report(request.life, request.since, request.count_max)
+        return ReportReply(report, self._capacity_bytes())
+
+    def _capacity_bytes(self) -> int:
+        """Give what of its disk the store may have: its own bytes, and what is free."""
+        if self._config.store is None:
+            return 0
+        own = sum(status.size_bytes for status in self.store.reports.told())
+        return own + shutil.disk_usage(self._config.store).free
+
+    def _coordinating_node(self) -> NodeId | None:
+        store_id = self.store.leaseholder_hint(SYSTEM_RANGE)
+        if store_id is None:
+            entry = self.router.cache.by_id(SYSTEM_RANGE)
+            store_id = None if entry is None else entry.leaseholder
+        return None if store_id is None else self._node_of(store_id)
+
+    def _node_state_told(self, state: NodeState) -> None:
+        """Obey what the administrator wants of this node; its leases are moved by the coordinator."""
+        serves = state in (NodeState.ACTIVE, NodeState.DECOMMISSIONING)
+        self.sessions.refuse_new(None if serves else f"the node is {state.value}")
+        self.readiness.refuse(None if serves else f"the node is {state.value}")
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Say whether the node can serve statements, and how it is.  Called from the HTTP thread."""
@@ -339,6 +388,9 @@ class NodeParts:
         registry.serve_calls(MEET, self.membership.serve_meet)
         registry.serve_calls(CATALOG_RENEW, self._renew_catalog)
         registry.serve_calls(ACTIVITY, self.activity.serve)
+        registry.serve_calls(REPORT, self._report)
+        registry.serve_calls(NODES, self.administration.serve_nodes)
+        registry.serve_calls(SET_NODE_STATE, self.administration.serve_set_node_state)
         registry.serve_oneway(FRAME, self._receive_frame)
         registry.serve_uploads(SNAPSHOT, self._receive_snapshot)
         return registry

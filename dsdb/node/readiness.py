@@ -43,6 +43,8 @@ class Readiness:
         self._next_end = threading.Event()
         """Set when the check ends that runs, or else the next one."""
         self._is_stopping = False
+        self._refusal: str | None = None
+        """Why the node takes no new sessions, though it goes on."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Check until the first success, and then whenever it is asked for; for ever."""
@@ -60,6 +62,10 @@ class Readiness:
         """Note that the node takes no new sessions any more."""
         self._is_stopping = True
 
+    def refuse(self, reason: str | None) -> None:
+        """Note why the node takes no new sessions; None: it does."""
+        self._refusal = reason
+
     def problem(self) -> str | None:
         """Give why the node cannot serve, None if it can.  Called from the HTTP thread, which waits a moment if it must."""
         token, asked_at, end = self._token, self._clock.now(), self._next_end
@@ -70,7 +76,7 @@ class Readiness:
                 return "the node has stopped"
             if not end.wait(PROBE_WAIT_S) and not self._is_checking and self._ended_at < asked_at:
                 return "the node's event loop does not answer"
-        return "the node is stopping" if self._is_stopping else self._problem
+        return "the node is stopping" if self._is_stopping else self._refusal or self._problem
 
     def _want(self) -> None:
         if not self._is_checking:

@@ -58,6 +58,8 @@ class SessionServer:
         # Connections admitted, those included that have not said Hello.
         self._admitted = 0
         self._is_draining = False
+        # Why no new session is taken, though the node goes on.
+        self._refusal: str | None = None
         # Set while the sweep sleeps because nothing runs.
         self._sweep_asleep: trio.Event | None = None
         self._session_ended = trio.Event()
@@ -186,6 +188,8 @@ class SessionServer:
     async def _admit(self, stream: trio.abc.Stream, hello: Hello, **connection: Any) -> GatewaySession | None:
         if self._is_draining:
             raise ShutdownError("the node is stopping", hint="Connect to another node of the cluster.")
+        if self._refusal is not None:
+            raise ShutdownError(self._refusal, hint="Connect to another node of the cluster.")
         if len(self._sessions) >= self._limits.sessions_max:
             raise TooManyConnectionsError(
                 f"the node serves {len(self._sessions)} sessions, as many as it may", hint="Close sessions, or connect to another node."
@@ -210,6 +214,10 @@ class SessionServer:
                 return None
             raise
         return session
+
+    def refuse_new(self, reason: str | None) -> None:
+        """Take no new sessions, and say why; None: take them again.  Those that are there go on."""
+        self._refusal = reason
 
     async def drain(self, *, grace_seconds: float) -> None:
         """Take no new sessions; end the idle ones now, the others after their statement; after the grace, all."""

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from dsdb.env.clock import Clock
 from dsdb.kv.errors import KvError, Unavailable
-from dsdb.kv.ids import StoreId
+from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.intents import Pusher, TxnMeta
 from dsdb.storage.engine.port import Engine
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
@@ -42,6 +42,8 @@ class StoreContext:
         self.deadlines = Deadlines()
         self.disk_trouble: str | None = None
         """Why writes are refused now: the disk is full."""
+        self.touched: set[RangeId] = set()
+        """Ranges that were asked, changed or moved since the last report (`reporting`)."""
         self.on_dirty: Callable[[int], None] = _nobody
         """Told the range whose group has something to hand out; set by the loop."""
         self.closing: Timestamp = MIN_TIMESTAMP

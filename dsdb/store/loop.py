@@ -433,6 +433,7 @@ class RaftLoop:
     def _applied(self, replica: Replica, index: int) -> None:
         if replica.is_destroyed:
             return
+        self._context.touched.add(replica.range_id)
         replica.raft.applied(index)
         self._truncate(replica)
         if replica.raft.has_ready:

@@ -6,6 +6,8 @@ Invariants:
 - A replica counts for a quorum only after it has the data; an old one goes only when the replacement is in.
 - Every step is a command that fits one generation; the leaseholder of the range runs one change at a time.
 - A change that fails leaves voters as they were; its learners are removed again, or taken up by the next try.
+- Once it has begun it goes on without whoever asked for it, as long as this store leads the range.
+- No node has two voters of a range, and what is left of the voters is a quorum that lives.
 """
 
 import logging
@@ -23,9 +25,12 @@ from dsdb.store.context import StoreContext
 from dsdb.store.frame import TransportError
 from dsdb.store.replica import Replica
 from dsdb.store.snapshot import SnapshotSender
+from dsdb.store.waiter import Waiter
 
 log = logging.getLogger("dsdb.store")
 
+CHANGES_MAX = 64
+"""Changes of replicas under way at a store; its Raft snapshots have limits of their own."""
 SNAPSHOT_ATTEMPTS = 5
 """Raft snapshots sent to a learner before a change is given up."""
 CATCH_UP_S = 20.0
@@ -38,18 +43,50 @@ class MembershipChanges:
     def __init__(self, context: StoreContext, sender: SnapshotSender) -> None:
         self._context = context
         self._sender = sender
+        self._wanted: list[tuple[Replica, ChangeReplicasRequest, Waiter[Reply]]] = []
+        self._waiter: Waiter[None] | None = None
+        self._under_way = 0
+
+    async def run(self) -> None:
+        """Carry out what is asked for, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                if not self._wanted:
+                    self._waiter = Waiter()
+                    await self._waiter.wait()
+                wanted, self._wanted = self._wanted, []
+                for replica, request, waiter in wanted:
+                    nursery.start_soon(self._carry_out, replica, request, waiter)
 
     async def serve(self, replica: Replica, request: ChangeReplicasRequest) -> Reply:
-        """Change the replicas of a range; answered when the final configuration is applied here."""
+        """Change the replicas of a range; answered when the final configuration is applied here.  Cancelling it changes nothing."""
         replica.require_lease()
         self._check(replica, request)
+        if self._under_way >= CHANGES_MAX:
+            raise KvError(Unavailable(f"store {self._context.store_id} changes the replicas of {CHANGES_MAX} ranges already"))
+        self._under_way += 1
         replica.is_changing = True
+        self._context.touched.add(replica.range_id)
+        waiter: Waiter[Reply] = Waiter()
+        self._wanted.append((replica, request, waiter))
+        if self._waiter is not None:
+            self._waiter.settle(None)
+            self._waiter = None
+        return await waiter.wait()
+
+    async def _carry_out(self, replica: Replica, request: ChangeReplicasRequest, waiter: "Waiter[Reply]") -> None:
+        range_id = replica.range_id
         try:
             with trio.move_on_after(self._context.config.change_timeout_s):
-                return ChangeReplicasReply(await self._change(replica, request))
+                waiter.settle(ChangeReplicasReply(await self._change(replica, request)))
+        except KvError as error:
+            log.info("range %d: the change of replicas was not made: %s", range_id, error)
+            waiter.fail(error.detail)
         finally:
             replica.is_changing = False
-        raise KvError(AmbiguousResult(f"the change of replicas of range {replica.range_id} is not through; ask for its descriptor"))
+            self._under_way -= 1
+            self._context.touched.add(range_id)
+            waiter.fail(AmbiguousResult(f"the change of replicas of range {range_id} is not through; ask for its descriptor"))
 
     def _check(self, replica: Replica, request: ChangeReplicasRequest) -> None:
         descriptor = replica.descriptor
@@ -69,6 +106,21 @@ class MembershipChanges:
         for store in request.remove:
             if descriptor.replica_on(store) is None:
                 raise KvError(InvalidRequest(f"range {replica.range_id} has no replica on store {store}"))
+        self._check_outcome(replica, request)
+
+    def _check_outcome(self, replica: Replica, request: ChangeReplicasRequest) -> None:
+        """Refuse a change after which the range would be worse off than it may be.  Raises KvError."""
+        kept = [member for member in replica.descriptor.voters if member.store_id not in request.remove]
+        nodes = [member.node_id for member in kept] + [added.node_id for added in request.add]
+        if len(set(nodes)) < len(nodes):
+            raise KvError(InvalidRequest(f"range {replica.range_id} would have two replicas on one node"))
+        if not nodes:
+            raise KvError(InvalidRequest(f"range {replica.range_id} would have no replica"))
+        context = self._context
+        now = context.clock.now()
+        alive = sum(member.store_id == context.store_id or context.liveness.supported_until(member.store_id) > now for member in kept)
+        if request.remove and 2 * (alive + len(request.add)) <= len(nodes):
+            raise KvError(InvalidRequest(f"range {replica.range_id} would have no quorum: {alive} of its other replicas live"))
 
     async def _change(self, replica: Replica, request: ChangeReplicasRequest) -> RangeDescriptor:
         new = [added for added in request.add if replica.descriptor.replica_on(added.store_id) is None]

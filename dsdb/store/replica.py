@@ -132,6 +132,8 @@ class Replica:
         """When to ask the others whether this replica was removed: it has had no leader for a while."""
         self.is_changing = False
         """A change of replicas is under way."""
+        self.requests = 0
+        """Asked of it since it was last found idle (`reporting`)."""
         self.incoming: Incoming | None = None
         """A Raft snapshot that the core is offered, or that is being installed."""
         self.is_installing = False

@@ -93,6 +93,8 @@ class Serving:
         replica = self._replicas.get(range_id)
         if replica is None:
             raise KvError(RangeNotFound(range_id))
+        replica.requests += 1
+        self._context.touched.add(range_id)
         return replica
 
     def try_serve(self, request: Request) -> Reply | None:

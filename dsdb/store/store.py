@@ -50,6 +50,7 @@ from dsdb.store.locks import LockEntry
 from dsdb.store.loop import LoopEvents, RaftLoop
 from dsdb.store.membership import MembershipChanges
 from dsdb.store.replica import Replica
+from dsdb.store.reporting import Reporting
 from dsdb.store.scan import SnapshotScan
 from dsdb.store.serving import Serving
 from dsdb.store.settling import IntentSettler
@@ -137,9 +138,10 @@ class Store(LoopEvents):
         self._splitting = Splitting(self._context, self._replicas, self._serving)
         self._sender = SnapshotSender(self._context, self._replicas, self._loop, transport)
         self._receiver = SnapshotReceiver(self._context, self._replicas, self._loop, self._on_installed)
-        changes = MembershipChanges(self._context, self._sender)
+        self._changes = MembershipChanges(self._context, self._sender)
+        self.reports = Reporting(self._context, self._replicas)
         self._serving.handlers[SplitRequest] = self._splitting.serve
-        self._serving.handlers[ChangeReplicasRequest] = changes.serve
+        self._serving.handlers[ChangeReplicasRequest] = self._changes.serve
         self._low_wanted: list[tuple[Replica, int]] = []
         """New leases that wait for their low water, with their terms."""
         self._low_waiter: Waiter[None] | None = None
@@ -198,6 +200,7 @@ class Store(LoopEvents):
                 nursery.start_soon(self._sender.run)
                 nursery.start_soon(self._receiver.run)
                 nursery.start_soon(self._closing.run_scans)
+                nursery.start_soon(self._changes.run)
                 task_status.started()
         except* StorageError as group:
             log.critical("store %d stops: %s", self.identity.store_id, group.exceptions[0])
@@ -280,6 +283,7 @@ class Store(LoopEvents):
         await self._receiver.receive(header, chunks)
 
     def _on_installed(self, replica: Replica) -> None:
+        self._context.touched.add(replica.range_id)
         self._keeper.forget_peers()
         self.on_descriptor(replica)
 
@@ -409,6 +413,7 @@ class Store(LoopEvents):
     def on_descriptor(self, replica: Replica) -> None:
         """Tell of a new applied descriptor."""
         self._by_start = None
+        self._context.touched.add(replica.range_id)
         self._keeper.forget_peers()
         self._closing.note_changes()
         replica.locks.clip(replica.descriptor.end_key, self._context.clock.now())
@@ -451,6 +456,7 @@ class Store(LoopEvents):
             log.info("range %d: replica %d was removed from store %d", replica.range_id, replica.replica_id, self.identity.store_id)
             self._replicas.pop(replica.range_id, None)
             self._by_start = None
+            self._context.touched.add(replica.range_id)
             self._loop.forget(replica.range_id)
             self._keeper.forget_peers()
             replica.end_lease()
@@ -476,6 +482,7 @@ class Store(LoopEvents):
 
     def _tell_lease(self, range_id: RangeId, *, held: bool) -> None:
         self._closing.note_changes()
+        self._context.touched.add(range_id)
         for callback in self._lease_callbacks:
             callback(range_id, held)
 

@@ -24,7 +24,7 @@ async def system_rows(execution: Execution, name: str) -> Sequence[Row]:
 async def node_rows(execution: Execution) -> list[Row]:
     """Describe the nodes, as SHOW NODES does."""
     nodes = await execution.services.cluster.nodes()
-    return [(node.node_id, node.address, node.is_live, node.ranges, node.leases) for node in nodes]
+    return [(node.node_id, node.address, node.is_live, node.ranges, node.leases, node.locality, node.state) for node in nodes]
 
 
 def replicas_text(replicas: Sequence[int]) -> str:
@@ -75,9 +75,7 @@ async def _locks(execution: Execution) -> list[Row]:
     found, missing = await execution.services.cluster.locks()
     execution.notices += [Notice(sentence, "01000", "WARNING") for sentence in missing]
     names = TableNames(execution.catalog)
-    return [
-        (info.range_id, *names.of_row(info.key), info.holder.hex(), info.holder_node, info.since_us, info.waiters) for info in found
-    ]
+    return [(info.range_id, *names.of_row(info.key), info.holder.hex(), info.holder_node, info.since_us, info.waiters) for info in found]
 
 
 _TABLES: dict[str, Callable[[Execution], Awaitable[Sequence[Row]]]] = {

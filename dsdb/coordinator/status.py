@@ -1,0 +1,74 @@
+"""The nodes of a cluster, as whoever administers it sees them; and which wishes are refused."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from dsdb.coordinator.view import REPLICAS, ClusterView, Locality, NodeState, StoreState
+from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
+
+
+class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
+    """A node.  silence_s: for how long it has not answered; leases: with the system range's; bytes: of its replicas, an estimate."""
+
+    node_id: NodeId
+    locality: Locality
+    state: NodeState
+    liveness: StoreState
+    silence_s: float
+    replicas: int
+    leases: int
+    bytes: int
+    requests_per_s: float
+
+
+def node_statuses(view: ClusterView, silence_s: Callable[[StoreId], float]) -> list[NodeStatus]:
+    """Describe the nodes, by id."""
+    found = []
+    system = view.ranges.get(SYSTEM_RANGE)
+    for store_id, store in sorted(view.stores.items(), key=lambda item: item[1].node_id):
+        figures = view.figures[store_id]
+        leads_system = system is not None and system.leaseholder == store_id
+        found.append(
+            NodeStatus(
+                node_id=store.node_id,
+                locality=store.locality,
+                state=store.node_state,
+                liveness=store.state,
+                silence_s=silence_s(store_id),
+                replicas=figures.replicas,
+                leases=figures.leases + leads_system,
+                bytes=figures.bytes,
+                requests_per_s=figures.requests_per_s,
+            )
+        )
+    return found
+
+
+def refusal_of(view: ClusterView, node_id: NodeId, state: NodeState) -> str | None:
+    """Give the sentence with which a wish is refused; None: it can be granted."""
+    stores = [store for store in view.stores.values() if store.node_id == node_id]
+    if not stores:
+        return f"there is no node {node_id}: the nodes are {', '.join(sorted({str(store.node_id) for store in view.stores.values()}))}"
+    known = stores[0].node_state
+    if state is NodeState.DECOMMISSIONED:
+        return "a node is decommissioned when it has no replica left, not by being told so: decommission it, and wait"
+    if state is NodeState.ACTIVE or state is known:
+        return None
+    if known is NodeState.DECOMMISSIONED:
+        return f"node {node_id} is decommissioned already: recommission it first"
+    others = [store for store in view.stores.values() if store.node_id != node_id]
+    if not any(store.takes_replicas for store in others):
+        return f"node {node_id} is the last one that takes leases: nobody could serve what it serves"
+    if state is NodeState.DECOMMISSIONING:
+        hosts = {store.host for store in others if store.keeps_replicas}
+        before = {store.host for store in [*others, *stores] if store.keeps_replicas}
+        if len(hosts) < REPLICAS <= len(before):
+            return (
+                f"without node {node_id} the cluster has {len(hosts)} nodes, too few for {REPLICAS} replicas of each range: "
+                "add a node first"
+            )
+        needed = max((len(range_view.desc.voters) for range_view in view.ranges.values()), default=1)
+        if len(hosts) < needed and len(hosts) < REPLICAS:
+            return f"without node {node_id} there are {len(hosts)} nodes for ranges of {needed} replicas: add a node first"
+    return None
