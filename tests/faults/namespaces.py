@@ -19,6 +19,7 @@ Delay and loss come from `slow`: a queue of 1 Mbit/s before a node.  `tc netem`,
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,8 @@ _SLOW = "tbf rate 1mbit burst 8kb latency 300ms"
 _PREPARE = "mount -t tmpfs tmpfs /run && ip link set lo up && echo 1 > /proc/sys/net/ipv4/ip_forward"
 _TRY = (
     f"{_PREPARE} && ip netns add try && ip link add try0 type veth peer name eth0 netns try && ip -n try link set eth0 up"
-    " && ip rule add iif try0 to 10.77.2.2 blackhole && nsenter --net=/run/netns/try true && ip link del try0 && ip netns del try"
+    f" && ip rule add iif try0 to 10.77.2.2 blackhole && nsenter --net=/run/netns/try {shlex.quote(sys.executable)} -c pass"
+    " && ip link del try0 && ip netns del try"
 )
 _TRY_SLOW = f"ip link add try0 type veth peer name try1 && tc qdisc add dev try0 root {_SLOW}"
 
