@@ -1,7 +1,7 @@
 """Pushes of one attempt, merged: what many requests meet at once costs one push at a time.
 
     push of an attempt ─▶ one like it is on its way? ─ yes ─▶ wait for its answer ─▶ an outcome, or pushed above us too: ours as well
-                                     └─ no ─▶ ask (`settling`)                        else ask
+                                     └─ no ─▶ ask (`settling`)                        else ask, for all that wait
 
 Invariants:
 - An answer counts for others only if it would be the same for them: an outcome is final; a push counts up to its timestamp.
@@ -25,10 +25,12 @@ _Lane: TypeAlias = tuple[AttemptId, bool, bool]
 class _Push:
     """A push on its way."""
 
-    __slots__ = ("error", "settled", "ts", "waiters")
+    __slots__ = ("error", "settled", "ts", "waiters", "wanted")
 
     def __init__(self, ts: Timestamp) -> None:
         self.ts = ts
+        self.wanted = ts
+        """The highest timestamp of those who wait, too: the next push is for all of them."""
         self.waiters: list[Waiter[None]] = []
         self.settled: Settled | None = None
         self.error: KvError | None = None
@@ -46,9 +48,11 @@ class MergedPushes:
     async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher: Pusher) -> Settled:
         """Find out what becomes of an attempt; see `IntentSettler.settle`."""
         lane = (meta.attempt, abort, abort and pusher.wounds and pusher.rank < meta.rank)
+        asked = ts
         while (push := self._under_way.get(lane)) is not None:
             waiter: Waiter[None] = Waiter()
             push.waiters.append(waiter)
+            push.wanted = max(push.wanted, ts)
             await waiter.wait()
             if push.error is not None:
                 self.merged += 1
@@ -56,9 +60,10 @@ class MergedPushes:
             if push.settled is not None and _holds_for(push.settled, push.ts, ts):
                 self.merged += 1
                 return push.settled
-        push = self._under_way[lane] = _Push(ts)
+            asked = max(asked, push.wanted)
+        push = self._under_way[lane] = _Push(asked)
         try:
-            push.settled = await self._context.intents.settle(meta, ts, abort=abort, pusher=pusher)
+            push.settled = await self._context.intents.settle(meta, asked, abort=abort, pusher=pusher)
         except KvError as error:
             push.error = error
             raise
