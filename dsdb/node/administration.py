@@ -127,21 +127,28 @@ async def administer(
     """
     peers = Peers(network, clock, address_of=lambda _: address)
     peers.hello = Hello("", NodeId(0))
-    end = clock.now() + timeout_s
     async with trio.open_nursery() as nursery:
         await nursery.start(peers.run)
+        answer = await _patiently(peers, clock, request, clock.now() + timeout_s, timeout_s)
+        nursery.cancel_scope.cancel()
+    if isinstance(answer, NodesReply):
+        return answer
+    raise answer
+
+
+async def _patiently(
+    peers: Peers, clock: Clock, request: NodesRequest | SetNodeStateRequest, end: float, timeout_s: float
+) -> NodesReply | KvError | RpcError:
+    """Ask until there is an answer, a refusal, or no time; give it, as an error that leaves a nursery is one of a group."""
+    while True:
         try:
-            while True:
-                try:
-                    if isinstance(request, NodesRequest):
-                        return await peers.call(NodeId(0), NODES, request, timeout_s=timeout_s)
-                    return await peers.call(NodeId(0), SET_NODE_STATE, request, timeout_s=timeout_s)
-                except KvError as error:
-                    if not isinstance(error.detail, Unavailable) or clock.now() > end:
-                        raise
-                except RpcError:
-                    if clock.now() > end:
-                        raise
-                await trio.sleep(PAUSE_S)
-        finally:
-            nursery.cancel_scope.cancel()
+            if isinstance(request, NodesRequest):
+                return await peers.call(NodeId(0), NODES, request, timeout_s=timeout_s)
+            return await peers.call(NodeId(0), SET_NODE_STATE, request, timeout_s=timeout_s)
+        except KvError as error:
+            if not isinstance(error.detail, Unavailable) or clock.now() > end:
+                return error
+        except RpcError as error:
+            if clock.now() > end:
+                return error
+        await trio.sleep(PAUSE_S)
