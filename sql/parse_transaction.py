@@ -127,6 +127,7 @@ def _with_modes(words: Words, verb: Verb, tag: str) -> TransactionStatement:
     return TransactionStatement(verb=verb, tag=tag, read_only=read_only, as_of=as_of)
 
 
+_TAKES = "AS OF SYSTEM TIME takes a literal, '-10s', '2026-01-31 12:00:00' or a number; or follower_read_timestamp()."
 _AS_OF = ("AS", "OF", "SYSTEM", "TIME")
 _READING_VERBS = frozenset({"SELECT", "WITH", "VALUES", "TABLE", "("})
 
@@ -158,9 +159,11 @@ def take_as_of(tokens: list[Token], verb: str) -> tuple[list[Token], str | None]
 
 def _as_of(tokens: list[Token], index: int) -> tuple[str, int]:
     """Read the time of AS OF SYSTEM TIME; give it and the place behind it."""
-    rest = tokens[index : index + 2]
+    rest = tokens[index : index + 3]
     if rest and rest[0].token_type in (TokenType.STRING, TokenType.NUMBER):
         return rest[0].text, index + 1
+    if [token.text.upper() for token in rest] == ["FOLLOWER_READ_TIMESTAMP", "(", ")"]:
+        return "follower_read_timestamp()", index + 3
     if not rest:
         raise SqlSyntaxError("syntax error at end of input", position=tokens[-1].end + 2)
-    raise syntax_error(rest[0], detail="AS OF SYSTEM TIME takes a literal: '-10s', '2026-01-31 12:00:00' or a number.")
+    raise syntax_error(rest[0], detail=_TAKES)

@@ -222,6 +222,8 @@ class NodeParts:
                 engine=self.engine,
                 cluster=cluster,
                 now=lambda: self._clock.wall_ms() * 1000,
+                issued=lambda: self.oracle.latest,
+                resolved=self.store.follower_read_ts,
             )
         )
         self.sessions = SessionServer(self.executor, node_id=self.identity.node_id, server_version=f"dsdb {__version__}")
@@ -472,6 +474,9 @@ class _LateTimestamps:
     @property
     def latest(self) -> Timestamp:
         return self.source.latest
+
+    def hear(self, ts: Timestamp) -> None:
+        self.source.hear(ts)
 
     async def fresh(self) -> Timestamp:
         return await self.source.fresh()

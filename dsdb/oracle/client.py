@@ -62,7 +62,7 @@ class OracleClient:
         self._rounds_in_flight = 0
         self._turn = 0
         self._latest = MIN_TIMESTAMP
-        """The highest timestamp that came here."""
+        """The highest timestamp that came here, or was heard of."""
 
     @property
     def latest(self) -> Timestamp:
@@ -72,6 +72,11 @@ class OracleClient:
     def note(self, ts: Timestamp) -> None:
         """Learn of a timestamp that was issued, to whomever."""
         self._latest = max(self._latest, ts)
+
+    def hear(self, ts: Timestamp) -> None:
+        """Note a timestamp that was issued, of which another node knows."""
+        if ts > self._latest:
+            self._latest = ts
 
     def fresh_nowait(self) -> Timestamp | None:
         """Give a fresh timestamp if this node is the oracle, else None."""

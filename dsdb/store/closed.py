@@ -38,21 +38,14 @@ class IssuedLine:
 
     def __init__(self, lag_s: float) -> None:
         self._lag_s = lag_s
-        self.newest: Timestamp = MIN_TIMESTAMP
-        """The highest that was heard of."""
         self._samples: deque[tuple[float, Timestamp]] = deque()
         """The newest one at a few moments of the last `lag_s`, and at one before; ascending."""
 
-    def hear(self, ts: Timestamp) -> None:
-        """Note a timestamp that was issued."""
-        if ts > self.newest:
-            self.newest = ts
-
-    def target(self, now: float) -> Timestamp:
-        """Give the newest timestamp that was known `lag_s` ago; to be called every now and then."""
+    def target(self, now: float, newest: Timestamp) -> Timestamp:
+        """Give the newest timestamp that was known `lag_s` ago; newest: the one that is known now."""
         samples = self._samples
-        if not samples or self.newest > samples[-1][1]:
-            samples.append((now, self.newest))
+        if not samples or newest > samples[-1][1]:
+            samples.append((now, newest))
         known_by = now - self._lag_s
         while len(samples) > 1 and samples[1][0] <= known_by:
             samples.popleft()

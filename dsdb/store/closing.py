@@ -20,7 +20,7 @@ from dsdb.kv.ids import RangeId, StoreId
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import key_after
 from dsdb.storage.mvcc import get_intent
-from dsdb.storage.timestamp import MIN_TIMESTAMP
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, from_milliseconds
 from dsdb.store.closed import RANGES_MAX, IssuedLine, Telling
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import StoreFrame
@@ -28,8 +28,12 @@ from dsdb.store.outbox import Outbox
 from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
 
+BEHIND_MAX = from_milliseconds(10_000)
+"""How much older than usual reads of followers are made for the sake of replicas that are behind."""
 SCAN_ROWS = 4_096
 """Versions in one step of a scan for intents: some milliseconds."""
+INTERVALS = 4
+"""So many until all have heard what is closed: one until a timestamp is looked at, one until it is promised, and rounding to ticks."""
 _SUFFIX_BYTES = 8
 _INTENT_SUFFIX = bytes(_SUFFIX_BYTES)
 """Behind the user key of every entry in DELTA, and behind that of an intent."""
@@ -43,6 +47,11 @@ class Closing:
         self._replicas = replicas
         self._outbox = outbox
         self._line = IssuedLine(context.config.closed_lag_s)
+        self._old_line = IssuedLine(context.config.closed_lag_s + INTERVALS * context.config.closed_interval_s)
+        self._everywhere: Timestamp = MIN_TIMESTAMP
+        """What all replicas should have heard by now to be closed."""
+        self._follower_read: tuple[float, Timestamp] = (0.0, MIN_TIMESTAMP)
+        """The answer of `follower_read_ts`, and until when it is given again."""
         self._telling = Telling(life)
         """For this store too: it hears its own promises as those of others."""
         self._next = 0.0
@@ -62,13 +71,12 @@ class Closing:
     def tick(self, now: float) -> None:
         """Promise what is due, and tell the peers with the next frames."""
         context = self._context
-        line = self._line
-        line.hear(context.timestamps.latest)
-        self._outbox.issued = line.newest
+        self._outbox.issued = context.timestamps.latest
         if now < self._next:
             return
         self._next = now + context.config.closed_interval_s
-        target = max(line.target(now), context.closing)
+        target = max(self._line.target(now, self._outbox.issued), context.closing)
+        self._everywhere = max(self._everywhere, self._old_line.target(now, self._outbox.issued))
         if target == MIN_TIMESTAMP or (target == context.closing and not self._must_tell and now < self._repeat_at):
             return
         self._must_tell = False
@@ -96,11 +104,24 @@ class Closing:
             else:
                 self._outbox.tell_closed(store, update)
 
+    def follower_read_ts(self) -> Timestamp:
+        """Give a past timestamp at which replicas everywhere should be resolved; MIN_TIMESTAMP soon after a start.
+
+        If replicas here are behind, as where this store is cut off, it is theirs; but not for the sake of one that is far behind.
+        """
+        now = self._context.clock.now()
+        until, answer = self._follower_read
+        if now >= until:
+            here = min([replica.resolved_ts() for replica in self._replicas.values()], default=MIN_TIMESTAMP)
+            answer = Timestamp(min(self._everywhere, max(here, self._everywhere - BEHIND_MAX, MIN_TIMESTAMP)))
+            self._follower_read = (now + self._context.config.closed_interval_s, answer)
+        return answer
+
     # ---- Hearing ----
 
     def receive(self, frame: StoreFrame) -> None:
         """Take what a frame says about timestamps."""
-        self._line.hear(frame.issued)
+        self._context.timestamps.hear(frame.issued)
         if frame.wants_closed:
             self._telling.begin_again(frame.sender)
             self._must_tell = True

@@ -133,5 +133,8 @@ class TimestampSource(Protocol):
     def latest(self) -> Timestamp:
         """Give the highest issued timestamp that is known here."""
 
+    def hear(self, ts: Timestamp) -> None:
+        """Note a timestamp that was issued, of which another store knows."""
+
     async def fresh(self) -> Timestamp:
         """Give a timestamp issued after this call.  Raises KvError(Unavailable)."""

@@ -516,6 +516,10 @@ class Store(LoopEvents):
         replica = self._replicas.get(range_id)
         return replica is not None and replica.reads_past(ts)
 
+    def follower_read_ts(self) -> Timestamp:
+        """Give a past timestamp, a few seconds old, at which replicas should be resolved everywhere; MIN_TIMESTAMP soon after a start."""
+        return self._closing.follower_read_ts()
+
     def leaseholder_hint(self, range_id: RangeId) -> StoreId | None:
         """Give the store that probably serves a range, if a replica here knows."""
         replica = self._replicas.get(range_id)

@@ -18,7 +18,7 @@ from dsdb.sql.ports import ClusterView, DeadlineExceededError, RowWait, StageRun
 from dsdb.sql.schema import DatabaseDescriptor, SequenceDescriptor, TableDescriptor
 from dsdb.sql.system_tables import SYSTEM_SCHEMA, only_readable
 from dsdb.storage.datum import Datum
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 
 PUBLIC_SCHEMA = "public"
 """The one schema of every database in which something can be made."""
@@ -72,7 +72,8 @@ class TransactionStart(Protocol):
 class Services:
     """What the statements of a node share.
 
-    begin: starts a transaction; now: the wall clock in microseconds since the epoch, for now() alone.
+    begin: starts a transaction; now: the wall clock in microseconds since the epoch, for now() alone; issued: the highest timestamp that
+    this node knows to be issued; resolved: a past one at which replicas are read wherever they are, MIN_TIMESTAMP if none is known.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class Services:
         engine: QueryEngine,
         cluster: ClusterView,
         now: Callable[[], int],
+        issued: Callable[[], Timestamp] = lambda: MIN_TIMESTAMP,
+        resolved: Callable[[], Timestamp] = lambda: MIN_TIMESTAMP,
     ) -> None:
         self.catalogs = catalogs
         self.begin = begin
@@ -91,6 +94,8 @@ class Services:
         self.engine = engine
         self.cluster = cluster
         self.now = now
+        self.issued = issued
+        self.resolved = resolved
         self.sequences = SequenceCache(begin)
 
 

@@ -83,6 +83,10 @@ def test_statements_keep_their_own_text() -> None:
         ("BEGIN", TransactionStatement(verb=Verb.BEGIN, tag="BEGIN")),
         ("begin work isolation level read committed, not deferrable", TransactionStatement(verb=Verb.BEGIN, tag="BEGIN")),
         (
+            "BEGIN AS OF SYSTEM TIME Follower_Read_Timestamp()",
+            TransactionStatement(verb=Verb.BEGIN, tag="BEGIN", as_of="follower_read_timestamp()"),
+        ),
+        (
             "START TRANSACTION READ ONLY AS OF SYSTEM TIME '-10s'",
             TransactionStatement(verb=Verb.BEGIN, tag="START TRANSACTION", read_only=True, as_of="-10s"),
         ),

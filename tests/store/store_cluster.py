@@ -62,6 +62,9 @@ class Oracle:
     def latest(self) -> Timestamp:
         return self.last
 
+    def hear(self, ts: Timestamp) -> None:
+        assert ts <= self.last
+
     def fresh_nowait(self) -> Timestamp | None:
         return None if self.is_down else self.issue()
 

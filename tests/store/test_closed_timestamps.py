@@ -28,11 +28,12 @@ from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.store import Store, StoreConfig
 from dsdb.store.closed import IssuedLine, Promises, Telling
+from dsdb.store.closing import INTERVALS
 from dsdb.store.command import CommitCommand
 from dsdb.store.frame import ClosedUpdate
 from dsdb.store.open_intents import OpenIntents
 
-LAG_S = StoreConfig().closed_lag_s + 3 * StoreConfig().closed_interval_s + 0.2
+LAG_S = StoreConfig().closed_lag_s + INTERVALS * StoreConfig().closed_interval_s + 0.2
 """After so long what was issued is closed everywhere."""
 HASTY = StoreConfig(closed_lag_s=0.01, closed_interval_s=0.1, raft=RaftConfig(announces_commit=False, election_ticks=200))
 """Closes nearly up to the present, and leaders are slow to step down."""
@@ -59,16 +60,11 @@ async def three(cluster: Cluster) -> tuple[Store, list[Store]]:
 
 def test_the_target_is_what_was_known_a_lag_ago() -> None:
     line = IssuedLine(3.0)
-    assert line.target(0.0) == MIN_TIMESTAMP
-    line.hear(Timestamp(10))
-    assert line.target(1.0) == MIN_TIMESTAMP
-    line.hear(Timestamp(20))
-    line.hear(Timestamp(15))
-    assert line.target(2.0) == MIN_TIMESTAMP
-    assert line.target(3.9) == MIN_TIMESTAMP
-    assert line.target(4.0) == 10
+    ten, twenty = Timestamp(10), Timestamp(20)
+    assert [line.target(now, ten) for now in (1.0, 1.5)] == [MIN_TIMESTAMP, MIN_TIMESTAMP]
+    assert [line.target(now, twenty) for now in (2.0, 3.9, 4.0)] == [MIN_TIMESTAMP, MIN_TIMESTAMP, 10]
     # Nothing new: it comes up to the newest, and stays.
-    assert [line.target(now) for now in (4.9, 5.0, 100.0)] == [10, 20, 20]
+    assert [line.target(now, twenty) for now in (4.9, 5.0, 100.0)] == [10, 20, 20]
 
 
 class Ear:
@@ -189,6 +185,21 @@ def test_a_follower_answers_what_is_resolved_and_sends_on_what_is_not() -> None:
             with pytest.raises(KvError) as caught:
                 await read_here(store, b"\x01", old)
             assert isinstance(caught.value.detail, RangeKeyMismatch)
+
+    simulate(3, body)
+
+
+def test_what_is_called_closed_everywhere_is() -> None:
+    async def body(cluster: Cluster) -> None:
+        leader, followers = await three(cluster)
+        first = await cluster.put(A, b"0")
+        for number in range(30):
+            await cluster.put(A, b"%d" % number)
+            await trio.sleep(0.37)
+            for store in (leader, *followers):
+                assert store._closing._everywhere <= store.resolved_ts(TABLES)
+                assert store._closing._everywhere >= store.follower_read_ts()
+        assert min(store.follower_read_ts() for store in (leader, *followers)) > first
 
     simulate(3, body)
 

@@ -119,6 +119,9 @@ def test_nothing_is_written_in_a_lease_whose_low_water_is_not_known_yet() -> Non
 
             latest = oracle.latest
 
+            def hear(self, ts: Timestamp) -> None:
+                pass
+
             def fresh_nowait(self) -> Timestamp | None:
                 return None
 
