@@ -273,6 +273,7 @@ class CatalogLeases:
         owner = txn.describe().attempt
         emptied = [] if is_alone else draft.emptied
         until: Timestamp | None = None
+        is_committing = False
         try:
             if emptied:
                 until = await self._put_fences(emptied, owner)
@@ -281,10 +282,14 @@ class CatalogLeases:
             check(catalog)
             draft.onto(catalog)
             version = draft.write(txn, catalog)
+            is_committing = True
             await txn.commit(deadline=until)
         except BaseException:
-            if emptied:
-                with trio.CancelScope(shield=True), trio.move_on_after(_LIFT_S):
+            with trio.CancelScope(shield=True), trio.move_on_after(_LIFT_S):
+                if not is_committing:
+                    # Others wait for its lock of the version.
+                    await txn.rollback()
+                if emptied:
                     await self._lift_fences(owner)
             raise
         committed()

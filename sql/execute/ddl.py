@@ -195,6 +195,8 @@ async def _write_rows(table: TableDescriptor, rows: Sequence[Sequence[object]], 
     for row, number in zip(rows, numbers):
         whole = (*row, number)
         execution.txn.put(target.rows.key(whole), target.rows.value(whole))  # type: ignore[arg-type]
+        if execution.txn.is_full:
+            await execution.flush()
 
 
 def plan_drop(node: exp.Drop, binder: StatementBinder) -> DdlPlan:

@@ -279,7 +279,7 @@ class InsertPlan:
                 seen.add(key)
                 insert(key, table_rows.value(row))
                 if txn.is_full:
-                    await txn.flush()
+                    await execution.flush()
             await pause(part)
         return rows
 
@@ -305,7 +305,7 @@ class InsertPlan:
             for row in part:
                 txn.put(table_rows.key(row), table_rows.value(row))
                 if txn.is_full:
-                    await txn.flush()
+                    await execution.flush()
             await pause(part)
         return rows
 
@@ -340,14 +340,14 @@ class InsertPlan:
                 await self._put_changed(key, changed, execution)
                 written.append(changed)
                 if txn.is_full:
-                    await txn.flush()
+                    await execution.flush()
                 continue
             touched.add(key)
             # The key was read as absent: should it be there at the commit, the statement runs again and updates it.
             txn.put(key, table_rows.value(row))
             written.append(row)
             if txn.is_full:
-                await txn.flush()
+                await execution.flush()
         return written
 
     async def _put_changed(self, key: bytes, row: Row, execution: Execution) -> None:

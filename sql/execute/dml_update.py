@@ -220,7 +220,7 @@ class UpdatePlan:
                 for old, new in part:
                     txn.put(rows.key(old), rows.value(new))
                     if txn.is_full:
-                        await txn.flush()
+                        await execution.flush()
                 await pause(part)
             return
         keyed: list[tuple[bytes, bytes, Row]] = []
@@ -239,13 +239,13 @@ class UpdatePlan:
             for old_key, _, _ in keyed_part:
                 txn.delete(old_key)
                 if txn.is_full:
-                    await txn.flush()
+                    await execution.flush()
             await pause(keyed_part)
         for keyed_part in slices(keyed, len(self.target.table.columns)):
             for _, new_key, new in keyed_part:
                 txn.put(new_key, rows.value(new))
                 if txn.is_full:
-                    await txn.flush()
+                    await execution.flush()
             await pause(keyed_part)
 
 
@@ -291,7 +291,7 @@ class DeletePlan:
             for row in part:
                 txn.delete(self.target.rows.key(row))
                 if txn.is_full:
-                    await txn.flush()
+                    await execution.flush()
             await pause(part)
         tag = f"DELETE {len(rows)}"
         if self._returning is None:

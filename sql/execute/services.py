@@ -149,23 +149,28 @@ class Execution:
         self.notices: list[Notice] = []
 
     async def lock(self, keys: Sequence[bytes], wait: RowWait = RowWait.WAIT) -> list[tuple[bool, bytes | None]]:
-        """Lock and read rows; a wait ends with the session's lock_timeout, if it has one.
-
-        Meanwhile no change of the catalogue waits for this statement: it may be made by the very transaction that has the lock.
-        """
+        """Lock and read rows; a wait ends with the session's lock_timeout, if it has one."""
         self.has_locked = True
         timeout_s = self.session.lock_timeout_ms / 1000 or None
+        return await self._not_holding(self.txn.get_locked(keys, wait=wait, timeout_s=timeout_s))
+
+    async def flush(self) -> None:
+        """Lay down what is buffered, which may wait for others."""
+        await self._not_holding(self.txn.flush())
+
+    async def _not_holding(self, waiting: Awaitable[T]) -> T:
+        """Wait for other transactions, while no change of the catalogue waits for this statement: it may be theirs."""
         if not self.is_holding:
-            return await self.txn.get_locked(keys, wait=wait, timeout_s=timeout_s)
+            return await waiting
         catalogs, catalog = self.services.catalogs, self._held
         catalogs.release(catalog)
         is_present = False
         try:
-            found = await self.txn.get_locked(keys, wait=wait, timeout_s=timeout_s)
+            found = await waiting
         finally:
             is_present = catalogs.resume(catalog)
         if not is_present:
-            raise DeadlineExceededError("the catalogue was changed while the statement waited for a lock")
+            raise DeadlineExceededError("the catalogue was changed while the statement waited for another transaction")
         return found
 
     async def get_to_change(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -212,7 +212,7 @@ class SessionTransactions:
             execution.parameters = cached.values(parameters, transaction.now)
             result = await plan.run(execution)
             if transaction.txn.is_full:
-                await transaction.txn.flush()
+                await execution.flush()
             check_unfenced(cached.tables, catalog)
             uses_rows = plan.is_reading or plan.is_writing
             if is_first and (uses_rows or execution.draft is not None):

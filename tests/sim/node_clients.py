@@ -1,7 +1,8 @@
 """The clients of the simulated cluster, and what they know of it.
 
 Statements run on the nodes' executors, as sessions would run them; the lists (`tests.checkers`) use the transactions below SQL, as these
-can write in one range what they read in others.  Transactions of several statements are in `sql_clients`.
+can write in one range what they read in others.  Transactions of several statements are in `sql_clients`, those that change the
+catalogue in `ddl_clients`.
 
 A client of a host that dies sees its connection break: what it asked for is then unknown.
 """
@@ -24,6 +25,7 @@ from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, TransactionRetryError
 from dsdb.sql.types import INT
 from tests.checkers.history import Append, ReadList, Recorder, Violation
+from tests.sim.ddl_clients import DdlClients
 from tests.sim.past_clients import PastClients
 from tests.sim.sql_clients import TABLES, SqlClients, only_row
 
@@ -102,6 +104,7 @@ class Clients:
         self._kinds = kinds
         self._next_id = 1
         self.sql = SqlClients(chance, self._on_some_host, seed)
+        self.ddl = DdlClients(chance, self._on_some_host)
         self.past = PastClients(chance, model, self._on_some_host, has_accounts="transfers" in kinds)
         self.is_over = False
 
@@ -200,7 +203,8 @@ class Clients:
         model.note("lists", client, record.number, record.ops, ts)
 
     async def _transact(self, kind: str, client: int) -> None:
-        what = await (self.past.act() if kind == PAST else self.sql.act(kind, client))
+        others = {"ddl": self.ddl.act, PAST: self.past.act}
+        what = await (others[kind]() if kind in others else self.sql.act(kind, client))
         self._model.events[what] += 1
         self._model.note(what, client)
 

@@ -29,6 +29,7 @@ from dsdb.node import parts
 from dsdb.oracle import OracleClient
 from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
+from dsdb.sql.catalog_draft import CatalogDraft
 from dsdb.sql.errors import SqlError
 from dsdb.storage import mvcc
 from dsdb.storage.engine.memory import MemoryEngine
@@ -314,6 +315,11 @@ def late_intents_become_versions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mvcc, "resolve_intent", all_of_them)
 
 
+def tables_are_emptied_without_a_fence(patch: pytest.MonkeyPatch) -> None:
+    """Who drops or truncates a table does not wait for those who still write to it by the version before."""
+    patch.setattr(CatalogDraft, "emptied", property(lambda self: []))
+
+
 def splits_lose_records(patch: pytest.MonkeyPatch) -> None:
     """The right side of a split does not know of the records that are its own (rule 25)."""
     hand_over = StateMachine.hand_over_records
@@ -390,6 +396,7 @@ MUTANTS = (
     Mutant(recovery_skips_a_key, ("gateway", "delays"), LISTS),
     Mutant(intents_are_resolved_before_the_record, ("gateway", "delays", "resets"), LISTS),
     Mutant(late_intents_become_versions, ("resets",), LISTS),
+    Mutant(tables_are_emptied_without_a_fence, ("transfer",), ("ddl",)),
     Mutant(splits_lose_records, ("splits",), ("pairs", "rows")),
     Mutant(closed_timestamps_do_not_bump, ("delays",), PAST, closed_lag_s=0.02),
     Mutant(promises_are_of_what_is_applied, ("slow disk",), PAST, closed_lag_s=0.02),

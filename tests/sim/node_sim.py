@@ -33,6 +33,7 @@ from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import StorageError
 from tests.checkers import listappend, timestamps
 from tests.checkers.history import Violation, refuse
+from tests.sim.ddl_clients import DDL_TABLES
 from tests.sim.network import SimClock, SimNetwork
 from tests.sim.node_clients import COUNTERS, LISTS, Clients, Model, check_counter, execute
 from tests.sim.node_faults import Faults, Mix, draw
@@ -183,7 +184,7 @@ class Simulation:
 
     async def set_up(self) -> None:
         for kind in self.mix.clients:
-            for text in TABLES.get(kind, ()):
+            for text in (*TABLES.get(kind, ()), *DDL_TABLES.get(kind, ())):
                 await self.patiently(0, text)
         await self.patiently(0, "CREATE TABLE sets (id INT PRIMARY KEY)")
         await self.patiently(0, "CREATE TABLE counters (id INT PRIMARY KEY, n INT NOT NULL)")
@@ -246,6 +247,8 @@ class Simulation:
         await clients.read_lists(node)
         await clients.past.check_end([host.node for host in self.hosts if host.node is not None])
         await clients.sql.check([kind for kind in self.mix.clients if kind in TABLES], node, self.keep)
+        if "ddl" in self.mix.clients:
+            await clients.ddl.check([host.node for host in self.hosts if host.node is not None])
         for host in self.hosts:
             self.count(host)
         history = self.model.lists.history(f"lists of seed {self.seed}")

@@ -97,8 +97,9 @@ class RolledBack(Exception):
 class Session:
     """A session on one node, without its connection."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *, statement_s: float = STATEMENT_S) -> None:
         assert node.parts is not None
+        self._statement_s = statement_s
         self._executor = node.parts.executor
         self.state = SessionState()
         self.state.change_setting("lock_timeout", LOCK_TIMEOUT)
@@ -109,7 +110,7 @@ class Session:
         parameters = [Parameter(INT if isinstance(value, int) else TEXT, value) for value in values]
         began = trio.current_time()
         result = await self._executor.run(self.state, statement, parameters)
-        if trio.current_time() - began > STATEMENT_S:
+        if trio.current_time() - began > self._statement_s:
             raise Violation(f"{text!r} took {trio.current_time() - began:.1f} s")
         if result.batches is None:
             return result.rows or []

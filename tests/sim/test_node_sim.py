@@ -64,3 +64,9 @@ def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
         for hash_seed in ("0", "77")
     }
     assert len(traces) == 1, traces
+
+
+def test_changes_of_the_catalogue_in_transactions() -> None:
+    model = simulate(12, 3, ("transfer", "crash"), clients=("ddl",))
+    assert model.events["jobs drained"] >= 1, model.events
+    assert model.events["table made: there"] >= 5, model.events

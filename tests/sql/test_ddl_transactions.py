@@ -128,6 +128,7 @@ def test_what_conflicts(mine: str, theirs: str, sqlstate: str | None, message: s
             assert error.sqlstate == sqlstate
             assert message in error.message
         assert one.state.transaction is None
+        assert one.database.store.locks == {}
         assert (await load_catalog(one.database.store.begin())).fences == {}
         await two.run("SELECT count(*) FROM t") if "DROP TABLE t" not in mine + theirs else None
 
