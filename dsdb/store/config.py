@@ -50,6 +50,10 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     push_wait_short_s: float = 0.01
     """The same if the writer is the older one, as two that wait for each other must not both wait long, and of a reader, whose push would
     cost the attempt a round if its staging is on its way beside its intents."""
+    gateway_wait_s: float = 2.0
+    """How long a writer waits for a large transaction whose gateway lives before it looks again; a reader, for one that is committing."""
+    commit_patience_s: float = 20.0
+    """For so long readers wait for a large transaction that was pushed above its commit timestamp, and refreshes what it read."""
     staging_wait_s: float = 0.1
     """How long a STAGING record is waited for: its coordinator needs one more round; if it is dead, others recover it."""
     verdicts_max: int = 20_000

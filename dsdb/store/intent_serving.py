@@ -155,7 +155,7 @@ class IntentServing:
         waits = {
             Awaited.RECORD: config.push_wait_short_s if is_brief else config.push_wait_s,
             Awaited.OUTCOME: config.staging_wait_s,
-            Awaited.GATEWAY: config.push_wait_s,
+            Awaited.GATEWAY: config.gateway_wait_s,
         }
         until: dict[Awaited, float] = {}
         latch_keys = (record_latch(request.meta.attempt),)

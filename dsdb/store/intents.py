@@ -244,6 +244,7 @@ def stage(replica: Replica, request: StageRequest) -> StageCommand | PrewriteCom
         # The record is there already: what pushes were forgotten says its low water (rule 28).
         pushed = max(verdicts.pushed(meta.attempt), verdicts.push_low)
         if pushed >= ts:
+            verdicts.note_commit(meta.attempt, replica.context.clock.now())
             return BumpReply(pushed)
     elif record.is_final or record.ts > ts or (record.ts == ts and not request.is_final):
         return record.reply(has_keys=False)
@@ -321,10 +322,14 @@ def push(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -
 def _push_pending(replica: Replica, request: PushRequest, patience: frozenset[Awaited]) -> EndTxnCommand | RecordReply | Awaited:
     """Push an attempt above a reader, or abort it: if its gateway is silent, or for an older transaction that others may wait for."""
     meta, context = request.meta, replica.context
+    now, verdicts = context.clock.now(), replica.verdicts
     if not request.abort:
-        replica.verdicts.push(meta.attempt, meta.first_ts, request.ts)
+        is_committing = verdicts.is_committing(meta.attempt, now, context.config.commit_patience_s)
+        if is_committing and Awaited.GATEWAY in patience:
+            return Awaited.GATEWAY
+        verdicts.push(meta.attempt, meta.first_ts, request.ts)
         return RecordReply(TxnStatus.PUSHED)
-    is_silent = replica.verdicts.is_silent(meta.attempt, context.clock.now(), context.config.lock_silence_s)
+    is_silent = verdicts.is_silent(meta.attempt, now, context.config.lock_silence_s)
     if is_silent or (request.pusher.wounds and request.pusher.rank < meta.rank):
         return EndTxnCommand(replica.descriptor.generation, replica.lease_term, meta, None, None, ())
     return Awaited.GATEWAY if Awaited.GATEWAY in patience else RecordReply(TxnStatus.PENDING)

@@ -39,6 +39,8 @@ class Verdicts:
         """Attempt → first_ts, outcome."""
         self._heard_at: dict[AttemptId, float] = {}
         """When the gateways of attempts with PENDING or large records were last heard of."""
+        self._committing: dict[AttemptId, float] = {}
+        """When attempts with PENDING records were first told to commit above a push."""
         self._listeners: dict[AttemptId, list[Callable[[], None]]] = {}
         self.listening = 0
         """Functions that wait to be called."""
@@ -48,6 +50,7 @@ class Verdicts:
         self._pushes.clear()
         self._tombstones.clear()
         self._heard_at.clear()
+        self._committing.clear()
         self.low = max(self.low, low)
         self.push_low = max(self.push_low, low)
 
@@ -92,9 +95,19 @@ class Verdicts:
         """Say whether a gateway was not heard of for too long; one that was never asked for is believed to live."""
         return now - self._heard_at.setdefault(attempt, now) >= silence_max_s
 
+    def note_commit(self, attempt: AttemptId, now: float) -> None:
+        """Note that a commit was pushed above a reader: it will come again."""
+        self._committing.setdefault(attempt, now)
+
+    def is_committing(self, attempt: AttemptId, now: float, duration_s: float) -> bool:
+        """Say whether a commit was pushed not long ago, so that readers had better wait for it than push it again and again."""
+        began = self._committing.get(attempt)
+        return began is not None and now - began < duration_s
+
     def forget_gateway(self, attempt: AttemptId) -> None:
         """Forget when a gateway was heard of: its record is gone."""
         self._heard_at.pop(attempt, None)
+        self._committing.pop(attempt, None)
 
     # ---- News ----
 

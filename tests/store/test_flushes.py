@@ -206,6 +206,36 @@ def test_rule_28_readers_push_a_pending_attempt_above_them() -> None:
     on_two_ranges(body)
 
 
+def test_readers_wait_for_a_large_transaction_that_they_have_pushed_at_its_commit() -> None:
+    async def body(desk: TxnDesk) -> None:
+        meta, ts = desk.meta(), desk.now()
+        await begin(desk, meta)
+        await lay(desk, meta, ts, {A: b"1"})
+        assert await desk.read(A) is None
+        assert isinstance(await commit(desk, meta, ts), BumpReply)
+        later = desk.now()
+        replies: list[RecordReply] = []
+
+        async def read() -> None:
+            replies.append(await push(desk, meta, desk.now(), Pusher(desk.now()), abort=False))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.sleep(1)
+            assert await commit(desk, meta, later) == RecordReply(COMMITTED, later)
+        assert replies == [RecordReply(COMMITTED, later)]
+        # But not for ever.
+        other = desk.meta()
+        await begin(desk, other)
+        await push(desk, other, desk.now(), Pusher(desk.now()), abort=False)
+        assert isinstance(await commit(desk, other, other.first_ts), BumpReply)
+        began = trio.current_time()
+        assert await push(desk, other, desk.now(), Pusher(desk.now()), abort=False) == RecordReply(PUSHED)
+        assert 1.5 < trio.current_time() - began < 2.5
+
+    on_two_ranges(body)
+
+
 def test_rule_28_a_pending_attempt_is_aborted_by_an_older_writer_or_when_its_gateway_is_silent() -> None:
     async def body(desk: TxnDesk) -> None:
         older = Pusher(Timestamp(1), wounds=True)
