@@ -99,4 +99,8 @@ RULES: dict[str, str] = {
     "full_pushes": "... and PENDING records then commit only above the pushes that are forgotten",
     # closed timestamps
     "closed_bumps": "a write at or below the closed timestamp is bumped",
+    "closed_index": "what is promised closed beside the log counts once the log is applied up to where it was promised",
+    "closed_lease": "... and is promised by a leaseholder alone",
+    "closed_issued": "what is closed was issued before",
+    "resolved_intents": "a follower does not read at or above an intent that is not resolved",
 }

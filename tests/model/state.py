@@ -87,6 +87,8 @@ class RangeState:
         self.old: Stale | None = None
         """A deposed leaseholder that still serves (lease_fence off)."""
         self.lease_ts = 0
+        self.told: tuple[int, Command | None] = (0, None)
+        """What was promised closed beside the log, and the command behind which it counts."""
         self.inherited: Volatile | None = None
         """What the first lease began with, if not with a fresh low water: after a split."""
         self.reset(0)

@@ -205,8 +205,13 @@ class World:
         """Close a timestamp, and maybe raise the floor of outcomes."""
         rg = self.rng.choice(self.ranges)
         rg.closing = max(rg.closing, self.issued - int(self.rnd() * 6))
+        if "closed_issued" in self.off:
+            rg.closing = self.issued + 3
         if not rg.log:
             rg.closed = rg.closing  # an empty command
+        rg.told = (rg.closing, rg.log[-1] if rg.log else None)
+        if "closed_lease" in self.off and rg.lease_ts:
+            rg.told = (self.issued, None)  # a deposed leaseholder's, whose successor knows nothing of it
         if self.rnd() < 0.3:
             rg.forget(self.issued - int(self.rnd() * 10))
 
@@ -238,8 +243,9 @@ class World:
         k = self.rng.choice(rg.keys)
         intent = rg.intents.get(k)
         if self.chance(0.6):
-            ts = rg.closed
-            if not ts or self.is_collected(rg, ts) or (intent and intent.ts <= ts):  # resolved = min(closed, oldest intent − 1)
+            ts = self.closed_at_follower(rg)
+            is_open = intent and intent.ts <= ts and "resolved_intents" not in self.off  # resolved = min(closed, oldest intent − 1)
+            if not ts or self.is_collected(rg, ts) or is_open:
                 return
         else:
             ts = self.issued - self.rng.randint(0, 3)
@@ -248,6 +254,12 @@ class World:
             if "read_cache" not in self.off:
                 rg.note(k, ts, None)
         self.past.append((k, ts, rg.visible(k, ts)))
+
+    def closed_at_follower(self, rg: Range) -> int:
+        """Give what is closed for a follower that has applied what the leaseholder has."""
+        ts, behind = rg.told
+        counts = "closed_index" in self.off or not any(command is behind for command in rg.log)
+        return max(rg.closed, ts) if counts else rg.closed
 
     @staticmethod
     def is_collected(rg: Range, ts: int) -> bool:
