@@ -1,13 +1,16 @@
 """Collecting old versions: what no read at or above the threshold can see goes, range by range.
 
-    every INTERVAL_S, at each node: ranges that it leads and that were written ─▶ CollectGarbage up to AGE_S ago
+    every INTERVAL_S, at each node: ranges that it leads and that were written ─▶ CollectGarbage up to AGE_S ago,
+                                    or up to where the oldest open transaction of any node reads
 
 Invariants:
 - Versions are kept for AGE_S at least: statements, transactions and AS OF SYSTEM TIME may read back so far.
+- What an open transaction reads is kept for PROTECTED_S, if its node can be asked; then, or if it cannot, a read there is refused.
 - A range that nobody writes costs nothing.
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
 
 import trio
@@ -23,6 +26,8 @@ log = logging.getLogger("dsdb.jobs")
 
 AGE_S = 600.0
 """How long an old version is kept at least, by the oracle's timestamps."""
+PROTECTED_S = 3600.0
+"""How long open transactions keep what they read: one that was forgotten must not let garbage pile up for ever."""
 INTERVAL_S = 60.0
 """Between two looks for ranges that were written."""
 WRITES_MIN = 1_000
@@ -62,11 +67,16 @@ class VersionCollector:
         store: CollectableStore,
         oracle: OracleClient,
         clock: Clock,
+        oldest_read: Callable[[], Awaitable[Timestamp]],
         age_s: float = AGE_S,
+        protected_s: float = PROTECTED_S,
         interval_s: float = INTERVAL_S,
         writes_min: int = WRITES_MIN,
     ) -> None:
+        """oldest_read: gives the lowest timestamp at which an open transaction reads, as far as its node answers; else MAX_TIMESTAMP."""
         self._store = store
+        self._oldest_read = oldest_read
+        self._protected_s = protected_s
         self._oracle = oracle
         self._clock = clock
         self._age_s = age_s
@@ -96,7 +106,9 @@ class VersionCollector:
 
     async def _collect(self, range_id: RangeId) -> None:
         now = await self._oracle.fresh()
-        threshold = Timestamp(max(now - from_milliseconds(int(self._age_s * 1000)), 1))
+        old, too_old = (Timestamp(max(now - from_milliseconds(int(age_s * 1000)), 1)) for age_s in (self._age_s, self._protected_s))
+        # Who begins to read below it from here on is refused, or has read above.
+        threshold = min(old, max(await self._oldest_read(), too_old))
         reply = await self._store.serve(CollectGarbageRequest(range_id, threshold))
         assert isinstance(reply, CollectGarbageReply)
         log.info("range %d: %d old versions were removed", range_id, reply.removed)

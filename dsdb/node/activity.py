@@ -18,6 +18,7 @@ from dsdb.kv.ids import NodeId, node_of_attempt
 from dsdb.node.directory import Directory
 from dsdb.rpc import Method, MethodKind, Peers, RpcError
 from dsdb.sql.ports import LockInfo, OpenTransactionInfo
+from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
 from dsdb.store import Store
 
 ANSWER_S = 1.0
@@ -96,6 +97,11 @@ class Activity:
         """Give the transactions of all nodes, by node and session, and sentences about what is missing."""
         replies, missing = await self._gather(ActivityRequest(transactions=True))
         return [row for reply in replies for row in reply.transactions], missing
+
+    async def oldest_read(self) -> Timestamp:
+        """Give the lowest timestamp at which a transaction of the nodes that answer reads; MAX_TIMESTAMP if there is none."""
+        rows, _ = await self.transactions()
+        return min([row.read_timestamp for row in rows if row.read_timestamp is not None], default=MAX_TIMESTAMP)
 
     async def locks(self) -> tuple[list[LockInfo], list[str]]:
         """Give the row locks of all ranges, by key, and sentences about what is missing."""

@@ -166,7 +166,9 @@ class NodeParts:
             clock=self._clock,
             is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE),
         )
-        self.version_collector = VersionCollector(store=self.store, oracle=self.oracle, clock=self._clock)
+        self.version_collector = VersionCollector(
+            store=self.store, oracle=self.oracle, clock=self._clock, oldest_read=lambda: self.activity.oldest_read()
+        )
         self.membership = Membership(
             cluster_id=self.identity.cluster_id,
             directory=self.directory,

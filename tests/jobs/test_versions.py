@@ -1,7 +1,9 @@
 """Old versions go once they are old enough, those that can still be read stay, and what was collected keeps bumping late writes."""
 
+import pytest
 import trio
 
+import dsdb
 from dsdb.env import Address
 from dsdb.jobs import VersionCollector
 from dsdb.kv.ids import AttemptId
@@ -16,10 +18,17 @@ from tests.jobs.test_cleanup import execute, stored_rows
 WRITES = 20
 
 
-async def collect(node: Node, *, seconds: float, age_s: float = 0.05, writes_min: int = 5) -> None:
+async def collect(node: Node, *, seconds: float, age_s: float = 0.05, writes_min: int = 5, protected_s: float = 3600) -> None:
     assert node.parts is not None
     collector = VersionCollector(
-        store=node.parts.store, oracle=node.parts.oracle, clock=node._clock, age_s=age_s, interval_s=0.01, writes_min=writes_min
+        store=node.parts.store,
+        oracle=node.parts.oracle,
+        clock=node._clock,
+        oldest_read=node.parts.activity.oldest_read,
+        age_s=age_s,
+        protected_s=protected_s,
+        interval_s=0.01,
+        writes_min=writes_min,
     )
     with trio.move_on_after(seconds):
         await collector.run()
@@ -58,6 +67,33 @@ def test_old_versions_are_collected_and_late_writes_stay_above() -> None:
             reply = await parts.router.send(key, lambda desc: PrewriteRequest(desc.range_id, meta, early, (key,), (b"late",)))
             assert isinstance(reply, PrewriteReply)
             assert reply.ts > threshold(node), "laid above the threshold, so never resolved at its old timestamp"
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_what_an_open_transaction_reads_is_kept_for_a_while() -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        node = Node(NodeConfig(store=None, listen=Address("127.0.0.1", 0)), engine=engine)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run)
+            await execute(node, "CREATE TABLE t (id INT PRIMARY KEY, n INT)")
+            await execute(node, "INSERT INTO t VALUES (1, 0)")
+            connection = await trio.to_thread.run_sync(dsdb.connect, f"dsdb://{node.address}")
+
+            async def query(text: str) -> list[tuple[object, ...]]:
+                return await trio.to_thread.run_sync(lambda: connection.execute(text).fetchall())
+
+            assert await query("SELECT n FROM t WHERE id = 1") == [(0,)]
+            for _ in range(WRITES):
+                await execute(node, "UPDATE t SET n = n + 1 WHERE id = 1")
+            await collect(node, seconds=0.4)
+            assert await query("SELECT sum(n) FROM t") == [(0,)], "it is open, and reads what was there when it began"
+            await collect(node, seconds=0.4, protected_s=0.05)
+            with pytest.raises(dsdb.Error):
+                await query("SELECT max(n) FROM t")
+            await trio.to_thread.run_sync(connection.close)
             nursery.cancel_scope.cancel()
 
     trio.run(main)
