@@ -1,26 +1,28 @@
 """UPDATE and DELETE: find the rows, compute the new ones, write them by key.
 
-    WHERE pins the primary key        get ▸ evaluator              (the point path)
-    WHERE and SET can be evaluated    leaf scan of spans ▸ evaluator
-    sub-queries, FROM, USING          a SELECT of the keys and of the new values ▸ get of these keys
+    WHERE pins the primary key        lock, get ▸ evaluator                              (the point path)
+    WHERE and SET can be evaluated    leaf scan of spans ▸ locks (`queueing`) ▸ evaluator
+    sub-queries, FROM, USING          a SELECT of the keys and of the new values ▸ locks ▸ get of these keys
 
 Invariants:
-- All reads see the state before the statement; all writes are buffered until the last row was computed.
+- All reads see the state before the statement: all rows are read before the first is written, which may be flushed at once.
 - A change of the primary key is a delete and an insert in one commit; the new keys are checked after all old ones are gone.
 - A row that FROM joins with several others is changed once, by the first of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
-import trio
+import pyarrow as pa
 from sqlglot import exp
 
 from dsdb.sql.bind.conjuncts import conjuncts_of
 from dsdb.sql.bind.query_state import refuse_clauses
-from dsdb.sql.errors import FeatureNotSupportedError
+from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError
 from dsdb.sql.execute.binding import NotEvaluableError, StatementBinder
 from dsdb.sql.execute.dml_insert import assigned_value, assignment, assignments, generated_always, is_default
+from dsdb.sql.execute.queueing import FOUND_ROWS_LOCKED_MAX, found_to_change, moved_by_locks
 from dsdb.sql.execute.result import Result, ResultColumn, rows_of_batch
 from dsdb.sql.execute.services import Execution
 from dsdb.sql.execute.slices import SLICE_ROWS_MAX, pause, slices
@@ -32,8 +34,10 @@ from dsdb.sql.rows import Row
 from dsdb.storage.datum import Datum
 from dsdb.storage.rowarrow import field_name
 
-SCANNED_ROWS_MAX = 1_000_000
-"""Rows that one UPDATE or DELETE may hold at its gateway before its transaction's own limit ends it."""
+SCANNED_BYTES_MAX = 1 << 30
+"""Rows, as columns, that one UPDATE or DELETE may hold at its gateway: all that it looks at is read before it writes."""
+ROWS_HELD_MAX = 1_000_000
+"""Rows that it may hold as such: to give them back, or to see that no key is taken twice; about a kilobyte each."""
 
 
 class RowFinder:
@@ -52,18 +56,59 @@ class RowFinder:
 
     async def rows(self, execution: Execution) -> list[Row]:
         """Read them."""
-        found = await (self._get(execution) if self._access.is_point else self._scan(execution))
-        parameters = execution.parameters
-        if not self._filters:
-            return found
-        kept: list[Row] = []
-        for part in slices(found, len(self._result_columns)):
-            passed: Sequence[Row] = part
-            for holds in self._filters:
-                passed = [row for row in passed if holds(row, parameters) is True]
-            kept += passed
+        if self.is_point:
+            return self._passing(await self._get(execution), execution)
+        found: list[Row] = []
+        async for part in self.parts(execution):
+            found += part
+            if len(found) > ROWS_HELD_MAX:
+                raise ProgramLimitError(
+                    f"a statement that changes more than {ROWS_HELD_MAX} rows, and gives them back or moves them, is not supported",
+                    hint="Change the rows in several statements.",
+                )
+        return found
+
+    async def parts(self, execution: Execution) -> AsyncGenerator[list[Row], None]:
+        """Read them all, then give them some at a time: whoever writes them between two parts never meets what it wrote.
+
+        If they are few, they are locked (`queueing`).
+        """
+        with execution.txn.unrecorded() as reads:
+            batches = await self._scan(execution)
+        batches.reverse()
+        first: list[Row] = []
+        while batches and len(first) <= FOUND_ROWS_LOCKED_MAX:
+            first += await self._passing_of(batches.pop(), execution)
+        is_few = 0 < len(first) <= FOUND_ROWS_LOCKED_MAX and not batches
+        if is_few and await moved_by_locks([self._target.rows.key(row) for row in first], execution):
+            first, batches = [], await self._scan(execution)
+            batches.reverse()
+        else:
+            reads.keep()
+        if first:
+            yield first
+        while batches:
+            # What was given is not kept.
+            passed = await self._passing_of(batches.pop(), execution)
+            if passed:
+                yield passed
+
+    async def _passing_of(self, batch: pa.RecordBatch, execution: Execution) -> list[Row]:
+        passed: list[Row] = []
+        for part in slices(rows_of_batch(batch, self._result_columns), len(self._result_columns)):
+            passed += self._passing(part, execution)
             await pause(part)
-        return kept
+        return passed
+
+    @property
+    def is_point(self) -> bool:
+        """Say whether the condition names the keys."""
+        return self._access.is_point
+
+    def _passing(self, rows: list[Row], execution: Execution) -> list[Row]:
+        for holds in self._filters:
+            rows = [row for row in rows if holds(row, execution.parameters) is True]
+        return rows
 
     def explain(self) -> list[str]:
         """Describe it for EXPLAIN."""
@@ -75,23 +120,24 @@ class RowFinder:
         decode = self._target.rows.decode
         return [decode(value) for value in await execution.get_to_change(keys) if value is not None]
 
-    async def _scan(self, execution: Execution) -> list[Row]:
+    async def _scan(self, execution: Execution) -> list[pa.RecordBatch]:
+        """Read the rows of the spans, as they come: columns take a tenth of what rows do."""
         access = self._access
         spans = access.spans(execution.parameters) if self._is_narrowed else (self._target.rows.span,)
         scan = TableScan(spans=spans, layouts=(self._target.rows.layout,), columns=self._scan_columns, names=self._names)
-        rows: list[Row] = []
+        batches: list[pa.RecordBatch] = []
         if not spans:
-            return rows
+            return batches
+        taken = 0
         async for batch in execution.services.runner.run(LeafStage(scan=scan, ordered=True), execution.txn):
-            for begin in range(0, batch.num_rows, SLICE_ROWS_MAX):
-                rows += rows_of_batch(batch.slice(begin, SLICE_ROWS_MAX), self._result_columns)
-                await trio.lowlevel.checkpoint()
-            if len(rows) > SCANNED_ROWS_MAX:
-                raise FeatureNotSupportedError(
-                    f"a statement that changes more than {SCANNED_ROWS_MAX} rows is not supported",
+            batches += [batch.slice(begin, SLICE_ROWS_MAX) for begin in range(0, batch.num_rows, SLICE_ROWS_MAX)]
+            taken += batch.nbytes
+            if taken > SCANNED_BYTES_MAX:
+                raise ProgramLimitError(
+                    f"a statement that looks at more than {SCANNED_BYTES_MAX // 2**20} MiB of rows to change them is not supported",
                     hint="Change the rows in several statements.",
                 )
-        return rows
+        return batches
 
 
 class _QueriedRows:
@@ -127,9 +173,14 @@ class _QueriedRows:
     async def rows(self, execution: Execution, binder: StatementBinder) -> list[tuple[Row, Row]]:
         """Give each row with the outputs computed for it."""
         rows = self._target.rows
-        outputs: dict[bytes, Row] = {}
-        for given in await binder.query_rows(self._query, execution):
-            outputs.setdefault(rows.key_of(given[: self._width]), given[self._width :])
+
+        async def look() -> dict[bytes, Row]:
+            outputs: dict[bytes, Row] = {}
+            for given in await binder.query_rows(self._query, execution):
+                outputs.setdefault(rows.key_of(given[: self._width]), given[self._width :])
+            return outputs
+
+        outputs = await found_to_change(look, list, execution)
         stored = await execution.txn.get(list(outputs))
         return [(rows.decode(value), output) for value, output in zip(stored, outputs.values()) if value is not None]
 
@@ -192,6 +243,8 @@ class UpdatePlan:
     async def run(self, execution: Execution) -> Result:
         """Change the rows."""
         parameters, sets = execution.parameters, self._sets
+        if self._finder is not None and not self._finder.is_point and self._returning is None and not self._moves_keys:
+            return await self._update_in_place(self._finder, execution)
         if self._finder is not None:
             found = [(row, row) for row in await self._finder.rows(execution)]
         else:
@@ -213,9 +266,30 @@ class UpdatePlan:
         returned = [self._returning.row(new, parameters) for _, new in changes]
         return Result(tag, columns=self._returning.columns, rows=returned, row_count=len(returned))
 
+    @property
+    def _moves_keys(self) -> bool:
+        return any(position in self.target.rows.key_positions for position, _ in self._sets)
+
+    async def _update_in_place(self, finder: RowFinder, execution: Execution) -> Result:
+        """Change rows whose keys stay, part by part."""
+        rows, txn, parameters = self.target.rows, execution.txn, execution.parameters
+        count = 0
+        async with aclosing(finder.parts(execution)) as parts:
+            async for part in parts:
+                for old in part:
+                    row = list(old)
+                    for position, value in self._sets:
+                        row[position] = value(old, parameters)
+                    self._rules.check(row, parameters)
+                    txn.put(rows.key(old), rows.value(tuple(row)))
+                    if txn.is_full:
+                        await execution.flush()
+                count += len(part)
+        return Result(f"UPDATE {count}", row_count=count)
+
     async def _write(self, changes: Sequence[tuple[Row, Row]], execution: Execution) -> None:
         rows, txn = self.target.rows, execution.txn
-        if not any(position in rows.key_positions for position, _ in self._sets):
+        if not self._moves_keys:
             for part in slices(changes, len(self.target.table.columns)):
                 for old, new in part:
                     txn.put(rows.key(old), rows.value(new))
@@ -281,23 +355,33 @@ class DeletePlan:
 
     async def run(self, execution: Execution) -> Result:
         """Delete the rows."""
-        txn = execution.txn
+        if self._finder is not None and not self._finder.is_point and self._returning is None:
+            count = 0
+            async with aclosing(self._finder.parts(execution)) as parts:
+                async for part in parts:
+                    await self._delete(part, execution)
+                    count += len(part)
+            return Result(f"DELETE {count}", row_count=count)
         if self._finder is not None:
             rows = await self._finder.rows(execution)
         else:
             assert self._queried is not None, "one of the two"
             rows = [row for row, _ in await self._queried.rows(execution, self._binder)]
         for part in slices(rows, len(self.target.rows.key_positions)):
-            for row in part:
-                txn.delete(self.target.rows.key(row))
-                if txn.is_full:
-                    await execution.flush()
+            await self._delete(part, execution)
             await pause(part)
         tag = f"DELETE {len(rows)}"
         if self._returning is None:
             return Result(tag, row_count=len(rows))
         returned = [self._returning.row(row, execution.parameters) for row in rows]
         return Result(tag, columns=self._returning.columns, rows=returned, row_count=len(returned))
+
+    async def _delete(self, rows: Sequence[Row], execution: Execution) -> None:
+        txn = execution.txn
+        for row in rows:
+            txn.delete(self.target.rows.key(row))
+            if txn.is_full:
+                await execution.flush()
 
 
 def _explain_rows(finder: RowFinder | None) -> list[str]:
