@@ -372,7 +372,7 @@ MANY = ("append", "lists", "transfers")
 PAST = ("insert", "count", "transfers", "past")
 MUTANTS = (
     Mutant(oracle_serves_late_joiners, ("transfer",), ("insert", "count", "append")),
-    Mutant(leases_start_without_low_water, ("transfer",), ("insert", "count", "append")),
+    Mutant(leases_start_without_low_water, ("storm", "delays"), ("pairs", "append", "count", "lists")),
     Mutant(outcomes_are_ignored, ("resets",)),
     Mutant(leases_are_not_checked, ("partition",)),
     Mutant(reads_leave_no_trace, ("transfer",)),
