@@ -1,4 +1,4 @@
-"""Planted faults in both simulators, one after another, as a table: `make mutants`.  Seconds are of CPU, so a busy machine finds the same.
+"""Planted faults in all simulators, one after another, as a table: `make mutants`.  Seconds are of CPU, so a busy machine finds the same.
 
     python -m tests.sim.mutants [name …] [--minutes 5]
 """
@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from tests.sim import node_mutants, test_raft_sim
+from tests.sim import node_mutants, protocol_mutants, test_raft_sim
 from tests.sim.raft_checker import Violation
 from tests.sim.raft_sim import simulate
 
@@ -29,6 +29,12 @@ def _raft() -> Iterator[tuple[str, Find]]:
         yield f"raft: {mutant.name}", find
 
 
+def _protocol(limit_s: float) -> Iterator[tuple[str, Find]]:
+    for mutant in protocol_mutants.MUTANTS:
+        name = mutant.plant.__name__.replace("_", " ")
+        yield f"protocol: {name}", lambda mutant=mutant: protocol_mutants.find(mutant, limit_s)  # type: ignore[misc]
+
+
 def _nodes(limit_s: float) -> Iterator[tuple[str, Find]]:
     for mutant in node_mutants.MUTANTS:
         yield f"nodes: {mutant.plant.__name__.replace('_', ' ')}", lambda mutant=mutant: node_mutants.find(mutant, limit_s)  # type: ignore[misc]
@@ -43,7 +49,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     missed = 0
     print(f"{'planted fault':56} {'seed':>5} {'CPU s':>8}  found as")
-    for name, find in [*_raft(), *_nodes(options.minutes * 60)]:
+    limit_s = options.minutes * 60
+    for name, find in [*_raft(), *_protocol(limit_s), *_nodes(limit_s)]:
         if options.names and not any(part in name for part in options.names):
             continue
         began = time.process_time()

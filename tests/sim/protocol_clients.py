@@ -3,7 +3,7 @@
 | clients | what they do | what must hold |
 | --- | --- | --- |
 | lists | read lists of several ranges, one by one or by a scan, some under locks, and append to some of them | `listappend`, `timestamps` |
-| bank | move money between accounts in several ranges; read all accounts | `bank` |
+| bank | move money between accounts in several ranges; read all accounts, now or as they were | `bank` |
 | registers | read, set, or compare and set a single key | `register`: linearizable, key by key |
 
 They work in bursts, as what rests costs nothing, and what is rare happens when many are at it while something breaks.
@@ -22,6 +22,7 @@ import trio
 
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, RowLockedError, TransactionRetryError
 from dsdb.storage.keys import Span
+from dsdb.storage.timestamp import COUNTER_BITS, Timestamp
 from dsdb.txn.transaction import KvTransaction
 from tests.checkers import bank, listappend, register, timestamps
 from tests.checkers.history import Append, Cas, Pending, Read, ReadList, Recorder, Violation, Write, refuse
@@ -82,7 +83,11 @@ class Clients:
         self._asked: dict[Asked, SimNode] = {}
         self._busy_until = 0.0
         self._busy = trio.Event()
+        self._filled_at = Timestamp(0)
+        """When the accounts were filled: there is nothing to see before."""
         self.is_over = False
+        self.is_narrow = False
+        """Ranges are being split: transactions over keys of one range are wanted."""
         self.trace: list[object] = []
         """What clients were told, by which two runs of a seed are compared."""
         self.slowest_s = 0.0
@@ -130,8 +135,11 @@ class Clients:
         chance = self._chance
         read = chance.sample(range(LISTS), chance.choice((1, 2, 2, 3)))
         appended = read[: chance.choice((0, 1, 1, 2, 3))]
+        if chance.random() < (0.8 if self.is_narrow else 0.2):
+            # All those of one range, which may be cut in two meanwhile.
+            read = appended = list(range(chance.randrange(RANGES), LISTS, RANGES))
         locked = set(appended) if chance.random() < 0.25 else set[int]()
-        is_scan = chance.random() < 0.2
+        is_scan, is_undone = chance.random() < 0.2, chance.random() < 0.15
         pause_s = chance.choice((0, 0, 0, 0.01, 0.5))
         record = self.records["lists"].begin(client)
 
@@ -147,11 +155,25 @@ class Clients:
                     lists[number] = _decode((await txn.get([key]))[0])
                 record.ops.append(ReadList(number, lists[number]))
             await trio.sleep(pause_s)
+            if is_undone:
+                await self._undo(txn)
             for number in appended:
                 record.ops.append(Append(number, record.number))
                 txn.put(LIST_KEYS[number], _encode((*lists[number], record.number)))
+                if txn.is_full:
+                    await txn.flush()
 
         await self._transact("lists", client, record, act, pause_s)
+
+    @staticmethod
+    async def _undo(txn: KvTransaction) -> None:
+        """Write what nobody may ever see, and return to a savepoint."""
+        savepoint = txn.savepoint()
+        for key in (LIST_KEYS[0], LIST_KEYS[1]):
+            txn.put(key, _encode((-1,)))
+            if txn.is_full:
+                await txn.flush()
+        txn.rollback_to(savepoint)
 
     @staticmethod
     async def _scan_lists(txn: KvTransaction, letter: int, record: Pending) -> dict[int, tuple[Any, ...]]:
@@ -169,6 +191,7 @@ class Clients:
         is_total, is_locking = chance.random() < 0.3, chance.random() < 0.3
         source, target = chance.sample(range(ACCOUNTS), 2)
         amount = chance.randint(1, 20)
+        past_ms = chance.choice((0, 100, 500, 4_000)) if is_total else 0
 
         async def total(txn: KvTransaction) -> None:
             keys = ACCOUNT_KEYS[:]
@@ -191,8 +214,10 @@ class Clients:
             for number, balance in ((source, balances[0] - amount), (target, balances[1] + amount)):
                 record.ops.append(Write(number, balance))
                 txn.put(ACCOUNT_KEYS[number], _encode(balance))
+                if txn.is_full:
+                    await txn.flush()
 
-        await self._transact("bank", client, record, total if is_total else move, 0.0)
+        await self._transact("bank", client, record, total if is_total else move, 0.0, past_ms=past_ms)
 
     async def _use_register(self, client: int) -> None:
         chance = self._chance
@@ -218,7 +243,7 @@ class Clients:
     # ---- How they do it ----
 
     async def _transact(
-        self, kind: str, client: int, record: Pending, act: Callable[[KvTransaction], Awaitable[None]], pause_s: float
+        self, kind: str, client: int, record: Pending, act: Callable[[KvTransaction], Awaitable[None]], pause_s: float, *, past_ms: int = 0
     ) -> None:
         """Run a transaction on some host, again if it must be, and note what became of it."""
         records = self.records[kind]
@@ -231,7 +256,7 @@ class Clients:
         self._asked[asked] = node
         attempts = self._chance.randint(1, ATTEMPTS_MAX)
         patience_s = self._chance.choice((HANGS_S, HANGS_S, HANGS_S, IMPATIENT_S))
-        node.nursery.start_soon(self._run, node, asked, record, act, attempts)
+        node.nursery.start_soon(self._run, node, asked, record, act, attempts, past_ms)
         began, thaws = self._heap.now, node.thaws
         with trio.move_on_after(patience_s):
             await asked.done.wait()
@@ -264,13 +289,15 @@ class Clients:
             self._events[f"{kind}: done"] += 1
 
     async def _run(
-        self, node: SimNode, asked: Asked, record: Pending, act: Callable[[KvTransaction], Awaitable[None]], attempts: int
+        self, node: SimNode, asked: Asked, record: Pending, act: Callable[[KvTransaction], Awaitable[None]], attempts: int, past_ms: int
     ) -> None:
-        start_ts = None
+        start_ts = read_ts = None
         answer: int | Exception = 0
+        if past_ms and node.oracle.latest > self._filled_at + (past_ms << COUNTER_BITS):
+            read_ts = Timestamp(node.oracle.latest - (past_ms << COUNTER_BITS))
         for attempt in range(1, attempts + 1):
             record.restart()
-            txn = node.transactions.begin(start_ts=start_ts)
+            txn = node.transactions.begin(read_ts=read_ts, start_ts=start_ts)
             try:
                 await act(txn)
                 answer = await txn.commit()
@@ -299,7 +326,8 @@ class Clients:
         for number, key in enumerate(ACCOUNT_KEYS):
             record.ops.append(Write(number, TOTAL // ACCOUNTS))
             txn.put(key, _encode(TOTAL // ACCOUNTS))
-        self.records["bank"].ok(record, await txn.commit())
+        self._filled_at = await txn.commit()
+        self.records["bank"].ok(record, self._filled_at)
 
     async def read_all(self, node: SimNode) -> None:
         """Read everything once more, when nobody is at it any more."""

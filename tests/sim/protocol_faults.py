@@ -4,21 +4,22 @@
 | --- | --- |
 | crash, power | a host loses what was not synced; its peers see resets, or nothing at all |
 | blackout | all hosts at once |
-| gateway | a process dies, or is stopped for a while, at the moment at which a commit over several ranges has sent its first requests |
+| gateway | a process dies, is stopped or gets no answers, at the moment when a commit over several ranges has sent its first requests |
 | partition, one-way, link | a host is cut off both ways, or one way; or a pair of hosts is |
 | chain | a host and the second are cut off from each other; soon after it does not hear the third either, which may have restarted |
+| usurp | a host is cut off, and meanwhile the replicas of the others campaign at moments of their own choice, which must do no harm |
 | delays | messages of a pair of hosts take up to 0.4 s, and so come after what others sent later |
-| loss, resets | frames, requests and replies are lost, or come when nobody waits any more; connections break again and again |
+| loss, late, resets | frames, requests and replies are lost; requests come when nobody waits any more; connections break again and again |
 | stop | a process takes no step for up to 4 s, while its clock goes on (SIGSTOP, a suspended machine) |
 | clock | a wall clock jumps by an hour, a steady one runs a little faster or slower |
 | slow disk | syncs take up to 0.5 s |
 | transfer, storm, oracle | a lease moves; leases move again and again while messages take long; that of the system range does |
-| split, splits | a range is cut; ranges are, while messages take long |
+| split, splits | a range is cut; ranges are, while messages and syncs take long |
 """
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,7 @@ from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.kv.requests import SplitRequest, TransferLeaseRequest
 from dsdb.storage.keys import SYSTEM_END
-from dsdb.txn.parallel_commit import ParallelCommit
-from tests.sim.protocol_clients import KINDS, SPLIT_KEYS
+from tests.sim.protocol_clients import KINDS, LIST_KEYS, RANGES, SPLIT_KEYS
 
 if TYPE_CHECKING:
     from tests.sim.protocol_node import Host
@@ -43,8 +43,8 @@ RATES = (0.997, 0.999, 1.0, 1.001, 1.003)
 """How fast clocks run; no two are further apart than stores take into account."""
 
 FAULTS = (
-    *("crash", "power", "blackout", "gateway", "partition", "one-way", "link", "chain", "delays", "loss", "resets", "stop", "clock"),
-    *("slow disk", "transfer", "storm", "oracle", "split", "splits"),
+    *("crash", "power", "blackout", "gateway", "stop", "partition", "one-way", "link", "chain", "delays", "loss", "late", "resets"),
+    *("usurp", "clock", "slow disk", "transfer", "storm", "oracle", "split", "splits"),
 )
 
 
@@ -57,10 +57,18 @@ class Mix:
     delay_ms: tuple[int, int]
     staged_keys: int | None
     """How many keys a record may promise; None: as many as usual."""
+    flush_keys: int | None
+    """How many keys a transaction buffers before it flushes them; None: as many as usual."""
+    closed_lag_s: float
+    """After which time stores close a timestamp, so that followers serve reads at it."""
 
     def __str__(self) -> str:
         keys = "" if self.staged_keys is None else f"; records of {self.staged_keys} keys"
-        return f"faults {','.join(self.faults)}; clients {','.join(self.clients)}; {self.delay_ms[0]} to {self.delay_ms[1]} ms{keys}"
+        keys += "" if self.flush_keys is None else f"; buffers of {self.flush_keys} keys"
+        return (
+            f"faults {','.join(self.faults)}; clients {','.join(self.clients)}; {self.delay_ms[0]} to {self.delay_ms[1]} ms{keys}; "
+            f"closed after {self.closed_lag_s:g} s"
+        )
 
 
 def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, ...] | None = None) -> Mix:
@@ -73,6 +81,8 @@ def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, .
         clients=clients or own_clients,
         delay_ms=chance.choice(((0, 3), (0, 3), (0, 10), (1, 30))),
         staged_keys=chance.choice((None, None, None, 1)),
+        flush_keys=chance.choice((None, None, None, 1, 2)),
+        closed_lag_s=chance.choice((0.05, 0.3, 3.0)),
     )
 
 
@@ -99,8 +109,10 @@ class Faults:
             "one-way": self._cut_one_way,
             "link": self._cut_link,
             "chain": self._chain,
+            "usurp": self._usurp,
             "delays": self._delay,
             "loss": self._lose,
+            "late": self._come_late,
             "resets": self._reset,
             "stop": self._stop,
             "clock": self._turn_clock,
@@ -127,7 +139,7 @@ class Faults:
                 # Otherwise the next one strikes while this one lasts.
                 await self._heal()
             left_s = until - simulation.heap.now
-            await trio.sleep(max(min(chance.choice((0.1, 1.0, 3.0, 6.0, 10.0)), left_s), 0.0))
+            await trio.sleep(max(min(chance.choice((0.1, 1.0, 4.0, 10.0, 20.0)), left_s), 0.0))
         await self._heal()
 
     async def _heal(self) -> None:
@@ -186,14 +198,28 @@ class Faults:
         host, node = self._gateway, None if self._gateway is None else self._gateway.node
         if host is None or node is None:
             return
-        if self._chance.random() < 0.5:
-            self._events["rare: gateway died in a commit"] += 1
+        kind = self._chance.choice(("died", "stopped", "cut off"))
+        self._events[f"rare: gateway {kind} in a commit"] += 1
+        # Others meet what it has left.
+        self._simulation.clients.burst(0.4)
+        if kind == "died":
             await self._crash(host, is_silent=self._chance.random() < 0.3)
-        else:
-            self._events["rare: gateway stopped in a commit"] += 1
+        elif kind == "stopped":
             await self._stop(host)
+        else:
+            await self._keep_answers_from(host)
 
-    def _on_commit(self, commit: ParallelCommit) -> None:
+    async def _keep_answers_from(self, host: "Host") -> None:
+        """Let nothing come to a host for a while; then it is told that its connections broke, and sends again."""
+        others = self._others(host)
+        for other in others:
+            self._network.cut(other.node_id, host.node_id)
+        await trio.sleep(self._chance.choice((0.2, 0.5, 1.2)))
+        for other in others:
+            self._network.reset(host.node_id, other.node_id)
+        self._network.heal()
+
+    def _on_commit(self, commit: Any) -> None:
         if self._watched is None or self._watched.is_set() or self._chance.random() < 0.5:
             return
         for host in self._hosts:
@@ -204,8 +230,8 @@ class Faults:
     # ---- Network, disk, clock ----
 
     async def _last(self) -> None:
-        self._simulation.clients.burst(0.3)
-        await trio.sleep(self._chance.choice((0.2, 0.7, 1.0, 1.5, 3.0, 8.0)))
+        self._simulation.clients.burst(0.2)
+        await trio.sleep(self._chance.choice((0.2, 0.7, 1.5, 2.0, 3.0, 8.0)))
 
     async def _partition(self, host: "Host") -> None:
         for other in self._others(host):
@@ -237,6 +263,18 @@ class Faults:
         self._network.cut(third.node_id, host.node_id)
         await self._last()
 
+    async def _usurp(self, host: "Host") -> None:
+        is_one_way = self._chance.random() < 0.5
+        for other in self._others(host):
+            self._network.cut(host.node_id, other.node_id)
+            if not is_one_way:
+                self._network.cut(other.node_id, host.node_id)
+        for _ in range(6):
+            await trio.sleep(self._chance.choice((0.01, 0.03, 0.1, 0.3)))
+            node = self._others(host)[0].node
+            if node is not None and not node.is_frozen:
+                node.campaign()
+
     async def _delay(self, host: "Host") -> None:
         self._slow(host)
         await self._last()
@@ -252,6 +290,14 @@ class Faults:
         self._network.loss = self._chance.choice((0.02, 0.1, 0.3))
         await self._last()
         self._network.loss = 0.0
+
+    async def _come_late(self, host: "Host") -> None:
+        self._network.lateness = self._chance.choice((0.1, 0.3))
+        if self._chance.random() < 0.3:
+            self._slow(host)
+        self._simulation.clients.burst(0.4)
+        await self._last()
+        self._network.lateness = 0.0
 
     async def _reset(self, host: "Host") -> None:
         for _ in range(self._chance.randint(1, 12)):
@@ -305,21 +351,28 @@ class Faults:
             await trio.sleep(self._chance.choice((0.01, 0.05, 0.2)))
             self._simulation.clients.burst(0.1)
 
-    async def _split(self, _: "Host") -> None:
+    async def _split(self, _: "Host", wanted: Sequence[bytes] = SPLIT_KEYS) -> None:
         """Cut a range that clients write to."""
         gateway = self._chance.choice(self._hosts).node
         if gateway is None or gateway.is_frozen or self._splits >= SPLITS_MAX:
             return
         starts = {desc.start_key for desc in gateway.store.descriptors()}
         keys = [key for key in SPLIT_KEYS if key not in starts and key > SYSTEM_END]
-        key = self._chance.choice(keys)
+        key = self._chance.choice([key for key in keys if key in wanted] or keys)
         self._splits += 1
         right = RangeId(100 + self._splits)
         await self._ask(gateway, key, lambda desc: SplitRequest(desc.range_id, key, right), "split")
 
     async def _split_often(self, host: "Host") -> None:
         self._slow(host)
+        if self._chance.random() < 0.5:
+            # What is evaluated takes long to be applied.
+            for each in self._hosts:
+                each.disk.slowness = 20
+        self._simulation.clients.is_narrow = True
         for _ in range(self._chance.randint(1, 3)):
             self._simulation.clients.burst(0.2)
             await trio.sleep(self._chance.choice((0.01, 0.05, 0.1)))
-            await self._split(host)
+            # Between two lists that are written together.
+            await self._split(host, LIST_KEYS[RANGES:])
+        self._simulation.clients.is_narrow = False

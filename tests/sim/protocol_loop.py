@@ -18,14 +18,15 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 import trio._core._run as trio_run
 
-T = TypeVar("T")
 FOREVER_S = 10_000.0
 """Nothing waits so long: a run whose next event is further away hangs."""
+RUNS_KEPT = 4
+"""What so many runs leave is freed at a time: looking for it takes a while."""
 
 
 class EventHeap:
@@ -37,6 +38,10 @@ class EventHeap:
         self._calls: list[tuple[float, int, Callable[[], object]]] = []
         self._made = 0
         self.events = 0
+        self.failure: BaseException | None = None
+        """What a call has raised, which ends the run."""
+        self.scope: trio.CancelScope | None = None
+        """Around the program."""
 
     def after(self, delay_s: float, call: Callable[[], object]) -> None:
         """Have a call made so much later; it must not wait."""
@@ -53,7 +58,14 @@ class EventHeap:
         calls, now = self._calls, self.now
         while calls and calls[0][0] <= now:
             self.events += 1
-            heapq.heappop(calls)[2]()
+            call = heapq.heappop(calls)[2]
+            try:
+                call()
+            except BaseException as error:  # the root of calls: it is raised again by `run`
+                self.failure = self.failure or error
+                assert self.scope is not None, "calls are made while the program runs"
+                self.scope.cancel()
+                return
 
 
 class _HeapClock(trio.abc.Clock):
@@ -177,8 +189,13 @@ def freezer() -> Freezer:
     return runner.runq
 
 
-def run(heap: EventHeap, main: Callable[[], Awaitable[T]], seed: int) -> T:
-    """Run a program on a heap."""
+def run(heap: EventHeap, main: Callable[[], Awaitable[object]], seed: int) -> None:
+    """Run a program on a heap.  Raises what it raises, or what a call has raised."""
+
+    async def program() -> None:
+        with trio.CancelScope() as heap.scope:
+            await main()
+
     clock = _HeapClock(heap)
     before = trio_run.TheIOManager, trio_run._ALLOW_DETERMINISTIC_SCHEDULING
     trio_run.TheIOManager = lambda: _HeapIO(heap, clock)  # type: ignore[assignment,misc]
@@ -191,8 +208,11 @@ def run(heap: EventHeap, main: Callable[[], Awaitable[T]], seed: int) -> T:
         atexit.register(gc.unfreeze)
     gc.disable()
     try:
-        return trio.run(main, clock=clock)
+        trio.run(program, clock=clock)
     finally:
         gc.enable()
-        gc.collect()
+        if seed % RUNS_KEPT == 0:
+            gc.collect()
         trio_run.TheIOManager, trio_run._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
+    if heap.failure is not None:
+        raise heap.failure

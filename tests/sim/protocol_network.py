@@ -100,6 +100,8 @@ class Network:
         self._calls: dict[_Call, None] = {}
         self.loss = 0.0
         """The part of the frames, and calls, that are lost."""
+        self.lateness = 0.0
+        """The part of the calls that are lost to their callers, and come later."""
 
     # ---- Faults ----
 
@@ -116,7 +118,7 @@ class Network:
         self._cut.clear()
         self._slow.clear()
         self._given_up.clear()
-        self.loss = 0.0
+        self.loss = self.lateness = 0.0
         held, self._held = self._held, {}
         for calls in held.values():
             if is_patient or self._chance.random() < 0.5:
@@ -225,9 +227,13 @@ class Network:
 
     def _send_call(self, source: Process, call: _Call, method: Method[Any, Any], request: Any) -> None:
         target, late_s = call.server, 0.0
-        if self.loss and self._chance.random() < self.loss:
+        if self.loss or self.lateness:
             # Its connection breaks: the request or its answer is lost, or the request comes when nobody waits for it any more.
-            what = self._chance.choice(("request", "reply", "late"))
+            at = self._chance.random()
+            what = "late" if at < self.lateness else self._chance.choice(("request", "reply")) if at < self.lateness + self.loss else ""
+        else:
+            what = ""
+        if what:
             self._events[f"network: {what}" + (" request" if what == "late" else " lost")] += 1
             self.heap.after(self._delay_s(call.pair) * self._chance.randint(1, 4), call.lose)
             if what == "request":

@@ -168,6 +168,7 @@ class SimNode:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live until killed."""
         self._root = trio.lowlevel.current_task()
+        was_killed = False
         try:
             async with trio.open_nursery() as self.nursery:
                 await self.nursery.start(self.store.run)
@@ -181,7 +182,10 @@ class SimNode:
             # What a dying process meets; a living one must not.
             if not self.is_dead:
                 raise
-        if not self.is_dead:
+        finally:
+            # Whatever ended it: nothing more is handed to it.
+            was_killed, self.is_dead = self.is_dead, True
+        if not was_killed:
             raise Violation(f"node {self.node_id} ended by itself")
 
     def kill(self) -> None:
@@ -207,6 +211,13 @@ class SimNode:
             held, self.held = self.held, []
             for deliver in held:
                 deliver()
+
+    def campaign(self) -> None:
+        """Have all replicas campaign, as far as they may."""
+        for range_id, replica in sorted(self.store._replicas.items()):
+            if not replica.is_installing:
+                replica.raft.campaign()
+                self.store._loop.mark(range_id)
 
     # ---- What the network brings ----
 
@@ -267,7 +278,14 @@ def store_config(chance: random.Random) -> StoreConfig:
     """Draw the limits of stores: those that cost memory are small now and then, so that what is beyond them happens."""
     is_tight = chance.random() < 0.3
     forgets_soon = chance.random() < 0.2
-    config = msgspec.structs.replace(parts.StoreConfig(), log_keep_entries=chance.choice((4, 16, 2048)))
+    config = msgspec.structs.replace(
+        parts.StoreConfig(),
+        # Half as often as usual: signs of life are most of what a cluster at rest does.
+        support_interval_s=0.3,
+        support_duration_s=1.5,
+        closed_interval_s=0.6,
+        log_keep_entries=chance.choice((4, 16, 2048)),
+    )
     if is_tight:
         config = msgspec.structs.replace(
             config, timestamp_cache_points_max=4, timestamp_cache_spans_max=4, verdicts_max=4, passable_max=4, locks_max=4

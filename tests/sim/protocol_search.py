@@ -12,7 +12,7 @@ class Run(node_search.Run, frozen=True):
     """What a command runs, of the protocol."""
 
     module: ClassVar[str] = "tests.sim.protocol_sim"
-    usual_seconds: ClassVar[float] = 60.0
+    usual_seconds: ClassVar[float] = 120.0
     rare: ClassVar[tuple[str, ...]] = RARE
 
     def mix(self) -> Any:

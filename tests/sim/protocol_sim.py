@@ -45,7 +45,8 @@ EQUAL_S = 10.0
 """Simulated time after which all replicas have applied the same."""
 ENDS_S = 300.0
 """Simulated time besides the faults, in which a run must end."""
-BURSTS_S = (0.05, 0.1, 0.2, 0.4)
+BURSTS_S = (0.03, 0.1, 0.2, 0.3)
+"""How long clients work at a time: they are at rest for most of a run."""
 
 
 class Simulation:
@@ -110,6 +111,7 @@ class Simulation:
         assert node is not None
         for name, _, count in node.counters.entries():
             self.events[f"txn: {name}"] += count
+        self.events["store: follower reads"] += int(node.store.statistics()["follower_reads"])
         if is_crash:
             self.events["rare: crash with writes not synced"] += bool(host.engine._unsynced)
             host.engine = host.engine.crash(self.chance)
@@ -206,7 +208,7 @@ def simulate(
     mix = draw(seed, faults, clients)
     counts = Counter[str]() if events is None else events
     hooks = Hooks(counts)
-    hooks.install(mix.staged_keys)
+    hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys)
     try:
         simulation = Simulation(seed, seconds, mix, hooks, counts, keep)
         run(simulation.heap, simulation.run, seed)

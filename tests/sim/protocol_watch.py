@@ -10,6 +10,8 @@ from collections import Counter
 from typing import Any
 
 from dsdb.oracle import Issuer
+from dsdb.store.intents import RECORD_LATCHES
+from dsdb.store.latches import Latches
 from dsdb.store.replica import Replica
 from dsdb.store.store import Store
 from tests.checkers.history import Violation
@@ -18,13 +20,17 @@ from tests.sim.rare_events import RARE as RARE_ANYWHERE
 from tests.sim.rare_events import Hooks
 
 RARE = (
-    *RARE_ANYWHERE,
+    # What is evaluated in one generation of a range is applied in it: a split waits (rule 24).
+    *(name for name in RARE_ANYWHERE if name != "rare: applied in a later generation"),
     "rare: lease began",
     "rare: oracle's holder moved",
     "rare: oracle's mark raised",
     "rare: gateway stopped in a commit",
+    "rare: gateway cut off in a commit",
     "rare: crash with writes not synced",
     "rare: Raft snapshot installed",
+    "rare: split waited for what is evaluated",
+    "rare: waited for a split",
     "network: late request",
     "network: came after its connection broke",
     "network: lost with its connection",
@@ -45,6 +51,7 @@ class Watch:
         hooks.wrap(Replica, "start_lease", self._start_lease)
         hooks.wrap(Store, "_halt", self._halt)
         hooks.wrap(Issuer, "_raise_mark", self._raise_mark)
+        hooks.wrap(Latches, "acquire", self._acquire)
 
     def _issue(self, original: Any) -> Any:
         def wrapped(issuer: Any, count: int = 1) -> Any:
@@ -85,5 +92,17 @@ class Watch:
             before = issuer._limit
             await original(issuer)
             self._events["rare: oracle's mark raised"] += issuer._limit > before
+
+        return wrapped
+
+    def _acquire(self, original: Any) -> Any:
+        def wrapped(latches: Any, keys: Any, write_spans: Any = (), read_spans: Any = ()) -> Any:
+            latch = original(latches, keys, write_spans, read_spans)
+            if latch.waits_for:
+                if RECORD_LATCHES in write_spans:
+                    self._events["rare: split waited for what is evaluated"] += 1
+                elif any(RECORD_LATCHES in other.write_spans for other in latches._all.values()):
+                    self._events["rare: waited for a split"] += 1
+            return latch
 
         return wrapped
