@@ -19,7 +19,9 @@ from dsdb.tls.contexts import client_context
 from dsdb.tls.errors import CertificateError, HandshakeError
 from dsdb.tls.files import KeyPair, client_files
 
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
+_READ_BYTES_MORE = 256 << 10
+"""Asked of the socket when the read before was filled: a large buffer costs more than the read of a small answer."""
 
 
 class EncryptedSocket:
@@ -29,6 +31,7 @@ class EncryptedSocket:
         """Shake hands.  Raises OSError; the caller closes the socket."""
         self._socket = sock
         self._lock = threading.Lock()
+        self._read_bytes = _READ_BYTES
         self._channel = TlsChannel(context, is_server=False, host=host)
         try:
             while not self._channel.shake_hands():
@@ -66,7 +69,8 @@ class EncryptedSocket:
                     data = None if self._channel.is_drained else self._channel.read(bytes_max)
                 if data is not None:
                     return data
-                received = self._socket.recv(_READ_BYTES)
+                received = self._socket.recv(self._read_bytes)
+                self._read_bytes = _READ_BYTES_MORE if len(received) == self._read_bytes else _READ_BYTES
                 with self._lock:
                     self._channel.feed(received)
                     data = self._channel.read(bytes_max)

@@ -14,7 +14,7 @@ Not here: which role may do what (`dsdb.node.greeting`), and how long a handshak
 
 import trio
 
-from dsdb.env.network import RECEIVE_BYTES, Address, Network, NodeStream, TcpListener, TcpNetwork, TcpStream
+from dsdb.env.network import RECEIVE_BYTES_MORE, Address, Network, NodeStream, TcpListener, TcpNetwork, TcpStream
 from dsdb.tls.channel import TlsChannel
 from dsdb.tls.credentials import NodeCredentials
 from dsdb.tls.errors import HandshakeError
@@ -54,7 +54,7 @@ class TlsStream(NodeStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte, or b"" at the end."""
-        bytes_max = max_bytes or RECEIVE_BYTES
+        bytes_max = max_bytes or RECEIVE_BYTES_MORE
         while True:
             if self._may_have_more:
                 try:
@@ -64,7 +64,7 @@ class TlsStream(NodeStream):
                 self._may_have_more = not self._channel.is_drained
                 if data is not None:
                     return data
-            self._channel.feed(await self._transport.receive_some(RECEIVE_BYTES))
+            self._channel.feed(await self._transport.receive_some())
             self._may_have_more = True
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
@@ -183,7 +183,7 @@ async def _shake_hands(transport: TcpStream, channel: TlsChannel) -> None:
             await transport.send_all(data)
         if is_done:
             return
-        channel.feed(await transport.receive_some(RECEIVE_BYTES))
+        channel.feed(await transport.receive_some())
 
 
 __all__ = ["Network", "TlsNetwork", "TlsStream", "UntrustedError", "accept_tls", "linger"]
