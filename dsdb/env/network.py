@@ -82,7 +82,7 @@ class Network(Protocol):
         """Connect to an address.  Raises OSError."""
 
 
-class TcpStream(NodeStream):
+class TcpStream(NodeStream, trio.abc.HalfCloseableStream):
     """A TCP connection with Nagle's algorithm off: without that a small round costs 45 ms.
 
     It breaks when the other end is gone without a word: else the session of a client whose power failed would keep its locks for ever.
@@ -155,6 +155,14 @@ class TcpStream(NodeStream):
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel takes something."""
         await self._wait(trio.lowlevel.wait_writable)
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent; the peer's bytes still come."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise self._broken(error) from error
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Close it; tasks that wait on it get ClosedResourceError."""

@@ -30,7 +30,7 @@ class UntrustedError(trio.BrokenResourceError):
     """The two ends of a connection do not trust each other, or one of them does not speak TLS; the message is a sentence."""
 
 
-class TlsStream(NodeStream):
+class TlsStream(NodeStream, trio.abc.HalfCloseableStream):
     """An encrypted connection whose handshake is done."""
 
     def __init__(self, transport: TcpStream, channel: TlsChannel) -> None:
@@ -110,15 +110,25 @@ class TlsStream(NodeStream):
         """Wait until the kernel takes something."""
         await self._transport.wait_send_all_might_not_block()
 
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent; the peer's bytes still come."""
+        self._say_end()
+        await self._transport.send_eof()
+
     async def aclose(self) -> None:
         """Say so, if that can be done at once, and close it."""
-        if not self._waiting:
-            self._channel.close()
-            try:
-                self._transport.send_nowait(self._channel.outgoing())
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # the peer has gone before us
+        try:
+            self._say_end()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer has gone before us
         await self._transport.aclose()
+
+    def _say_end(self) -> None:
+        # What waits comes first; if there is such, the end of the connection itself must do.
+        if not self._waiting:
+            self._is_cut = True
+            self._channel.close()
+            self._transport.send_nowait(self._channel.outgoing())
 
 
 class TlsNetwork:
@@ -160,9 +170,11 @@ async def accept_tls(transport: TcpStream, credentials: NodeCredentials, first_b
 
 
 async def linger(stream: NodeStream) -> None:
-    """Wait a moment for the peer to hang up: closing on unread bytes could destroy what it was told."""
+    """Send nothing more, and wait a moment for the peer to hang up: closing on unread bytes could destroy what it was told."""
     with trio.move_on_after(LINGER_S):
         try:
+            if isinstance(stream, trio.abc.HalfCloseableStream):
+                await stream.send_eof()
             while await stream.receive_some():
                 pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
