@@ -9,9 +9,11 @@ import gc
 import ipaddress
 import logging
 import logging.handlers
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import trio
@@ -125,7 +127,16 @@ def start_command(
         message = str(_first(group))
         logging.getLogger("dsdb").error("%s", message)
         click.echo(f"dsdb: {message}", err=True)
-        sys.exit(1)
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart: the engine's bindings would report every object that is still there."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 async def _serve(config: NodeConfig) -> None:
