@@ -87,7 +87,7 @@ class Transaction(Protocol):
     def has_read(self, keys: Sequence[bytes]) -> bool:
         """Say whether keys were read before, so that `get` gives them again without asking."""
 
-    def unrecorded(self) -> AbstractContextManager[None]:
+    def unrecorded(self) -> AbstractContextManager["UnrecordedReads"]:
         """Read without depending on it: what is read within may be changed by others before the commit, and be stale at once."""
 
     async def scan(self, span: Span, *, limit: int | None = None, reverse: bool = False) -> list[tuple[bytes, bytes]]:
@@ -137,6 +137,13 @@ class Transaction(Protocol):
         Raises KeyExistsError, TransactionRetryError, DeadlineExceededError (nothing was written); AmbiguousCommitError;
         MultiRangeWriteError if the writes lie in several ranges.
         """
+
+
+class UnrecordedReads(Protocol):
+    """What a transaction has read without depending on it."""
+
+    def keep(self) -> None:
+        """Depend on it after all: only while the read timestamp is the one at which it was read."""
 
 
 class StageRunner(Protocol):

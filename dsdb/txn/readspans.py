@@ -51,6 +51,19 @@ class ReadSpans:
         self._spans, self._is_merged = spans, True
 
 
+class ReadsAside:
+    """What was read apart from the rest (`dsdb.sql.ports.UnrecordedReads`)."""
+
+    def __init__(self, spans: ReadSpans) -> None:
+        self._spans = spans
+        self.aside = ReadSpans()
+
+    def keep(self) -> None:
+        """Put it to the rest."""
+        for span in self.aside.merged():
+            self._spans.add(span)
+
+
 def merge(spans: Iterable[Span]) -> list[Span]:
     """Give the same keys as disjoint spans that do not touch, ascending."""
     found: list[Span] = []

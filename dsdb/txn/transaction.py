@@ -42,7 +42,7 @@ from dsdb.txn.locks import LockKeeper, TxnLocks
 from dsdb.txn.parallel_commit import ParallelCommit
 from dsdb.txn.plan import CommitPlan, refresh
 from dsdb.txn.port_errors import deadline_exceeded, kept_since, port_error
-from dsdb.txn.readspans import ReadSpans
+from dsdb.txn.readspans import ReadsAside, ReadSpans
 from dsdb.txn.sender import CUTS_MAX, Sender
 
 SCAN_BYTES_MAX = 4 * 1024 * 1024
@@ -192,12 +192,14 @@ class KvTransaction:
         return all(key in seen for key in keys)
 
     @contextlib.contextmanager
-    def unrecorded(self) -> Iterator[None]:
+    def unrecorded(self) -> Iterator[ReadsAside]:
         """Read without remembering it."""
-        reads, self._reads = self._reads, ReadSpans()
+        reads = self._reads
+        found = ReadsAside(reads)
+        self._reads = found.aside
         seen, self._seen = self._seen, {}
         try:
-            yield
+            yield found
         finally:
             self._reads, self._seen = reads, seen
 

@@ -58,6 +58,17 @@ class LocalStore:
         return LocalTransaction(self, read_ts, start_ts)
 
 
+class LocalReads:
+    """ports.UnrecordedReads."""
+
+    def __init__(self, spans: list[Span], aside: list[Span]) -> None:
+        self._spans = spans
+        self._aside = aside
+
+    def keep(self) -> None:
+        self._spans += self._aside
+
+
 class LocalTransaction:
     """ports.Transaction over the store."""
 
@@ -118,10 +129,10 @@ class LocalTransaction:
         return False
 
     @contextlib.contextmanager
-    def unrecorded(self) -> Iterator[None]:
+    def unrecorded(self) -> Iterator[LocalReads]:
         spans, self._read_spans = self._read_spans, []
         try:
-            yield
+            yield LocalReads(spans, self._read_spans)
         finally:
             self._read_spans = spans
 
