@@ -5,7 +5,7 @@ Invariants:
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ from dsdb.sql.types import TEXT, UNKNOWN, SqlType
 if TYPE_CHECKING:
     from dsdb.sql.execute.target import Compiled, Target
 
+PART_ROWS_MAX = 4_096
+"""Rows of a query that are gathered, but for what streams them, given at a time."""
 HIDDEN_NAME = "row id of {name}"
 """What a hidden key column is called in the queries that look for rows to change; no statement's own name has its blanks by chance."""
 
@@ -152,18 +154,31 @@ class StatementBinder:
 
     async def query_rows(self, plan: SelectPlan, execution: Execution) -> list[Row]:
         """Run a query and gather its rows."""
+        rows: list[Row] = []
+        async for part in self.query_parts(plan, execution):
+            rows += part
+        return rows
+
+    async def query_parts(self, plan: SelectPlan, execution: Execution) -> AsyncGenerator[list[Row], None]:
+        """Run a query to its end, as columns, then give its rows some at a time: who writes between two parts is not read."""
         services = execution.services
         virtual_rows = partial(system_rows, execution)
         result = await run_select(plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows)
         if result.rows is not None:
-            return result.rows
-        rows: list[Row] = []
-        if result.batches is not None:
-            async for batch in result.batches:
-                for begin in range(0, batch.num_rows, SLICE_ROWS_MAX):
-                    rows += rows_of_batch(batch.slice(begin, SLICE_ROWS_MAX), result.columns)
+            yield result.rows
+            return
+        batches = [] if result.batches is None else [batch async for batch in result.batches]
+        batches.reverse()
+        while batches:
+            # What was given is not kept.
+            batch = batches.pop()
+            for begin in range(0, batch.num_rows, PART_ROWS_MAX):
+                part: list[Row] = []
+                for at in range(begin, min(begin + PART_ROWS_MAX, batch.num_rows), SLICE_ROWS_MAX):
+                    size = min(SLICE_ROWS_MAX, begin + PART_ROWS_MAX - at)
+                    part += rows_of_batch(batch.slice(at, size), result.columns)
                     await trio.lowlevel.checkpoint()
-        return rows
+                yield part
 
 
 def name_parts(text: str) -> tuple[str, ...]:

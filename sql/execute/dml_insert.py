@@ -9,7 +9,8 @@ Invariants:
 Not here: reading and rewriting rows that are there (`dml_update`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol, TypeAlias
 
 import trio
@@ -55,8 +56,8 @@ SourceRow: TypeAlias = Sequence[Any]
 class RowSource(Protocol):
     """Where the rows of an INSERT come from; values are of their columns' types already, or DEFAULT."""
 
-    async def rows(self, execution: Execution) -> Sequence[SourceRow]:
-        """Give all rows."""
+    def parts(self, execution: Execution) -> AsyncGenerator[Sequence[SourceRow], None]:
+        """Give all rows, some at a time; nothing is read once the first is given."""
 
 
 class ValueRows:
@@ -65,14 +66,14 @@ class ValueRows:
     def __init__(self, rows: Sequence[Sequence[Compiled | None]]) -> None:
         self._rows = rows
 
-    async def rows(self, execution: Execution) -> Sequence[SourceRow]:
+    async def parts(self, execution: Execution) -> AsyncGenerator[Sequence[SourceRow], None]:
         """Evaluate each expression."""
         parameters = execution.parameters
         rows: list[SourceRow] = []
         for part in slices(self._rows, len(self._rows[0])):
             rows += [[DEFAULT if value is None else value((), parameters) for value in row] for row in part]
             await pause(part)
-        return rows
+        yield rows
 
 
 class LiteralRows:
@@ -82,7 +83,7 @@ class LiteralRows:
         self._rows = rows
         self._columns = columns
 
-    async def rows(self, execution: Execution) -> Sequence[SourceRow]:
+    async def parts(self, execution: Execution) -> AsyncGenerator[Sequence[SourceRow], None]:
         """Convert each literal to its column's type, a column of a slice at a time."""
         width = len(self._columns)
         for row in self._rows:
@@ -92,7 +93,7 @@ class LiteralRows:
         for part in slices(self._rows, width):
             rows += zip(*[_literals(column, values) for column, values in zip(self._columns, zip(*part))])
             await pause(part)
-        return rows
+        yield rows
 
 
 def _literals(column: ColumnDescriptor, values: Sequence[Datum]) -> list[Datum]:
@@ -144,14 +145,20 @@ class QueryRows:
             raise _wrong_width(len(query.columns), len(columns))
         self._casts = [assignment(given.type, column) for given, column in zip(query.columns, columns)]
 
-    async def rows(self, execution: Execution) -> Sequence[SourceRow]:
-        """Run the query and cast its rows."""
+    async def parts(self, execution: Execution) -> AsyncGenerator[Sequence[SourceRow], None]:
+        """Run the query, then cast its rows."""
         casts = self._casts
-        rows: list[SourceRow] = []
-        for part in slices(await self._binder.query_rows(self._query, execution), len(casts)):
-            rows += [[None if value is None else cast(value) for cast, value in zip(casts, row)] for row in part]
-            await pause(part)
-        return rows
+        async with aclosing(self._binder.query_parts(self._query, execution)) as parts:
+            async for found in parts:
+                rows: list[SourceRow] = []
+                for part in slices(found, len(casts)):
+                    rows += [[None if value is None else cast(value) for cast, value in zip(casts, row)] for row in part]
+                    await pause(part)
+                yield rows
+
+    async def rows(self, execution: Execution) -> list[SourceRow]:
+        """Run the query and give all its rows."""
+        return [row async for part in self.parts(execution) for row in part]
 
 
 class _Identity:
@@ -203,18 +210,24 @@ class InsertPlan:
     async def run(self, execution: Execution) -> Result:
         """Insert the rows."""
         parameters = execution.parameters
-        rows = await self._complete(await self._source.rows(execution), execution)
-        for part in slices(rows, self._width):
-            for row in part:
-                self._rules.check(row, parameters)
-            await pause(part)
-        if self._conflict is None:
-            written: Sequence[Row] = await self._insert(rows, execution)
-        else:
-            written = await self._insert_or_update(self._conflict, rows, execution)
-        tag = f"INSERT 0 {len(written)}"
+        count, written, seen = 0, list[Row](), set[bytes]()
+        async with aclosing(self._source.parts(execution)) as parts:
+            async for source in parts:
+                rows = await self._complete(source, execution)
+                for part in slices(rows, self._width):
+                    for row in part:
+                        self._rules.check(row, parameters)
+                    await pause(part)
+                if self._conflict is None:
+                    inserted = await self._insert(rows, seen, execution)
+                else:
+                    inserted = await self._insert_or_update(self._conflict, rows, seen, execution)
+                count += len(inserted)
+                if self._returning is not None:
+                    written += inserted
+        tag = f"INSERT 0 {count}"
         if self._returning is None:
-            return Result(tag, row_count=len(written))
+            return Result(tag, row_count=count)
         returned: list[Row] = []
         for written_part in slices(written, self._width):
             returned += [self._returning.row(row, parameters) for row in written_part]
@@ -262,15 +275,17 @@ class InsertPlan:
         execution.session.sequence_values[sequence.sequence_id] = values[-1]
         execution.session.last_sequence = sequence.sequence_id
 
-    async def _insert(self, rows: Sequence[Row], execution: Execution) -> Sequence[Row]:
+    async def _insert(self, rows: Sequence[Row], seen: set[bytes], execution: Execution) -> Sequence[Row]:
+        """Insert rows.  seen: the keys of the statement's rows so far."""
         table_rows, txn = self.target.rows, execution.txn
         insert = txn.insert
         if execution.is_within:
             return await self._insert_absent(rows, execution)
-        if len(rows) == 1:
-            insert(table_rows.key(rows[0]), table_rows.value(rows[0]))
+        if len(rows) == 1 and not seen:
+            key = table_rows.key(rows[0])
+            seen.add(key)
+            insert(key, table_rows.value(rows[0]))
             return rows
-        seen: set[bytes] = set()
         for part in slices(rows, self._width):
             for row in part:
                 key = table_rows.key(row)
@@ -309,7 +324,10 @@ class InsertPlan:
             await pause(part)
         return rows
 
-    async def _insert_or_update(self, conflict: "OnConflict", rows: Sequence[Row], execution: Execution) -> list[Row]:
+    async def _insert_or_update(
+        self, conflict: "OnConflict", rows: Sequence[Row], touched: set[bytes], execution: Execution
+    ) -> list[Row]:
+        """Insert rows, or update those that are there.  touched: the keys of the statement's rows so far."""
         table_rows, txn = self.target.rows, execution.txn
         keys: list[bytes] = []
         for part in slices(rows, self._width):
@@ -317,7 +335,6 @@ class InsertPlan:
             await pause(part)
         locks = conflict.updates is not None and len(keys) <= UPSERTED_ROWS_LOCKED_MAX
         there = dict(zip(keys, await (execution.get_to_change(keys) if locks else txn.get(keys))))
-        touched: set[bytes] = set()
         written: list[Row] = []
         for number, (key, row) in enumerate(zip(keys, rows)):
             if number % SLICE_ROWS_MAX == SLICE_ROWS_MAX - 1:
