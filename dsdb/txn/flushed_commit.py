@@ -33,6 +33,8 @@ class FlushedCommit:
         self._flushed = flushed
         self._counters = counters
         self._plan = plan
+        self._sender = flushed.sender()
+        """One for all of the commit: what a refresh has waited for in vain, its abort does not wait for as long again."""
         self._may_be_committed = False
         """A request to commit was not answered."""
 
@@ -48,7 +50,7 @@ class FlushedCommit:
                 ts = await self._next_c()
                 if self._plan.deadline is not None and ts >= self._plan.deadline:
                     return await self._abort(deadline_exceeded())
-                await refresh(flushed.sender(), self._counters, self._plan, self._plan.reads, ts)
+                await refresh(self._sender, self._counters, self._plan, self._plan.reads, ts)
                 # What is unchanged up to c need not be looked at again.
                 self._plan = msgspec.structs.replace(self._plan, read_ts=max(ts, self._plan.read_ts or MIN_TIMESTAMP))
                 reply = await self._commit_record(ts)
@@ -71,13 +73,13 @@ class FlushedCommit:
         read_ts, highest = self._plan.read_ts, self._flushed.highest
         if read_ts is not None and read_ts >= highest:
             return read_ts
-        return await self._flushed.sender().fresh(above=highest)
+        return await self._sender.fresh(above=highest)
 
     async def _commit_record(self, ts: Timestamp) -> RecordReply | BumpReply:
         meta, spans = self._flushed.meta, self._flushed.spans
         copies = Copies()
         try:
-            reply = await self._flushed.sender().send(
+            reply = await self._sender.send(
                 meta.anchor, lambda desc: StageRequest(desc.range_id, meta, ts, (), is_final=True, spans=spans), copies
             )
         finally:
@@ -93,7 +95,7 @@ class FlushedCommit:
     async def _abort(self, why: PortError | SqlError) -> Timestamp:
         """Give up: raise `why` once the record says so, or its absence for good; or give the timestamp if it is committed after all."""
         try:
-            reply = await self._flushed.abort()
+            reply = await self._flushed.abort(self._sender)
         except KvError as error:
             await self._flushed.leave()
             if not self._may_be_committed:

@@ -212,10 +212,10 @@ class Flushed:
         else:
             await self.leave()
 
-    async def abort(self) -> RecordReply:
+    async def abort(self, sender: Sender | None = None) -> RecordReply:
         """Have the record say ABORTED, if it does not say anything else (rule 17).  Raises KvError."""
         meta = self.meta
-        reply = await self.sender().send(meta.anchor, lambda desc: EndTxnRequest(desc.range_id, meta, None))
+        reply = await (sender or self.sender()).send(meta.anchor, lambda desc: EndTxnRequest(desc.range_id, meta, None))
         assert isinstance(reply, RecordReply)
         return reply
 

@@ -37,6 +37,8 @@ KINDS = ("lists", "bank", "registers")
 ATTEMPTS_MAX = 4
 LIMIT_S = 16.0
 """What a transaction may take, whatever is broken: its patience, and what its calls take besides."""
+FLUSH_S = 10.0
+"""What the last flush of one that flushes may take besides."""
 HANGS_S = 90.0
 IMPATIENT_S = 0.3
 EXPECTED = (RangeUnavailableError, RowLockedError, TransactionRetryError)
@@ -86,6 +88,8 @@ class Clients:
         self._filled_at = Timestamp(0)
         """When the accounts were filled: there is nothing to see before."""
         self.is_over = False
+        self.flushes = False
+        """Transactions are of several statements, as they flush what they write."""
         self.is_narrow = False
         """Ranges are being split: transactions over keys of one range are wanted."""
         self.trace: list[object] = []
@@ -270,7 +274,8 @@ class Clients:
             return  # it is not ended: its process may go on with it, and its operations then count
         if node.thaws == thaws:
             self.slowest_s = max(self.slowest_s, seconds)
-            if seconds > (LIMIT_S + pause_s) * attempts:
+            limit_s = LIMIT_S + pause_s + (FLUSH_S if self.flushes else 0)
+            if seconds > limit_s * attempts:
                 raise Violation(f"a transaction of {kind} took {seconds:.1f} s")
         self._note(kind, record, answer)
 

@@ -67,6 +67,7 @@ class Simulation:
         self.hosts = [self._host(number) for number in range(1, HOSTS + 1)]
         clients_chance = random.Random(self.chance.getrandbits(64))
         self.clients = Clients(self.heap, self.hosts, clients_chance, events, mix.clients)
+        self.clients.flushes = mix.flush_keys is not None
         self.watch = Watch(hooks, self.hosts, events)
         self.trace = 0
         self.back_s = 0.0
