@@ -69,7 +69,8 @@ class Clearing:
         """Get what a request met out of its way; it must look again then.  Raises KvError."""
         in_the_way = KvError(IntentInTheWay(met.intents[0][0]))
         is_cleared = False
-        with trio.move_on_after(until - self._context.clock.now()):
+        # The time may be over: it may have met intents before, and waited for latches since.
+        with trio.move_on_after(max(until - self._context.clock.now(), 0.0)):
             try:
                 await self._clear(replica, met, pusher)
             except KvError as error:

@@ -21,10 +21,12 @@ from dsdb.kv.requests import (
     TransferLeaseRequest,
     Write,
 )
+from dsdb.storage import mvcc
 from dsdb.storage.keys import Span, point_span
 from dsdb.storage.mvcc import IntentsFoundError
 from dsdb.storage.timestamp import Timestamp, after
 from dsdb.store import StoreConfig
+from dsdb.store.evaluate import IntentsMet
 from dsdb.store.records import TxnRecord
 from dsdb.store.settling import Settled
 
@@ -568,3 +570,21 @@ def test_collecting_versions_waits_for_writes_that_are_evaluated_and_not_applied
         assert desk.intent(A) is not None
 
     on_two_ranges(body, stores=3)
+
+
+def test_whose_time_is_over_when_it_meets_an_intent_again_is_told_of_the_intent() -> None:
+    """A request may have waited for latches longer than for intents: the time that is left for these is below nothing then."""
+
+    async def body(desk: TxnDesk) -> None:
+        txn = desk.meta()
+        await desk.prewrite(txn, txn.first_ts, {A: b"1"})
+        store = await desk.store(LEFT)
+        clearing, replica = store._serving._clearing, store._replicas[LEFT]
+        intent = mvcc.get_intent(store._context.engine, A)
+        assert intent is not None
+        met = IntentsMet([(A, intent)], desk.now(), is_write=True)
+        with pytest.raises(KvError) as caught:
+            await clearing.clear(replica, met, Pusher(desk.now()), store._context.clock.now() - 1)
+        assert caught.value.detail == IntentInTheWay(A)
+
+    on_two_ranges(body)
