@@ -7,6 +7,8 @@ Not here, as the simulation of Raft groups finds them by its invariants, and who
 support, and promises forgotten at a start.  Nor what has another rule behind it: without the tombstone of a removed record a late copy
 may make the record anew, and recovery then aborts it with nothing to resolve; an intent below a newer version comes after every read
 that the cache and the low water know of; a follower that takes a range for resolved above an intent meets the intent when it reads.
+A late copy of an earlier flush that takes the place of a later one, and one that comes after an intent of nothing was resolved, are too
+rare here: `tests/store/test_flushes.py` has them.
 """
 
 import contextlib
@@ -43,9 +45,12 @@ from dsdb.store.replica import Replica
 from dsdb.store.state_machine import StateMachine
 from dsdb.store.timestamp_cache import TimestampCache
 from dsdb.store.verdicts import Verdicts
-from dsdb.txn import finish, parallel_commit
+from dsdb.txn import KvTransaction, finish, flushed_commit, parallel_commit
 from dsdb.txn.finish import Finisher
+from dsdb.txn.flushed_commit import FlushedCommit
+from dsdb.txn.flushing import Flushed
 from dsdb.txn.parallel_commit import ParallelCommit
+from dsdb.txn.resolve_spans import resolve_spans
 from dsdb.txn.settle import Settlement
 from tests.checkers.history import Violation
 from tests.sim.node_sim import simulate
@@ -356,6 +361,93 @@ def promises_are_of_what_is_applied(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Closing, "_promise", too_early)
 
 
+# ---- Large transactions and savepoints ----
+
+
+def flushes_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Every write is flushed: no fault, but what those of this section need to show."""
+    patch.setattr(KvTransaction, "is_full", property(lambda txn: len(txn._buffer) > 0))
+
+
+def flushes_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """The record is committed before every intent is acknowledged (rule 27)."""
+    flushes_at_once(patch)
+    lay = Flushed._lay
+
+    async def later(self: Flushed, *args: Any) -> None:
+        self._finisher.start(lambda: lay(self, *args))
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(Flushed, "_lay", later)
+
+
+def flushed_intents_above_are_counted(patch: pytest.MonkeyPatch) -> None:
+    """The record is committed below some of the intents (rule 27)."""
+    flushes_at_once(patch)
+
+    async def where_it_read(self: FlushedCommit) -> Timestamp:
+        return self._plan.read_ts or await self._flushed.sender().fresh()
+
+    patch.setattr(FlushedCommit, "_next_c", where_it_read)
+
+
+def nothing_is_refreshed_before_a_pending_record_commits(patch: pytest.MonkeyPatch) -> None:
+    """What was read is not carried up to the commit timestamp (rule 27)."""
+    flushes_at_once(patch)
+
+    async def nothing(*_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(flushed_commit, "refresh", nothing)
+
+
+def pending_records_forget_pushes(patch: pytest.MonkeyPatch) -> None:
+    """A PENDING record is committed at or below a read that has passed by its intents (rule 28)."""
+    flushes_at_once(patch)
+    patch.setattr(Verdicts, "push", lambda self, attempt, first_ts, ts: None)
+
+
+def pending_records_commit_below_the_low_water(patch: pytest.MonkeyPatch) -> None:
+    """A PENDING record does not ask which pushes were lost with the lease (rule 28)."""
+    flushes_at_once(patch)
+    begin = Verdicts.begin
+
+    def without(self: Verdicts, low: Timestamp) -> None:
+        begin(self, low)
+        self.push_low = MIN_TIMESTAMP
+
+    patch.setattr(Verdicts, "begin", without)
+
+
+def spans_are_resolved_before_the_record(patch: pytest.MonkeyPatch) -> None:
+    """Intents become versions before the record says COMMITTED, which it may never say (rules 20 and 27)."""
+    flushes_at_once(patch)
+    commit = FlushedCommit._commit_record
+
+    async def too_soon(self: FlushedCommit, ts: Timestamp) -> Any:
+        flushed = self._flushed
+        await resolve_spans(flushed._router, flushed._oracle, flushed.meta.attempt, flushed.spans, ts)
+        return await commit(self, ts)
+
+    patch.setattr(FlushedCommit, "_commit_record", too_soon)
+
+
+def flushed_writes_are_not_rolled_back(patch: pytest.MonkeyPatch) -> None:
+    """What was flushed behind a savepoint stays (rule 29)."""
+    flushes_at_once(patch)
+
+    async def nothing(*_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(Flushed, "roll_back", nothing)
+
+
+def the_way_back_is_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """An intent forgets the write of the same transaction that it replaces (rule 29)."""
+    flushes_at_once(patch)
+    patch.setattr(intents, "kept_writes", lambda intent, marks: ())
+
+
 @dataclass(frozen=True)
 class Mutant:
     plant: Callable[[pytest.MonkeyPatch], None]
@@ -396,6 +488,14 @@ MUTANTS = (
     Mutant(recovery_skips_a_key, ("gateway", "delays"), LISTS),
     Mutant(intents_are_resolved_before_the_record, ("gateway", "delays", "resets"), LISTS),
     Mutant(late_intents_become_versions, ("resets",), LISTS),
+    Mutant(flushes_are_not_waited_for, ("delays",), LISTS),
+    Mutant(flushed_intents_above_are_counted, ("delays",), LISTS),
+    Mutant(nothing_is_refreshed_before_a_pending_record_commits, ("delays",), LISTS),
+    Mutant(pending_records_forget_pushes, ("delays",), MANY),
+    Mutant(pending_records_commit_below_the_low_water, ("storm", "delays"), MANY),
+    Mutant(spans_are_resolved_before_the_record, ("delays",), LISTS),
+    Mutant(flushed_writes_are_not_rolled_back, ("delays",), ("lists",)),
+    Mutant(the_way_back_is_not_kept, ("delays",), ("lists", "transfers")),
     Mutant(tables_are_emptied_without_a_fence, ("transfer",), ("ddl",)),
     Mutant(splits_lose_records, ("splits",), ("pairs", "rows")),
     Mutant(closed_timestamps_do_not_bump, ("delays",), PAST, closed_lag_s=0.02),
