@@ -9,7 +9,7 @@ from dsdb.sql.errors import FeatureNotSupportedError
 from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.dml_insert import InsertPlan
 from dsdb.sql.execute.dml_update import DeletePlan, UpdatePlan
-from dsdb.sql.execute.locking import LockingSelectPlan
+from dsdb.sql.execute.locking import LockingJoinPlan, LockingSelectPlan
 from dsdb.sql.execute.point import PointSelectPlan
 from dsdb.sql.execute.result import Result, ResultColumn
 from dsdb.sql.execute.services import Execution, Plan
@@ -29,13 +29,13 @@ class ExplainPlan:
             raise FeatureNotSupportedError("EXPLAIN ANALYZE is not supported", hint="EXPLAIN shows the plan without running it.")
         self._inner = inner
         tree = statement.statement.tree
-        is_query = isinstance(tree, exp.Query | exp.Values) and not isinstance(inner, PointSelectPlan | LockingSelectPlan)
+        is_query = isinstance(tree, exp.Query | exp.Values) and not isinstance(inner, PointSelectPlan | LockingSelectPlan | LockingJoinPlan)
         self._query = binder.query(tree) if isinstance(tree, exp.Expr) and is_query else None
 
     async def run(self, execution: Execution) -> Result:
         """Describe the plan."""
         match self._inner:
-            case PointSelectPlan() | LockingSelectPlan() | UpdatePlan() | DeletePlan() | InsertPlan():
+            case PointSelectPlan() | LockingSelectPlan() | LockingJoinPlan() | UpdatePlan() | DeletePlan() | InsertPlan():
                 lines = self._inner.explain()
             case _ if self._query is not None:
                 lines = await explain_select(self._query, execution.parameters, execution.services.runner)

@@ -1,7 +1,7 @@
-"""SELECT … FOR UPDATE of one table: the rows are locked until the transaction ends.
+"""SELECT … FOR UPDATE: the rows are locked until the transaction ends.
 
     WHERE pins whole keys     lock ▸ read                                              (`point`)
-    else                      query of outputs and keys ▸ lock the keys
+    else, inner joins         query of outputs and keys ▸ lock the keys
     SKIP LOCKED               query of keys, unrecorded ▸ lock some ▸ read them again ▸ WHERE once more ▸ until LIMIT is reached
 
 Who waits for locks reads as of after the last one was granted; what was read before is refreshed then, so the query's answer still
@@ -12,7 +12,7 @@ Invariants:
 - With SKIP LOCKED no more rows are locked than LIMIT and OFFSET ask for, but for those that had changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from sqlglot import exp
 
@@ -35,13 +35,12 @@ LOCKED_ROWS_MAX = 100_000
 CANDIDATES = 256
 """Keys that SKIP LOCKED looks for first, when a LIMIT asks for fewer: most of the time some of them are free."""
 
-_CLAUSES = frozenset({"expressions", "from_", "where", "order", "limit", "offset", "kind", "operation_modifiers", "locks"})
+_CLAUSES = frozenset({"expressions", "from_", "joins", "where", "order", "limit", "offset", "kind", "operation_modifiers", "locks"})
 _REFUSED = {
     "distinct": "DISTINCT clause",
     "group": "GROUP BY clause",
     "having": "HAVING clause",
     "with_": "WITH clause",
-    "joins": "joins",
     "windows": "window functions",
     "laterals": "LATERAL",
 }
@@ -85,6 +84,51 @@ class LockingSelectPlan:
     def explain(self) -> list[str]:
         """Describe it for EXPLAIN."""
         return [f"Lock Rows of {self._target.table.name}", "  -> Keys and values by a query"]
+
+
+class LockingJoinPlan:
+    """A SELECT from tables that are joined, or from nothing, that locks the rows of some of them."""
+
+    is_writing = False
+    is_reading = True
+
+    def __init__(self, node: exp.Select, targets: Sequence[Target], wait: RowWait, binder: StatementBinder) -> None:
+        self._binder = binder
+        self._targets = targets
+        self._wait = wait
+        keys = [
+            exp.column(exp.to_identifier(name, quoted=True), exp.to_identifier(target.relation.alias, quoted=True))
+            for target in targets
+            for name in binder.key_names(target)
+        ]
+        query = _without(node, "locks")
+        query.set("expressions", [*(item.copy() for item in node.expressions), *keys])
+        words = words_of(node.args["locks"][0])
+        try:
+            self._query = binder.query(query)
+        except GroupingError as error:
+            raise FeatureNotSupportedError(f"{words} is not allowed with aggregate functions", position=position_of(node)) from error
+        self.columns = self._query.columns[: len(self._query.columns) - len(keys)]
+
+    async def run(self, execution: Execution) -> Result:
+        """Find the rows, lock them, give them."""
+        found = await self._binder.query_rows(self._query, execution)
+        begin = width = len(self.columns)
+        keys: dict[bytes, None] = {}
+        for target in self._targets:
+            end = begin + len(target.rows.key_positions)
+            keys.update(dict.fromkeys(target.rows.key_of(row[begin:end]) for row in found))
+            begin = end
+        check_count(len(keys))
+        if keys:
+            await execution.lock(list(keys), self._wait)
+        rows = [row[:width] for row in found]
+        return Result(f"SELECT {len(rows)}", columns=self.columns, rows=rows, row_count=len(rows))
+
+    def explain(self) -> list[str]:
+        """Describe it for EXPLAIN."""
+        names = ", ".join(target.table.name for target in self._targets)
+        return [f"Lock Rows of {names}", "  -> Keys and values by a query"]
 
 
 class SkipLockedPlan(LockingSelectPlan):
@@ -187,7 +231,40 @@ def _compiled(output: exp.Expr, target: Target, binder: StatementBinder) -> Comp
     return binder.compiled(bound, target.columns)
 
 
-def plan_locking_select(node: exp.Select, binder: StatementBinder) -> LockingSelectPlan | PointSelectPlan:
+def _plan_join(node: exp.Select, sources: Sequence[exp.Expr], wait: RowWait, binder: StatementBinder) -> LockingJoinPlan:
+    """Bind one that locks rows of joined tables."""
+    locks: list[exp.Expr] = node.args["locks"]
+    words, position = words_of(locks[0]), position_of(node)
+    if wait is RowWait.SKIP and sources:
+        raise FeatureNotSupportedError("SKIP LOCKED is only supported for the rows of one table", position=position)
+    for join in node.args.get("joins") or ():
+        if join.args.get("side"):
+            raise FeatureNotSupportedError(f"{words} cannot be applied to the nullable side of an outer join", position=position)
+    targets: dict[str, Target] = {}
+    for source in sources:
+        if type(source) is not exp.Table or source.args.get("joins") or source.args.get("sample") or isinstance(source.this, exp.Func):
+            raise FeatureNotSupportedError(f"{words} is only supported for the rows of tables", position=position)
+        target = binder.target(source)
+        targets[target.relation.alias] = target
+    everything = any(not lock.expressions for lock in locks)
+    names = {of.name for lock in locks for of in lock.expressions}
+    _check_named(locks, targets)
+    chosen = [target for alias, target in targets.items() if everything or alias in names]
+    if any(column.hidden for target in chosen for column in target.rows.key_columns()):
+        raise FeatureNotSupportedError(f"{words} of joined tables without a primary key is not supported", position=position)
+    return LockingJoinPlan(node, chosen, wait, binder)
+
+
+def _check_named(locks: Sequence[exp.Expr], aliases: Container[str]) -> None:
+    for lock in locks:
+        for of in lock.expressions:
+            if of.name not in aliases:
+                raise UndefinedTableError(
+                    f'relation "{of.name}" in {words_of(lock)} clause not found in FROM clause', position=position_of(of)
+                )
+
+
+def plan_locking_select(node: exp.Select, binder: StatementBinder) -> LockingSelectPlan | LockingJoinPlan | PointSelectPlan:
     """Bind a SELECT with FOR UPDATE or its like.  Raises FeatureNotSupportedError for what cannot be locked."""
     locks: list[exp.Expr] = node.args["locks"]
     words, position = words_of(locks[0]), position_of(node)
@@ -198,21 +275,19 @@ def plan_locking_select(node: exp.Select, binder: StatementBinder) -> LockingSel
     if any(item.find(exp.Window) is not None for item in selected):
         raise FeatureNotSupportedError(f"{words} is not allowed with window functions", position=position)
     source = node.args["from_"].this if node.args.get("from_") else None
+    waits = [lock.args.get("wait") for lock in locks]
+    wait = RowWait.NOWAIT if True in waits else RowWait.SKIP if False in waits else RowWait.WAIT
+    joins = node.args.get("joins") or []
+    if source is None or joins:
+        return _plan_join(node, [*([source] if source is not None else []), *(join.this for join in joins)], wait, binder)
     if type(source) is not exp.Table or source.args.get("joins") or source.args.get("sample"):
         raise FeatureNotSupportedError(f"{words} is only supported for the rows of one table", position=position)
     target = binder.target(source)
-    for lock in locks:
-        for of in lock.expressions:
-            if of.name != target.relation.alias:
-                raise UndefinedTableError(
-                    f'relation "{of.name}" in {words_of(lock)} clause not found in FROM clause', position=position_of(of)
-                )
-    waits = [lock.args.get("wait") for lock in locks]
-    wait = RowWait.NOWAIT if True in waits else RowWait.SKIP if False in waits else RowWait.WAIT
+    _check_named(locks, (target.relation.alias,))
     point = plan_point_select(_without(node, "locks"), binder, wait)
     if point is not None:
         return point
     return SkipLockedPlan(node, target, binder) if wait is RowWait.SKIP else LockingSelectPlan(node, target, wait, binder)
 
 
-__all__ = ["LockingSelectPlan", "plan_locking_select"]
+__all__ = ["LockingJoinPlan", "LockingSelectPlan", "plan_locking_select"]

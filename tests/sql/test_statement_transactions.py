@@ -135,6 +135,20 @@ async def _catalogue_behind_a_lock(one: Client, two: Client) -> None:
 test_a_lock_moves_a_transaction_on_while_the_tables_that_it_used_are_the_same = scenario(_catalogue_behind_a_lock)
 
 
+async def _joined(one: Client, two: Client) -> None:
+    await one.run("CREATE TABLE u (id INT PRIMARY KEY, t INT); INSERT INTO u VALUES (7, 1), (8, 2)")
+    await one.run("BEGIN; SELECT * FROM t JOIN u ON u.t = t.id WHERE t.n = 10 FOR UPDATE")
+    for row in ("t WHERE id = 1", "u WHERE id = 7"):
+        assert (await two.fail(f"SELECT * FROM {row} FOR UPDATE NOWAIT")).sqlstate == "55P03"
+    await two.run("SELECT * FROM t JOIN u ON u.t = t.id WHERE t.id = 2 FOR UPDATE NOWAIT")
+    await one.run("ROLLBACK; BEGIN; SELECT * FROM t JOIN u ON u.t = t.id WHERE t.n = 10 FOR UPDATE OF u")
+    await two.run("SELECT * FROM t WHERE id = 1 FOR UPDATE NOWAIT")
+    assert (await two.fail("SELECT * FROM u WHERE id = 7 FOR UPDATE NOWAIT")).sqlstate == "55P03"
+
+
+test_rows_of_joined_tables_are_locked = scenario(_joined)
+
+
 async def _phantom(one: Client, two: Client) -> None:
     await one.run("BEGIN; SELECT count(*) FROM t WHERE id > 5; INSERT INTO t VALUES (3, 30)")
     await two.run("INSERT INTO t VALUES (7, 70)")

@@ -134,15 +134,17 @@ SELECT row_number() OVER (ORDER BY id) FROM t FOR UPDATE;
 
 SELECT * FROM t JOIN nokey ON id = a FOR UPDATE;
 ---
-0A000 FOR UPDATE is not allowed with joins
+0A000 FOR UPDATE of joined tables without a primary key is not supported
 
 SELECT * FROM t, nokey FOR UPDATE;
 ---
-0A000 FOR UPDATE is not allowed with joins
+0A000 FOR UPDATE of joined tables without a primary key is not supported
 
 SELECT 1 FOR UPDATE;
 ---
-0A000 FOR UPDATE is only supported for the rows of one table
+?column?
+1
+SELECT 1
 
 SELECT * FROM (SELECT * FROM t) AS x FOR UPDATE;
 ---
