@@ -53,13 +53,18 @@ class OpenIntents:
         """Give the lowest timestamp at which an intent may stand; MAX_TIMESTAMP if there is none."""
         if not self.is_complete:
             return after(MIN_TIMESTAMP)
+        oldest = self.oldest()
+        return MAX_TIMESTAMP if oldest is None else oldest[0]
+
+    def oldest(self) -> tuple[Timestamp, bytes] | None:
+        """Give the timestamp and key of the oldest intent that is known."""
         heap = self._by_ts
         while heap:
             ts, key = heap[0]
             if self._at.get(key) == ts:
-                return ts
+                return ts, key
             heapq.heappop(heap)
-        return MAX_TIMESTAMP
+        return None
 
     def clear(self, span: Span) -> None:
         """Note that a span was cleared of everything."""

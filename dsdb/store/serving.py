@@ -10,6 +10,7 @@ Invariants:
 - After every wait the lease and the keys are looked at again: evaluation does it.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ from dsdb.kv.requests import (
 from dsdb.storage import mvcc
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span, key_after
-from dsdb.storage.mvcc import Intent, IntentsFoundError
+from dsdb.storage.mvcc import Intent, IntentsFoundError, get_intent
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.store import evaluate
 from dsdb.store.clearing import Clearing
@@ -57,6 +58,10 @@ from dsdb.store.locking import Locking
 from dsdb.store.replica import Replica
 from dsdb.store.scan import SnapshotScan
 
+log = logging.getLogger("dsdb.store")
+
+OLD_INTENTS_MAX = 1_000
+"""Intents of dead gateways that are settled at one look."""
 VERSION_SUFFIX_BYTES = 8
 """Behind the user key of every entry in DELTA."""
 
@@ -177,6 +182,35 @@ class Serving:
         replica = self.replica(range_id)
         replica.require_lease()
         await self._clearing.clear(replica, IntentsMet(intents, ts, is_write=False), Pusher(ts), self._clearing.deadline())
+
+    def has_intents(self) -> bool:
+        """Say whether any range led here has intents that are not resolved, or may have."""
+        now = self._context.clock.now()
+        return any(replica.machine.intents.count and replica.holds_lease(now) for replica in self._replicas.values())
+
+    async def settle_oldest_intents(self, below: Timestamp) -> int:
+        """Settle intents of ranges led here that stand below a timestamp, the oldest first; give how many were.
+
+        They hold back what is resolved (rule 23), and nobody may ever meet them.  Those of transactions that go on are left.
+        """
+        settled = 0
+        for replica in [self._replicas[range_id] for range_id in sorted(self._replicas)]:
+            replica.resolved_ts()  # which has intents looked for that are not known
+            tried: tuple[Timestamp, bytes] | None = None
+            while settled < OLD_INTENTS_MAX and replica.holds_lease(self._context.clock.now()):
+                oldest = replica.machine.intents.oldest()
+                intent = None if oldest is None or oldest[0] >= below else get_intent(self._context.engine, oldest[1])
+                if oldest is None or intent is None or oldest == tried:
+                    break
+                tried = oldest
+                met = IntentsMet([(oldest[1], intent)], oldest[0], is_write=True)
+                try:
+                    await self._clearing.clear(replica, met, Pusher(MAX_TIMESTAMP), self._clearing.deadline())
+                except KvError as error:
+                    log.info("range %d: an old intent is left for later: %s", replica.range_id, error)
+                    break
+                settled += oldest != replica.machine.intents.oldest()
+        return settled
 
     async def _refresh(self, replica: Replica, request: RefreshRequest) -> Reply:
         def attempt() -> Reply:

@@ -135,6 +135,7 @@ class Store(LoopEvents):
         self._closing = Closing(self._context, self._replicas, self._loop.outbox, life)
         self._keeper = Keeper(self._context, self._replicas, self._loop, self._closing)
         self._serving = Serving(self._context, self._replicas)
+        self.has_intents, self.settle_oldest_intents = self._serving.has_intents, self._serving.settle_oldest_intents
         self._splitting = Splitting(self._context, self._replicas, self._serving)
         self._sender = SnapshotSender(self._context, self._replicas, self._loop, transport)
         self._receiver = SnapshotReceiver(self._context, self._replicas, self._loop, self._on_installed)

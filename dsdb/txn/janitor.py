@@ -3,7 +3,10 @@
     every few seconds: records older than AGE_S ─▶ STAGING? recover ─▶ resolve the keys and spans that they name ─▶ remove
                                                 └▶ PENDING, its gateway silent? abort; the finished record is for the next look
 
-Whoever meets an intent settles it by itself; what nobody meets would stay for ever, and hold its record.
+    intents three times as old ─▶ push, resolve: their attempts left no record
+
+Whoever meets an intent settles it by itself; what nobody meets would stay for ever, hold its record, and hold back what is resolved in
+its range (rule 23).
 
 Invariants:
 - A record goes only after everything that it may have promised is resolved (rule 22).
@@ -32,6 +35,8 @@ INTERVAL_S = 5.0
 """Between two looks."""
 AGE_S = 10.0
 """By its first_ts, a record is a dead gateway's: a live one is done with it in a fraction of this."""
+INTENT_AGES = 3
+"""After so many times that age, intents are asked about by themselves."""
 RECORDS_MAX = 1_000
 """Records cleaned up at one look."""
 
@@ -41,6 +46,12 @@ class RecordSource(Protocol):
 
     def has_records(self) -> bool:
         """Say whether any range led here keeps a record."""
+
+    def has_intents(self) -> bool:
+        """Say whether any range led here has intents that are not resolved."""
+
+    async def settle_oldest_intents(self, below: Timestamp) -> int:
+        """Settle intents of ranges led here that stand below a timestamp, but those of transactions that go on; give how many were."""
 
     def stale_records(self, below: Timestamp, count_max: int) -> list[tuple[TxnMeta, RecordReply]]:
         """Give the records of ranges led here whose first_ts lies below a timestamp, but large ones whose gateways live."""
@@ -70,7 +81,7 @@ class Janitor:
 
     async def clean_up(self, age_s: float = AGE_S) -> None:
         """Look once.  Raises KvError: no timestamp."""
-        if not self._store.has_records():
+        if not (self._store.has_records() or self._store.has_intents()):
             return
         now = await self._oracle.fresh()
         for meta, record in self._store.stale_records(Timestamp(now - (int(age_s * 1000) << COUNTER_BITS)), RECORDS_MAX):
@@ -78,6 +89,8 @@ class Janitor:
                 await self._end(meta, record)
             except KvError as error:
                 log.info("the record of attempt %s is left for later: %s", meta.attempt.hex(), error)
+        # Most go with their records, at whatever node those are; what is left so long has none.
+        await self._store.settle_oldest_intents(Timestamp(now - (int(INTENT_AGES * age_s * 1000) << COUNTER_BITS)))
 
     async def _end(self, meta: TxnMeta, record: RecordReply) -> None:
         if record.status is TxnStatus.PENDING:

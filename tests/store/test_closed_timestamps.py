@@ -276,6 +276,31 @@ def test_a_write_that_is_long_in_the_log_is_above_what_is_closed() -> None:
     simulate(3, body, config=HASTY)
 
 
+def test_intents_that_nobody_ends_are_settled_when_they_are_old() -> None:
+    async def body(desk: TxnDesk) -> None:
+        store = await desk.store()
+        meta = desk.meta()
+        p = await desk.lay(meta, desk.now(), {A: b"1", B: b"2", X: b"3"})
+        assert store.has_intents()
+        await trio.sleep(2 * LAG_S)
+        assert store.resolved_ts(LEFT) < p
+        assert await store.settle_oldest_intents(p) == 0
+        later = desk.now()
+        await trio.sleep(LAG_S)
+        assert await store.settle_oldest_intents(later) == 3
+        assert not store.has_intents()
+        assert min(store.resolved_ts(LEFT), store.resolved_ts(RIGHT)) >= later
+        assert desk.versions(A) is None
+        # Of one that is committed they become versions.
+        meta, c = desk.meta(), desk.now()
+        await desk.lay(meta, c, {A: b"1", X: b"3"})
+        await desk.stage(meta, c, A, X)
+        assert await store.settle_oldest_intents(desk.now()) == 2
+        assert (desk.versions(A), desk.versions(X)) == (b"1", b"3")
+
+    on_two_ranges(body)
+
+
 def test_a_range_at_rest_is_closed_without_waking() -> None:
     async def body(cluster: Cluster) -> None:
         leader, followers = await three(cluster)

@@ -487,6 +487,12 @@ class FakeCluster:
     def has_records(self) -> bool:
         return any(one.records for one in self.ranges.values())
 
+    def has_intents(self) -> bool:
+        return False
+
+    async def settle_oldest_intents(self, below: int) -> int:
+        return 0
+
     def stale_records(self, below: int, count_max: int) -> list[tuple[TxnMeta, RecordReply]]:
         found = [entry for one in self.ranges.values() for entry in one.records.values() if entry[0].first_ts < below and entry[1].keys]
         return found[:count_max]
