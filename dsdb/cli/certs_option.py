@@ -1,4 +1,4 @@
-"""The option --certs-dir of every command that connects to a cluster."""
+"""The option --certs-dir of every command that connects to a cluster, by the driver or as a node would."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,16 @@ from typing import TypeVar
 import click
 
 CommandT = TypeVar("CommandT", bound=Callable[..., object])
+
+
+VARIABLES = ("DSDB_CERTS_DIR", "DSDB_SSLMODE", "DSDB_SSLROOTCERT", "DSDB_SSLCERT", "DSDB_SSLKEY")
+"""What the driver takes from the environment."""
+
+
+def forget_certificates() -> None:
+    """Let this process, and those that it starts, speak to nodes without certificates."""
+    for name in VARIABLES:
+        os.environ.pop(name, None)
 
 
 def certs_dir_option(command: CommandT) -> CommandT:

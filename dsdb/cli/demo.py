@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 import dsdb
+from dsdb.cli.certs_option import forget_certificates
 from dsdb.cli.demo_data import TABLES, DataMissingError, DemoTable, read_rows
 from dsdb.cli.processes import NodeProcess, ProcessCluster
 
@@ -62,6 +63,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
 @click.option("--no-shell", is_flag=True, help="End after the tour, also on a terminal.")
 def demo_command(nodes: int, no_shell: bool) -> None:
     """Start a cluster on this machine, load real data, query it, kill a node, and open the shell."""
+    forget_certificates()  # whatever other cluster they are for: the demo's nodes serve this machine only, and have none
     has_shell = sys.stdin.isatty() and sys.stdout.isatty() and not no_shell
     directory = Path(tempfile.mkdtemp(prefix="dsdb-demo-"))
     try:

@@ -22,6 +22,8 @@ from dsdb.tls.identity import Identity
 
 ENCRYPT_BYTES = 256 * 1024
 """Most bytes encrypted before the kernel is asked whether it takes them: 0.2 ms of the event loop."""
+TCP_CONNECT_S = 1.0
+"""How long a machine may take to answer at all: whoever connects has time for the handshake beside."""
 LINGER_S = 1.0
 """How long the other side may take to read why it is refused."""
 
@@ -143,8 +145,9 @@ class TlsNetwork:
         return await self._tcp.listen(address)
 
     async def connect(self, address: Address) -> TlsStream:
-        """Connect to the node at an address.  Raises OSError, UntrustedError."""
-        transport = await self._tcp.connect(address)
+        """Connect to the node at an address.  Raises OSError, TooSlowError, UntrustedError."""
+        with trio.fail_after(TCP_CONNECT_S):
+            transport = await self._tcp.connect(address)
         try:
             channel = TlsChannel(self.credentials.client(), is_server=False, host=address.host)
             await _shake_hands(transport, channel)

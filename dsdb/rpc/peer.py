@@ -19,7 +19,7 @@ import msgspec
 import outcome
 import trio
 
-from dsdb.env import Address, Clock, Network, NodeStream, UntrustedError
+from dsdb.env import Address, Clock, Network, NodeStream, TlsNetwork, UntrustedError
 from dsdb.kv.ids import NodeId
 from dsdb.rpc.errors import CallFailed, FrameError, NotSent, NotTrusted, Refused, ReplyLost, RpcError
 from dsdb.rpc.frames import RPC_MAGIC, Frame, FrameKind, FrameReader, encode_frame, encode_header
@@ -31,6 +31,8 @@ log = logging.getLogger("dsdb.rpc")
 
 CONNECT_TIMEOUT_S = 1.0
 """After this long a peer that does not answer counts as unreachable."""
+HANDSHAKE_TIMEOUT_S = 2.0
+"""How much longer TLS may take: the peer's kernel alone accepts a connection, but its event loop must have turns for a handshake."""
 RECONNECT_PAUSE_S = 0.1
 """Least time between two attempts to connect to a peer."""
 SWEEP_INTERVAL_S = 0.25
@@ -277,7 +279,7 @@ class _Peer:
             self._nursery.start_soon(self._run)
 
     async def _open(self) -> NodeStream:
-        with trio.fail_after(CONNECT_TIMEOUT_S):
+        with trio.fail_after(CONNECT_TIMEOUT_S + (HANDSHAKE_TIMEOUT_S if isinstance(self._network, TlsNetwork) else 0.0)):
             stream = await self._network.connect(self._peers.resolve(self._node_id))
             await stream.send_all(RPC_MAGIC + encode_frame(FrameKind.HELLO, 0, 0, _ENCODE(self._peers.hello)))
         return stream

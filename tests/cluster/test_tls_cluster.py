@@ -22,6 +22,7 @@ from dsdb.cli.processes import NodeProcess, ProcessCluster
 from dsdb.cli.start import start_command
 from dsdb.env import Address, parse_address
 from dsdb.node.config import NodeConfig, StartError
+from dsdb.node.greeting import OPENING_S
 from dsdb.node.node import Node
 from dsdb.protocol.frames import SQL_MAGIC
 from dsdb.rpc.frames import RPC_MAGIC, FrameKind, FrameReader, encode_frame
@@ -235,6 +236,8 @@ def test_strangers_and_those_who_say_nothing_do_not_keep_others_out(secure: Proc
                 sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01")  # the beginning of a handshake
         for _ in range(3):
             dsdb.connect(secure.url_of([node])).close()
+        silent[0].settimeout(OPENING_S / 2)
+        assert silent[0].recv(1) == b""  # the oldest made room, long before its time was over
     finally:
         for sock in silent:
             sock.close()
@@ -319,3 +322,14 @@ def test_certificates_are_replaced_while_the_node_runs(tmp_path: Path) -> None:
             assert before.execute("SELECT 1").fetchone() == (1,)
     finally:
         node.terminate()
+
+
+def test_an_idle_connection_notices_that_its_node_stops_and_goes_elsewhere(secure: ProcessCluster) -> None:
+    leaving, staying = secure.nodes[2], secure.nodes[1]
+    with dsdb.connect(secure.url_of([leaving, staying]), autocommit=True) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert connection.node_id == leaving.node_id
+        leaving.terminate()
+        assert connection.execute("SELECT 2").fetchone() == (2,)
+        assert connection.node_id == staying.node_id
+    leaving.start()
