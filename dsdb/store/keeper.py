@@ -3,6 +3,7 @@
 Invariants:
 - A quiet group costs nothing: it is neither ticked nor looked at, until a message, a request or the end of a promise wakes it.
 - A replica whose store has promised support to its leader's store neither campaigns nor votes; its core is told every change of either.
+- What a store sent in an earlier life, and comes behind what it sent in the present one, sets nobody free.
 - Support is asked of the stores that hold replicas of groups led here, and of no others.
 - What befalls very many replicas at once (their leader's store is lost, or is back) is done for a few at a time, and they are not ticked
   before: the store must stay able to answer for itself, or it would lose its leases by keeping them.  One that is asked for goes first.
@@ -12,6 +13,7 @@ import heapq
 import logging
 import math
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
@@ -31,6 +33,8 @@ WOKEN_AT_ONCE = 64
 """Groups that are woken together without waiting in line."""
 WAKE_PAUSE_S = 0.001
 """Least time between two looks at the line."""
+ENDED_LIVES_MAX = 16
+"""Of a store: what it sent in still earlier ones does not come any more."""
 PERIOD_BITS = 62
 """Of the random names of promises' periods: none is ever drawn twice."""
 
@@ -51,6 +55,8 @@ class Keeper:
         """Of those stores the ones whose support of ours was over when it was last looked at."""
         self._incarnations: dict[StoreId, int] = {}
         """Store → the life in which it asked for support last."""
+        self._ended_lives: dict[StoreId, deque[int]] = {}
+        """Store → its latest lives before that one."""
         self._line: list[tuple[float, RangeId]] = []
         """When resting replicas are woken: a heap; an entry counts if its replica's `wake_at` still says so."""
         self._ticked_last = RangeId(0)
@@ -307,8 +313,16 @@ class Keeper:
                 self._on_new_support(frame.sender, now)
         if frame.request is None:
             return
-        is_same_life = self._incarnations.get(frame.sender, frame.request.incarnation) == frame.request.incarnation
-        self._incarnations[frame.sender] = frame.request.incarnation
+        life = frame.request.incarnation
+        ended_lives = self._ended_lives.setdefault(frame.sender, deque(maxlen=ENDED_LIVES_MAX))
+        if life in ended_lives:
+            # A connection of an earlier life was read last: it says nothing of the present one, whose leases rest on our promise.
+            return
+        before = self._incarnations.get(frame.sender, life)
+        is_same_life = before == life
+        if not is_same_life:
+            ended_lives.append(before)
+        self._incarnations[frame.sender] = life
         period = context.chance.getrandbits(PERIOD_BITS)
         grant, is_new = context.liveness.take_request(frame.sender, frame.request, now, period)
         self._loop.outbox.grant(frame.sender, grant)

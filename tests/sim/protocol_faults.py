@@ -7,6 +7,7 @@
 | gateway | a process dies, is stopped or gets no answers, at the moment when a commit over several ranges has sent its first requests |
 | partition, one-way, link | a host is cut off both ways, or one way; or a pair of hosts is |
 | chain | a host and the second are cut off from each other; soon after it does not hear the third either, which may have restarted |
+| ghost | a process dies, and what it has sent comes seconds later, when its next life leads again |
 | usurp | a host is cut off, and meanwhile the replicas of the others campaign at moments of their own choice, which must do no harm |
 | delays | messages of a pair of hosts take up to 0.4 s, and so come after what others sent later |
 | loss, late, resets | frames, requests and replies are lost; requests come when nobody waits any more; connections break again and again |
@@ -44,7 +45,7 @@ RATES = (0.997, 0.999, 1.0, 1.001, 1.003)
 
 FAULTS = (
     *("crash", "power", "blackout", "gateway", "stop", "partition", "one-way", "link", "chain", "delays", "loss", "late", "resets"),
-    *("usurp", "clock", "slow disk", "transfer", "storm", "oracle", "split", "splits"),
+    *("ghost", "usurp", "clock", "slow disk", "transfer", "storm", "oracle", "split", "splits"),
 )
 
 
@@ -109,6 +110,7 @@ class Faults:
             "one-way": self._cut_one_way,
             "link": self._cut_link,
             "chain": self._chain,
+            "ghost": self._haunt,
             "usurp": self._usurp,
             "delays": self._delay,
             "loss": self._lose,
@@ -262,6 +264,19 @@ class Faults:
             await self._crash(third)
         self._network.cut(third.node_id, host.node_id)
         await self._last()
+
+    async def _haunt(self, host: "Host") -> None:
+        if host.node is None:
+            return
+        for other in self._others(host):
+            self._network.cut(host.node_id, other.node_id)
+        await trio.sleep(self._chance.choice((0.3, 0.5, 0.7)))
+        self._simulation.kill(host)
+        self._network.heal(late_s=self._chance.choice((3.0, 4.0, 6.0)))
+        await self._simulation.start(host)
+        await trio.sleep(self._chance.choice((2.0, 3.0)))
+        await self._storm(host)
+        await trio.sleep(1.0)
 
     async def _usurp(self, host: "Host") -> None:
         is_one_way = self._chance.random() < 0.5

@@ -14,6 +14,7 @@ import pytest
 from dsdb.raft.node import RaftNode
 from dsdb.sql.errors import SqlError
 from dsdb.storage.errors import StorageError
+from dsdb.store import keeper
 from dsdb.store.liveness import Liveness
 from tests.checkers.history import Violation
 from tests.sim import node_mutants
@@ -42,6 +43,11 @@ def promises_are_forgotten_at_a_start(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Liveness, "is_barred", lambda self, now: False)
 
 
+def earlier_lives_are_heard(patch: pytest.MonkeyPatch) -> None:
+    """What a dead process has sent, and comes late, sets the followers of its next life free."""
+    patch.setattr(keeper, "ENDED_LIVES_MAX", 0)
+
+
 @dataclass(frozen=True)
 class Mutant:
     plant: Callable[[pytest.MonkeyPatch], None]
@@ -55,6 +61,7 @@ class Mutant:
 MUTANTS = (
     Mutant(votes_in_spite_of_a_promise, ("usurp",)),
     Mutant(promises_are_forgotten_at_a_start, ("blackout", "chain"), ("lists", "bank")),
+    Mutant(earlier_lives_are_heard, ("ghost",), ("lists", "bank")),
     Mutant(node_mutants.late_intents_become_versions, ("late",)),
 )
 

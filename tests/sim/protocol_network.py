@@ -113,8 +113,8 @@ class Network:
         """Let everything from one node to another take so long."""
         self._slow[source, target] = delay_ms
 
-    def heal(self, *, is_patient: bool = True) -> None:
-        """Let everything through again; what was held comes, or, by and by, does not."""
+    def heal(self, *, is_patient: bool = True, late_s: float = 0.0) -> None:
+        """Let everything through again; what was held comes, `late_s` later, or, unless one is patient, some of it does not."""
         self._cut.clear()
         self._slow.clear()
         self._given_up.clear()
@@ -122,7 +122,7 @@ class Network:
         held, self._held = self._held, {}
         for calls in held.values():
             if is_patient or self._chance.random() < 0.5:
-                delay_s = self._chance.choice((0.0, 0.0, *LATE_S))
+                delay_s = late_s or self._chance.choice((0.0, 0.0, *LATE_S))
                 for call in calls:
                     self.heap.after(delay_s, call)
 

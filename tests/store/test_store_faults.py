@@ -14,7 +14,7 @@ from dsdb.raft.config import RaftConfig
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import point_span
-from dsdb.store import Store, StoreConfig
+from dsdb.store import Store, StoreConfig, StoreFrame
 
 TABLES = RangeId(2)
 KEYS = [b"\x10key%d" % number for number in range(6)]
@@ -175,3 +175,30 @@ def content(engine: MemoryEngine, desc: RangeDescriptor) -> tuple[tuple[bytes, b
 
 def tables_of(store: Store) -> list[RangeDescriptor]:
     return [desc for desc in store.descriptors() if desc.range_id != SYSTEM_RANGE]
+
+
+def test_a_frame_of_an_earlier_life_that_comes_late_sets_nobody_free() -> None:
+    """The connection of a process that has died may be read behind that of the next one, whose leases rest on the promise to it."""
+
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        holder = await cluster.wait_leaseholder(TABLES)
+        first = StoreId(1)
+        assert holder.identity.store_id == first
+        late = StoreFrame(sender=first, request=holder._context.liveness.request(holder._context.clock.now()))
+        await trio.sleep(1)
+        cluster.kill(first)
+        await cluster.wait_leaseholder(TABLES, but=first)
+        await cluster.restart(first)
+        with trio.fail_after(20):
+            while not cluster.store(1).holds_lease(TABLES):
+                other = await cluster.wait_leaseholder(TABLES)
+                await other.serve(TransferLeaseRequest(TABLES, first))
+                await trio.sleep(0.5)
+        await trio.sleep(1)
+        for number in (2, 3):
+            store = cluster.store(number)
+            store.receive(late)
+            assert store._replicas[TABLES].raft.status().is_supported, f"store {number} may vote against a leaseholder"
+
+    simulate(3, body)
