@@ -203,10 +203,14 @@ class DescribeRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class DescribeReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The applied descriptor and, if known, the store whose replica leads."""
+    """The applied descriptor and, if known, the store whose replica leads; and how large and busy the range is."""
 
     descriptor: RangeDescriptor
     leaseholder: StoreId | None
+    size_bytes: int = 0
+    """Of all versions, keys and values."""
+    requests_per_s: float | None = None
+    """Over some seconds; None: it is idle, or another replica leads."""
 
 
 class ClearSpanRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -232,6 +236,12 @@ class CollectGarbageReply(msgspec.Struct, frozen=True, array_like=True, tag=True
 
     threshold: Timestamp
     removed: int
+
+
+class ChecksumReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The replicas sum up the range as of this index of its log.  Within a store only: nothing on the wire asks for it."""
+
+    index: int
 
 
 Request: TypeAlias = (
@@ -266,4 +276,5 @@ Reply: TypeAlias = (
     | CollectGarbageReply
     | IntentReply
     | LockReply
+    | ChecksumReply
 )

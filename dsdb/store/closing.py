@@ -18,6 +18,7 @@ import trio
 
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.storage.engine.port import Family
+from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import key_after
 from dsdb.storage.mvcc import get_intent
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, from_milliseconds
@@ -143,7 +144,10 @@ class Closing:
             if not self._unscanned:
                 self._scan_waiter = Waiter()
                 await self._scan_waiter.wait()
-            await self._scan(self._unscanned[0])
+            try:
+                await self._scan(self._unscanned[0])
+            except CorruptionError as error:
+                self._context.on_unreadable(self._unscanned[0].range_id, error)
             del self._unscanned[0]
 
     async def _scan(self, replica: Replica) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor
-from dsdb.kv.ids import AttemptId
+from dsdb.kv.ids import AttemptId, StoreId
 from dsdb.kv.intents import ResolveItem, TxnMeta
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
@@ -57,9 +57,11 @@ class SplitCommand(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False
     left: RangeDescriptor
     right: RangeDescriptor
     left_size_bytes: int
-    """The part of the size estimate that stays."""
+    """The part of the size that stays."""
     closed: Timestamp = MIN_TIMESTAMP
     """As in CommitCommand; of both sides."""
+    right_size_bytes: int | None = None
+    """The part of the size that goes; None, in an old log: as much as stays."""
 
 
 class ClearSpanCommand(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
@@ -68,6 +70,8 @@ class ClearSpanCommand(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=F
     generation: int
     lease_term: int
     span: Span
+    size_bytes: int = 0
+    """What the span had."""
 
 
 class CollectGarbageCommand(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
@@ -161,6 +165,15 @@ class BeginTxnCommand(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=F
     spans: tuple[Span, ...]
 
 
+class ChecksumCommand(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
+    """Change nothing: have each replica sum up the range as it is at this place of the log, and tell `collector` (`consistency`)."""
+
+    lease_term: int
+    check: int
+    collector: StoreId
+    is_urgent: bool
+
+
 IntentCommand: TypeAlias = PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | RemoveRecordsCommand | BeginTxnCommand
 INTENT_COMMANDS = (PrewriteCommand, StageCommand, EndTxnCommand, ResolveCommand, RemoveRecordsCommand, BeginTxnCommand)
 """For isinstance."""
@@ -173,6 +186,7 @@ Command: TypeAlias = (
     | CollectGarbageCommand
     | ChangeReplicasCommand
     | IntentCommand
+    | ChecksumCommand
 )
 
 encode_command = msgspec.msgpack.Encoder().encode

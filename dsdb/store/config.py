@@ -96,6 +96,10 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Raft snapshots that a store takes at a time, for the same reason."""
     snapshot_retry_s: float = 1.0
     """Time between attempts to send a Raft snapshot to a replica that lacks its data."""
+    check_interval_s: float = 86_400.0
+    """In about this time every range that has changed is checked: its replicas' checksums are compared."""
+    check_bytes_per_s: float = 8 << 20
+    """What a store reads for checks, at most: a few per cent of a processor."""
     change_timeout_s: float = 60.0
     """A change of replicas that is not through after this long is answered with an error; it can be asked for again."""
     scan_read_bytes_max: int = 4 << 20

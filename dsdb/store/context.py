@@ -9,6 +9,7 @@ from dsdb.kv.errors import KvError, Unavailable
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.intents import Pusher, TxnMeta
 from dsdb.storage.engine.port import Engine
+from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store.closed import Promises
 from dsdb.store.config import StoreConfig
@@ -44,6 +45,8 @@ class StoreContext:
         """Why writes are refused now: the disk is full."""
         self.touched: set[RangeId] = set()
         """Ranges that were asked, changed or moved since the last report (`reporting`)."""
+        self.asked: set[RangeId] = set()
+        """Ranges without a load that were asked, or led, since the last look (`load`)."""
         self.on_dirty: Callable[[int], None] = _nobody
         """Told the range whose group has something to hand out; set by the loop."""
         self.closing: Timestamp = MIN_TIMESTAMP
@@ -54,6 +57,8 @@ class StoreContext:
         """Told a replica whose intents somebody wants to know."""
         self.follower_reads = 0
         """Reads of the past that were answered without a lease."""
+        self.on_unreadable: Callable[[RangeId, StorageError], KvError] = _nobody_reads
+        """Told a range that could not be read; gives what to answer, and takes it out of service if its data is damaged."""
         self.on_wanted: Callable[[int], None] = _nobody
         """Told a range whose replica was asked for and waits to be woken; set by the keeper."""
         self.intents: IntentSettler = _Nobody()
@@ -66,6 +71,10 @@ class _Nobody:
     async def settle(self, meta: TxnMeta, ts: Timestamp, *, abort: bool, pusher: Pusher) -> NoReturn:
         """Refuse."""
         raise KvError(Unavailable("the store cannot ask about other transactions yet"))
+
+
+def _nobody_reads(_range_id: RangeId, error: StorageError) -> NoReturn:
+    raise error
 
 
 def _nobody(_told: Any) -> None:

@@ -66,6 +66,26 @@ class ClosedUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_on
     dropped: tuple[RangeId, ...] = ()
 
 
+class ChecksumReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a replica of the sender found when it summed up its range for a check of the receiver's (`consistency`)."""
+
+    check: int
+    range_id: RangeId
+    replica_id: ReplicaId
+    digest: bytes
+    """Empty: there is none."""
+    problem: str = ""
+    """Why not."""
+
+
+class DamageNotice(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A replica that is, or is to be, out of service, and why."""
+
+    range_id: RangeId
+    replica_id: ReplicaId
+    reason: str
+
+
 class StoreFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """All that one store has for another at the end of a turn."""
 
@@ -87,6 +107,11 @@ class StoreFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     closed: ClosedUpdate | None = None
     wants_closed: bool = False
     """An update of the receiver's was missed: it must begin a new session."""
+    checksums: tuple[ChecksumReport, ...] = ()
+    damaged: tuple[DamageNotice, ...] = ()
+    """Replicas of the sender that are out of service."""
+    wrong: tuple[DamageNotice, ...] = ()
+    """Replicas of the receiver that most others of their ranges contradict."""
 
 
 class SnapshotHeader(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

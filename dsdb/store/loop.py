@@ -41,7 +41,7 @@ from dsdb.raft.messages import (
 from dsdb.raft.ready import Ready, Role, RoleChange, StableMark
 from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.errors import DiskFullError, StorageError, WriteStallError
-from dsdb.store.command import ChangeReplicasCommand, Command, CommitCommand, SplitCommand, decode_command
+from dsdb.store.command import ChangeReplicasCommand, ChecksumCommand, Command, CommitCommand, SplitCommand, decode_command
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import RaftEnvelope, Transport
 from dsdb.store.outbox import Outbox
@@ -91,6 +91,10 @@ class LoopEvents:
 
     def on_descriptor(self, replica: Replica) -> None:
         """Hear of a new applied descriptor."""
+        raise NotImplementedError
+
+    def on_checksum(self, replica: Replica, command: ChecksumCommand) -> None:
+        """Hear that a replica is to be summed up as the engine shows it now."""
         raise NotImplementedError
 
 
@@ -258,6 +262,12 @@ class RaftLoop:
         for to, envelope in held:
             self.outbox.add(to, envelope)
 
+    def put_soon(self, replica: Replica, key: bytes, value: bytes) -> None:
+        """Write a META key of a replica with the next turn, durably."""
+        self._batch.put(META, key, value)
+        self._needs_sync = True
+        self.mark(replica.range_id)
+
     # ---- Turns ----
 
     def turn(self, *, retry: bool = False) -> None:
@@ -271,7 +281,7 @@ class RaftLoop:
             range_ids = self._dirty_now()
             for range_id in range_ids:
                 replica = self._replicas.get(range_id)
-                if replica is not None and not replica.is_installing and not replica.is_halted:
+                if replica is not None and not replica.is_installing and (not replica.is_halted or replica.is_doomed):
                     self._perform(replica)
             if not self._write():
                 break
@@ -386,6 +396,7 @@ class RaftLoop:
                 self._has_more = True
                 break
             entry = queue[0]
+            asked: ChecksumCommand | None = None
             if entry.kind is EntryKind.CONFIG:
                 self._apply_config(replica, entry)
             elif not entry.data:
@@ -408,9 +419,14 @@ class RaftLoop:
                     self._apply_split(replica, command, result)
                 if proposal is not None:
                     self._after_write.append(lambda done=proposal, told=result: replica.finish(done, told))  # type: ignore[misc]
+                asked = command if type(command) is ChecksumCommand else None
             queue.popleft()
             has_changed = True
             last = entry.index
+            if asked is not None:
+                # What follows it in the log must not be in what it sums up: this batch is written without.
+                self._after_write.append(lambda command=asked: self._events.on_checksum(replica, command))  # type: ignore[misc]
+                break
             if replica.is_destroyed:
                 queue.clear()
                 return

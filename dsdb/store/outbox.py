@@ -6,13 +6,35 @@ Invariants:
 
 from dsdb.kv.ids import StoreId
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
-from dsdb.store.frame import ClosedUpdate, RaftEnvelope, ReplicaNotice, StoreFrame, SupportGrant, SupportRequest, Transport
+from dsdb.store.frame import (
+    ChecksumReport,
+    ClosedUpdate,
+    DamageNotice,
+    RaftEnvelope,
+    ReplicaNotice,
+    StoreFrame,
+    SupportGrant,
+    SupportRequest,
+    Transport,
+)
 
 
 class _Parcel:
     """What one peer will get."""
 
-    __slots__ = ("closed", "grant", "inquiries", "messages", "missing", "removed", "request", "wants_closed")
+    __slots__ = (
+        "checksums",
+        "closed",
+        "damaged",
+        "grant",
+        "inquiries",
+        "messages",
+        "missing",
+        "removed",
+        "request",
+        "wants_closed",
+        "wrong",
+    )
 
     def __init__(self) -> None:
         self.messages: list[RaftEnvelope] = []
@@ -23,6 +45,9 @@ class _Parcel:
         self.inquiries: list[ReplicaNotice] = []
         self.closed: ClosedUpdate | None = None
         self.wants_closed = False
+        self.checksums: list[ChecksumReport] = []
+        self.damaged: list[DamageNotice] = []
+        self.wrong: list[DamageNotice] = []
 
 
 class Outbox:
@@ -75,6 +100,18 @@ class Outbox:
         """Ask a store to tell all that is closed anew."""
         self._to(to).wants_closed = True
 
+    def report_checksum(self, to: StoreId, report: ChecksumReport) -> None:
+        """Tell a store what was found for a check of its."""
+        self._to(to).checksums.append(report)
+
+    def tell_damaged(self, to: StoreId, notice: DamageNotice) -> None:
+        """Tell a store that a replica here is out of service."""
+        self._to(to).damaged.append(notice)
+
+    def tell_wrong(self, to: StoreId, notice: DamageNotice) -> None:
+        """Tell a store that its replica differs from most others of its range."""
+        self._to(to).wrong.append(notice)
+
     def flush(self) -> None:
         """Send a frame to everyone who has something."""
         if not self._parcels:
@@ -95,5 +132,8 @@ class Outbox:
                     issued=MIN_TIMESTAMP if parcel.request is None and parcel.grant is None else self.issued,
                     closed=parcel.closed,
                     wants_closed=parcel.wants_closed,
+                    checksums=tuple(parcel.checksums),
+                    damaged=tuple(parcel.damaged),
+                    wrong=tuple(parcel.wrong),
                 ),
             )

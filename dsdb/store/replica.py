@@ -64,6 +64,8 @@ from dsdb.store.verdicts import Verdicts
 from dsdb.store.waiter import Waiter
 
 if TYPE_CHECKING:
+    from dsdb.store.key_sample import KeySample
+    from dsdb.store.load import RangeLoad
     from dsdb.store.snapshot import Incoming
 
 log = logging.getLogger("dsdb.store")
@@ -133,7 +135,13 @@ class Replica:
         self.is_changing = False
         """A change of replicas is under way."""
         self.requests = 0
-        """Asked of it since it was last found idle (`reporting`)."""
+        """Asked of it since it was last found idle (`load`)."""
+        self.read_bytes = 0
+        """Read by those requests."""
+        self.load: RangeLoad | None = None
+        """Averages, while it is in use."""
+        self.sample: KeySample | None = None
+        """Keys that are asked for, while it is busy."""
         self.incoming: Incoming | None = None
         """A Raft snapshot that the core is offered, or that is being installed."""
         self.is_installing = False
@@ -145,6 +153,8 @@ class Replica:
         """The core found that a peer or the disk broke its word: it is not asked any more."""
         self.damage: str | None = None
         """Why the replica was taken out of service."""
+        self.damaged_peers: dict[ReplicaId, str] = {}
+        """Replicas on other stores that are out of service, as far as this leader has heard, and why."""
         self.learn_stores()
 
     # ---- Where things are ----
@@ -242,6 +252,7 @@ class Replica:
     def start_lease(self, term: int) -> bool:
         """Note that the first entry of our own term is applied.  Say whether a low water must be fetched."""
         self.lease_term = term
+        self.context.asked.add(self.range_id)
         self.doubt_lease()
         self._give_up_older(term)
         if self.range_id == SYSTEM_RANGE:
@@ -295,6 +306,11 @@ class Replica:
             # Whoever waits looks at the lease next.
             if latch.on_granted is not None:
                 latch.on_granted()
+
+    def stop_load(self) -> None:
+        """Forget the load of a range that is idle."""
+        self.load = self.sample = None
+        self.requests = self.read_bytes = 0
 
     def let_pass(self, attempt: AttemptId, ts: Timestamp) -> None:
         """Have reads at or below `ts` pass by an attempt's intents: it will never commit there."""

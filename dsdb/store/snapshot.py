@@ -139,6 +139,9 @@ class SnapshotSender:
             async with self._slots:
                 await self._stream(replica, to, store)
             is_done = True
+        except CorruptionError as error:
+            self._context.on_unreadable(replica.range_id, error)
+            raise TransportError(f"the range cannot be read: {error}") from None
         finally:
             self._under_way.discard(key)
             replica.raft.report_snapshot(to, is_done)
@@ -324,6 +327,8 @@ class SnapshotReceiver:
         applied = Applied(header.metadata.index, header.metadata.term, header.size_bytes, header.closed, header.intents)
         batch.put(META, keys.applied, encode(applied))
         batch.put(META, keys.installing, encode(Installing(incoming.chunks)))
+        # Nothing is left of what was damaged.
+        batch.delete(META, keys.quarantined)
         replica.log.reset(batch, header.metadata.index, header.metadata.term)
         replica.is_installing = True
         replica.doubt_lease()
@@ -367,6 +372,7 @@ class SnapshotReceiver:
         replica.learn_stores()
         replica.incoming = None
         replica.is_installing = False
+        replica.damage = None
         index = incoming.header.metadata.index
         replica.settle_by_snapshot(index)
         replica.raft.applied(index)

@@ -5,6 +5,7 @@
                       │ 03          replicated state: descriptor, membership, floor, threshold, mark
                       │ 04          start of the log: index and term of the last truncated entry
                       │ 05          installing: a Raft snapshot was switched to and its data is still being copied
+                      │ 06          quarantined: why the replica is out of service, text
                       │ 10 first_ts │ attempt → commit timestamp, or empty for a refusal
                       │ 11 attempt    → txn record (`records`)
           03 range id               tombstone: the least replica id that may come to this store
@@ -126,7 +127,7 @@ def replica_prefix(range_id: RangeId) -> bytes:
 class ReplicaKeys:
     """The META keys of one replica, made once."""
 
-    __slots__ = ("applied", "hard_state", "installing", "log_start", "outcomes", "prefix", "records", "replicated")
+    __slots__ = ("applied", "hard_state", "installing", "log_start", "outcomes", "prefix", "quarantined", "records", "replicated")
 
     def __init__(self, range_id: RangeId) -> None:
         self.prefix = replica_prefix(range_id)
@@ -135,6 +136,7 @@ class ReplicaKeys:
         self.replicated = self.prefix + b"\x03"
         self.log_start = self.prefix + b"\x04"
         self.installing = self.prefix + b"\x05"
+        self.quarantined = self.prefix + b"\x06"
         self.outcomes = self.prefix + b"\x10"
         self.records = self.prefix + b"\x11"
 
@@ -189,6 +191,12 @@ def read_installing(reader: Reader, keys: ReplicaKeys) -> Installing | None:
     """Read the mark of an unfinished installation."""
     stored = reader.get(META, keys.installing)
     return None if stored is None else _decode(_installing_decoder, stored, "mark of an installation")
+
+
+def read_quarantined(reader: Reader, keys: ReplicaKeys) -> str | None:
+    """Read why a replica is out of service; None if it is not."""
+    stored = reader.get(META, keys.quarantined)
+    return None if stored is None else stored.decode("utf-8", "replace")
 
 
 def read_outcomes(reader: Reader, keys: ReplicaKeys) -> dict[AttemptId, Outcome]:

@@ -24,6 +24,7 @@ from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import PrewriteReply, RecordReply, RemoveRecordsReply, ResolveReply, TxnMeta, TxnStatus
 from dsdb.kv.requests import (
     ChangeReplicasReply,
+    ChecksumReply,
     ClearSpanReply,
     CollectGarbageReply,
     CommitReply,
@@ -41,6 +42,7 @@ from dsdb.store.command import (
     INTENT_COMMANDS,
     BeginTxnCommand,
     ChangeReplicasCommand,
+    ChecksumCommand,
     ClearSpanCommand,
     CollectGarbageCommand,
     Command,
@@ -114,6 +116,8 @@ class StateMachine:
         """Keys whose intents the present batch lays or settles: the engine does not know of it yet."""
         self._has_cleared = False
         """The present batch clears a span."""
+        self.is_checked = False
+        """Nothing was applied since the replicas' checksums were compared (`consistency`)."""
         self.voided: list[tuple[bytes, Timestamp]] = []
         """Keys, and commit timestamps, where the present batch resolves an intent of nothing (rule 29)."""
 
@@ -184,6 +188,7 @@ class StateMachine:
         delta = 0
         closed = MIN_TIMESTAMP
         result: Result
+        self.is_checked = False
         if isinstance(command, CommitCommand):
             done = 0
             if self._parts is not None:
@@ -200,14 +205,15 @@ class StateMachine:
             if isinstance(command, (PrewriteCommand, StageCommand)):
                 closed = command.closed
         else:
-            result = self._apply_other(batch, command)
+            result = self._apply_other(batch, index, command)
         self.advance(batch, index, term, size_delta=delta, closed=closed)
         return result
 
     def _apply_other(
         self,
         batch: WriteBatch,
-        command: RefuseCommand | RaiseMarkCommand | SplitCommand | ClearSpanCommand | CollectGarbageCommand,
+        index: int,
+        command: RefuseCommand | RaiseMarkCommand | SplitCommand | ClearSpanCommand | CollectGarbageCommand | ChecksumCommand,
     ) -> Result:
         match command:
             case RefuseCommand():
@@ -224,9 +230,14 @@ class StateMachine:
                 self._has_cleared = True
                 clear_keys(batch, command.span)
                 self.intents.clear(command.span)
+                is_all = command.span.covers(self.descriptor.span)
+                self._shrink(self.applied.size_bytes if is_all else command.size_bytes)
                 return ClearSpanReply()
             case CollectGarbageCommand():
                 return self._apply_collect_garbage(batch, command)
+            case ChecksumCommand():
+                self.is_checked = True
+                return ChecksumReply(index)
             case _:
                 assert_never(command)
 
@@ -442,8 +453,12 @@ class StateMachine:
             self._put_state(batch, threshold=command.threshold)
         if span.is_empty:
             return RangeKeyMismatch((self.descriptor,))
-        removed, _ = mvcc.collect_garbage(self._engine, batch, span, self.state.threshold, versions_max=VERSIONS_MAX)
+        removed, removed_bytes, _ = mvcc.collect_garbage(self._engine, batch, span, self.state.threshold, versions_max=VERSIONS_MAX)
+        self._shrink(removed_bytes)
         return CollectGarbageReply(self.state.threshold, removed)
+
+    def _shrink(self, size_bytes: int) -> None:
+        self.applied = msgspec.structs.replace(self.applied, size_bytes=max(0, self.applied.size_bytes - size_bytes))
 
     def _apply_split(self, batch: WriteBatch, command: SplitCommand) -> Result:
         """Shrink to the left side.  The right side is made by the store, which knows whether it may have it (`split`)."""

@@ -24,7 +24,7 @@ import trio
 from dsdb.env.clock import Clock
 from dsdb.env.disk import Offload
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
-from dsdb.kv.errors import AmbiguousResult, DiskTrouble, KvError
+from dsdb.kv.errors import AmbiguousResult, KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, SYSTEM_RANGE, AttemptId, RangeId, StoreId
 from dsdb.kv.intents import RecordReply, TxnMeta
 from dsdb.kv.requests import ChangeReplicasRequest, Reply, Request, SplitRequest
@@ -39,23 +39,26 @@ from dsdb.storage.mvcc import Intent
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store.closed import Promises
 from dsdb.store.closing import Closing
-from dsdb.store.command import SplitCommand
+from dsdb.store.command import ChecksumCommand, SplitCommand
 from dsdb.store.config import StoreConfig
+from dsdb.store.consistency import Consistency
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import ReplicaNotice, SnapshotHeader, StoreFrame, TimestampSource, Transport
 from dsdb.store.identity import StoreIdentity, read_identity, write_identity
 from dsdb.store.keeper import PERIOD_BITS, Keeper
 from dsdb.store.liveness import Liveness
+from dsdb.store.load import LoadWatch
 from dsdb.store.locks import LockEntry
 from dsdb.store.loop import LoopEvents, RaftLoop
 from dsdb.store.membership import MembershipChanges
+from dsdb.store.repairing import Repairing
 from dsdb.store.replica import Replica
 from dsdb.store.reporting import Reporting
 from dsdb.store.scan import SnapshotScan
 from dsdb.store.serving import Serving
 from dsdb.store.settling import IntentSettler
 from dsdb.store.snapshot import SnapshotReceiver, SnapshotSender, finish_installations
-from dsdb.store.split import Splitting, sample_split_key
+from dsdb.store.split import Splitting
 from dsdb.store.state import (
     INITIAL_INDEX,
     INITIAL_TERM,
@@ -67,6 +70,7 @@ from dsdb.store.state import (
     put_new_replica,
     put_tombstone,
     range_ids,
+    read_quarantined,
     read_replicated,
     read_tombstone,
 )
@@ -140,7 +144,10 @@ class Store(LoopEvents):
         self._sender = SnapshotSender(self._context, self._replicas, self._loop, transport)
         self._receiver = SnapshotReceiver(self._context, self._replicas, self._loop, self._on_installed)
         self._changes = MembershipChanges(self._context, self._sender)
-        self.reports = Reporting(self._context, self._replicas)
+        self._repairing = Repairing(self._context, self._replicas, self._loop, self._changes)
+        self.consistency = Consistency(self._context, self._replicas, self._loop, self._repairing)
+        self.loads = LoadWatch(self._context, self._replicas)
+        self.reports = Reporting(self._context, self._replicas, self.loads)
         self._serving.handlers[SplitRequest] = self._splitting.serve
         self._serving.handlers[ChangeReplicasRequest] = self._changes.serve
         self._low_wanted: list[tuple[Replica, int]] = []
@@ -181,7 +188,11 @@ class Store(LoopEvents):
             own = state.descriptor.replica_on(self.identity.store_id)
             if own is None:
                 raise CorruptionError(f"range {range_id} has a replica here that its descriptor does not name")
-            self._add(Replica(self._context, own.replica_id, state))
+            replica = Replica(self._context, own.replica_id, state)
+            replica.damage = read_quarantined(engine, replica.keys)
+            if replica.damage is not None:
+                self._repairing.announce(replica)
+            self._add(replica)
 
     def _add(self, replica: Replica) -> None:
         self._replicas[replica.range_id] = replica
@@ -202,6 +213,9 @@ class Store(LoopEvents):
                 nursery.start_soon(self._receiver.run)
                 nursery.start_soon(self._closing.run_scans)
                 nursery.start_soon(self._changes.run)
+                nursery.start_soon(self.loads.run)
+                nursery.start_soon(self.consistency.run)
+                nursery.start_soon(self._repairing.run)
                 task_status.started()
         except* StorageError as group:
             log.critical("store %d stops: %s", self.identity.store_id, group.exceptions[0])
@@ -268,6 +282,8 @@ class Store(LoopEvents):
             if replica is not None and replica.replica_id == notice.replica_id:
                 replica.is_doomed = True
                 self._loop.note(notice.range_id)
+        self.consistency.receive(frame.checksums)
+        self._repairing.receive(frame)
         self._loop.turn_now()
 
     def _receive_stray(self, sender: StoreId, range_id: RangeId, message: Any) -> None:
@@ -295,14 +311,14 @@ class Store(LoopEvents):
         try:
             return self._serving.try_serve(request)
         except StorageError as error:
-            raise self._quarantine(request.range_id, error) from error
+            raise self._repairing.unreadable(request.range_id, error) from error
 
     async def serve(self, request: Request) -> Reply:
         """Serve any request.  Raises KvError.  Cancelling it does not undo what was proposed."""
         try:
             return await self._serving.serve(request)
         except StorageError as error:
-            raise self._quarantine(request.range_id, error) from error
+            raise self._repairing.unreadable(request.range_id, error) from error
 
     async def scan_snapshot(
         self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None, *, any_replica: bool = False
@@ -314,14 +330,14 @@ class Store(LoopEvents):
         try:
             return await self._serving.scan_snapshot(range_id, span, ts, attempt, any_replica=any_replica)
         except StorageError as error:
-            raise self._quarantine(range_id, error) from error
+            raise self._repairing.unreadable(range_id, error) from error
 
     async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
         """Get intents that a `SnapshotScan` met out of the way of reads at `ts`; freeze the rest of its span then.  Raises KvError."""
         try:
             await self._serving.settle_intents(range_id, intents, ts)
         except StorageError as error:
-            raise self._quarantine(range_id, error) from error
+            raise self._repairing.unreadable(range_id, error) from error
 
     def use_settler(self, settler: IntentSettler) -> None:
         """Set who finds out what becomes of foreign intents; before, they cannot be got out of the way."""
@@ -355,35 +371,16 @@ class Store(LoopEvents):
             if record.first_ts < below and not (record.spans and not replica.verdicts.is_silent(attempt, now, silence_s))
         ][:count_max]
 
-    def _quarantine(self, range_id: RangeId, error: StorageError) -> KvError:
-        """Take a range out of service whose data cannot be read; others serve it."""
-        reason = f"range {range_id} cannot be read on store {self.identity.store_id}: {error}"
-        replica = self._replicas.get(range_id)
-        if isinstance(error, CorruptionError) and replica is not None and replica.damage is None:
-            log.error("%s; the replica is out of service", reason)
-            replica.damage = reason
-            replica.end_lease()
-            self._give_lead_away(replica)
-        return KvError(DiskTrouble(reason, damaged=isinstance(error, CorruptionError)))
-
     def _halt(self, replica: Replica, error: AssertionError) -> None:
         """Stop a replica whose core met what must not be: two leaders in a term, an acknowledged entry lost."""
         log.critical("range %d: replica %d is halted: %s", replica.range_id, replica.replica_id, error)
         replica.damage = f"the replica of range {replica.range_id} on store {self.identity.store_id} is halted: {error}"
         replica.is_halted = True
         replica.end_lease()
+        self._repairing.announce(replica)
         if replica.is_leader:
             # Its followers would wait for it as long as this store lives.
             self._fatal = CorruptionError(replica.damage)
-
-    def _give_lead_away(self, replica: Replica) -> None:
-        """Have another replica lead a range whose copy here is damaged; this one goes on voting."""
-        if not replica.is_leader:
-            return
-        for progress in sorted(replica.raft.status().progress, key=lambda progress: (-progress.match, progress.replica)):
-            if progress.is_recently_active and replica.raft.transfer_leadership(progress.replica):
-                self._loop.mark(replica.range_id)
-                return
 
     # ---- What the loop tells ----
 
@@ -393,7 +390,7 @@ class Store(LoopEvents):
         if change.role is Role.LEADER:
             log.info("range %d: replica %d leads in term %d", replica.range_id, replica.replica_id, change.term)
             if replica.damage is not None:
-                self._give_lead_away(replica)
+                self._repairing.give_lead_away(replica)
         elif replica.lease_term:
             log.info("range %d: replica %d leads no more; term %d", replica.range_id, replica.replica_id, change.term)
             replica.lease_term = 0
@@ -410,6 +407,10 @@ class Store(LoopEvents):
                 self._low_waiter.settle(None)
                 self._low_waiter = None
         self._tell_lease(replica.range_id, held=True)
+
+    def on_checksum(self, replica: Replica, command: ChecksumCommand) -> None:
+        """Have a replica summed up as it is now."""
+        self.consistency.on_checksum(replica, command)
 
     def on_descriptor(self, replica: Replica) -> None:
         """Tell of a new applied descriptor."""
@@ -439,6 +440,7 @@ class Store(LoopEvents):
                 replica.raft.read_index(b"split")
                 self._loop.mark(replica.range_id)
                 made.raft.campaign()
+            self.loads.on_split(replica, made, command.right.start_key)
             for vote in self._splitting.take_votes(made.range_id):
                 made.raft.step(vote)
             self.on_descriptor(made)
@@ -544,14 +546,6 @@ class Store(LoopEvents):
         """Give the applied high-water mark of the oracle.  Raises RangeNotFound where the system range has no replica."""
         return self._serving.replica(SYSTEM_RANGE).machine.state.mark
 
-    async def split_key(self, range_id: RangeId) -> bytes | None:
-        """Give a stored key near the middle of a range, by versions; None if it has fewer than two keys.  Raises RangeNotFound.
-
-        It reads the whole range, in steps.
-        """
-        span = self._serving.replica(range_id).descriptor.span
-        return await sample_split_key(self._context.engine, span)
-
     def is_live(self, store_id: StoreId) -> bool:
         """Say whether a store gave a sign of life within the last promise: it supports this one, or asked for support."""
         liveness = self._context.liveness
@@ -566,6 +560,11 @@ class Store(LoopEvents):
             "leases": float(sum(replica.holds_lease(now) for replica in replicas)),
             "groups_awake": float(len(self._loop.awake)),
             "proposals_pending": float(sum(len(replica.pending) for replica in replicas)),
+            "replicas_quarantined": float(self._repairing.quarantined),
+            "replicas_repaired": float(self._repairing.repaired),
+            "checks": float(self.consistency.checks),
+            "check_mismatches": float(self.consistency.mismatches),
+            "check_alarms": float(self.consistency.alarms),
             "follower_reads": float(self._context.follower_reads),
             "latches": float(sum(len(replica.latches) for replica in replicas)),
             "locks": float(sum(len(replica.locks) for replica in replicas)),

@@ -1,0 +1,36 @@
+"""A throttle: what goes through it, goes at so many bytes a second at most, and in the order of asking.
+
+Invariants:
+- Over any time t no more than rate × t + one burst is let through.
+- Nobody is refused; whoever comes too fast waits.
+"""
+
+import trio
+
+from dsdb.env.clock import Clock
+
+BURST_S = 0.1
+"""For so long the rate may have been saved up."""
+
+
+class Throttle:
+    """One for each kind of traffic of a store."""
+
+    def __init__(self, clock: Clock, bytes_per_s: float) -> None:
+        self._clock = clock
+        self._free_at = 0.0
+        """When all that was let through is paid for."""
+        self.bytes_per_s = bytes_per_s
+        """May be changed at any time."""
+        self.passed = 0
+        """Bytes let through so far."""
+
+    async def wait_for(self, size_bytes: int, *, times: float = 1.0) -> None:
+        """Wait until so many bytes may pass, at `times` the rate; a checkpoint in any case."""
+        now = self._clock.now()
+        self._free_at = max(self._free_at, now - BURST_S) + size_bytes / (self.bytes_per_s * times)
+        self.passed += size_bytes
+        if self._free_at > now:
+            await trio.sleep(self._free_at - now)
+        else:
+            await trio.lowlevel.checkpoint()
