@@ -49,6 +49,8 @@ class Greeter:
         self._credentials = credentials
         # Those who have not said what they are for, the oldest first.
         self._openings: dict[trio.CancelScope, None] = {}
+        self.refused = 0
+        """Connections refused for their certificates, or for the want of them."""
 
     async def greet(self, stream: NodeStream) -> None:
         """Serve a connection to its end."""
@@ -60,7 +62,7 @@ class Greeter:
                 return
             await self._hand_on(stream, data)
         except UntrustedError as error:
-            log.warning("a connection from %s is refused: %s", _peer_of(raw), error)
+            self._log_refusal(raw, str(error))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it went away before it said anything
         finally:
@@ -135,6 +137,7 @@ class Greeter:
             await linger(stream)
 
     def _log_refusal(self, stream: NodeStream, reason: str) -> None:
+        self.refused += 1
         log.warning("a connection from %s is refused: %s", _peer_of(stream), reason)
 
 

@@ -356,6 +356,7 @@ class NodeParts:
             "statements": ("Statements since the start", float(sessions.statements), True),
             "nodes_known": ("Nodes in the directory", float(len(self.directory.entries())), False),
         }
+        found["connections_refused"] = ("Connections refused for their certificates", float(self.greeter.refused), True)
         if self._credentials is not None:
             expires = self._credentials.expires
             found["certificate_expires_seconds"] = ("When the node's certificate expires, since the epoch", expires, False)

@@ -127,7 +127,9 @@ def test_a_cluster_speaks_tls_everywhere(secure: ProcessCluster, certificates: C
         with urllib.request.urlopen(f"https://{node.http_address}/health", timeout=5, context=context) as response:
             assert json.load(response)["status"] == "ok"
         with urllib.request.urlopen(f"https://{node.http_address}/metrics", timeout=5, context=context) as response:
-            assert b"dsdb_certificate_expires_seconds" in response.read()
+            text = response.read()
+            assert b"dsdb_certificate_expires_seconds" in text
+            assert b"dsdb_connections_refused_total" in text
 
 
 def test_a_cancel_overtakes_its_statement(secure: ProcessCluster) -> None:

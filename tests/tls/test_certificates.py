@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives import serialization
 
 from dsdb.cli.cert import cert_command
 from dsdb.tls.authority import Authority, Validity
@@ -149,6 +150,13 @@ def test_a_nodes_own_files_are_looked_at_before_they_are_used(certs: Path, autho
     assert "the key is another certificate's" in refusal(user)
     (user / "node.crt").write_text("nothing")
     assert "one of them is not a PEM file" in refusal(user)
+    password = serialization.BestAvailableEncryption(b"secret")
+    key = serialization.load_pem_private_key((certs / "node.key").read_bytes(), None)
+    (user / "node.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, password))
+    (user / "node.crt").write_bytes((certs / "node.crt").read_bytes())
+    assert "is encrypted, which dsdb does not read" in refusal(user)
+    (user / "ca.crt").write_text("")
+    assert "has no certificate" in refusal(user)
     (certs / "node.key").chmod(0o644)
     assert "others may use the key" in refusal(certs)
     (certs / "node.key").chmod(0o600)
