@@ -16,6 +16,7 @@ import trio
 
 from dsdb.coordinator.view import ClusterView, Locality, NodeState, RangeView, StoreState, StoreView
 from dsdb.env import Clock
+from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import NodeId, RangeId, StoreId
 from dsdb.rpc import Method, MethodKind, RpcError
 from dsdb.store.reporting import ReplicaReport, StoreReport
@@ -24,6 +25,8 @@ log = logging.getLogger("dsdb.coordinator")
 
 PAGE_RANGES = 500
 """Ranges in one report: some 50 KiB, and about 3 ms to take in."""
+STRAYS_MAX = 100
+"""Ranges of which a store is told at once that it has a replica too many."""
 ANSWER_S = 1.0
 """How long a store may take to answer before it is suspect."""
 RETRY_S = 1.0
@@ -31,12 +34,16 @@ RETRY_S = 1.0
 
 
 class ReportRequest(msgspec.Struct, frozen=True, array_like=True):
-    """Ask a store for its news since a version of its life; tell its node what is wanted of it."""
+    """Ask a store for its news since a version of its life; tell its node what is wanted of it.
+
+    strays: ranges of which it has a replica that the newest descriptor does not name; it finds out by itself whether that was removed.
+    """
 
     life: int
     since: int
     count_max: int
     node_state: NodeState
+    strays: tuple[RangeDescriptor, ...] = ()
 
 
 class ReportReply(msgspec.Struct, frozen=True, array_like=True):
@@ -67,6 +74,8 @@ class _Tracker:
         self.life = 0
         self.up_to = 0
         self.replicas: dict[RangeId, ReplicaReport] = {}
+        self.strays: set[RangeId] = set()
+        """Of which it has a replica that was probably removed."""
         self.unconfirmed: set[RangeId] = set()
         """Of an earlier life: dropped unless this one has them too."""
         self.heard_at = now
@@ -119,7 +128,8 @@ class Gathering:
     async def _hear(self, member: Member, tracker: _Tracker, node_state: NodeState) -> None:
         try:
             while True:
-                request = ReportRequest(tracker.life, tracker.up_to, PAGE_RANGES, node_state)
+                strays = tuple([self.view.ranges[range_id].desc for range_id in sorted(tracker.strays)[:STRAYS_MAX]])
+                request = ReportRequest(tracker.life, tracker.up_to, PAGE_RANGES, node_state, strays)
                 reply = await self._ask(member.node_id, request, ANSWER_S)
                 tracker.capacity_bytes = reply.capacity_bytes
                 self._take(member.store_id, tracker, reply.report)
@@ -174,6 +184,7 @@ class Gathering:
         for range_id in gone:
             tracker.replicas.pop(range_id, None)
             self._holders.get(range_id, set()).discard(store_id)
+            tracker.strays.discard(range_id)
             changed.append(range_id)
         self.has_news = self.has_news or bool(changed)
         for range_id in changed:
@@ -188,6 +199,9 @@ class Gathering:
             return
         said = [(store_id, self._trackers[store_id].replicas[range_id]) for store_id in sorted(holders)]
         newest = max(said, key=lambda pair: pair[1].descriptor.generation)[1]
+        for store_id, _ in said:
+            strays = self._trackers[store_id].strays
+            (strays.add if newest.descriptor.replica_on(store_id) is None else strays.discard)(range_id)
         leader, leading = max(said, key=lambda pair: pair[1].lease_term)
         known = self.view.ranges.get(range_id)
         term = 0 if known is None else known.lease_term

@@ -12,17 +12,20 @@ Time: what changed since the last plan is judged (3 µs a range), what is faulty
 at stores, and at the ranges of those that are out of line: a view of 100,000 ranges in which nothing happens costs nothing.
 """
 
+import heapq
 from collections.abc import Collection, Iterator, Sequence
 
 from dsdb.coordinator.balance import balance_leases, balance_replicas
 from dsdb.coordinator.moves import Move
 from dsdb.coordinator.repair import Verdict, drain, judge, repair
 from dsdb.coordinator.scene import Scene, Settings
-from dsdb.coordinator.view import ClusterView, RangeView
+from dsdb.coordinator.view import ClusterView
 from dsdb.kv.ids import RangeId
 
 JUDGED_AT_ONCE = 500
 """Ranges judged between two pauses."""
+REPAIRED_MAX = 500
+"""Faulty ranges of which one plan tries to repair some: those with fewest good voters, in the order of their ids."""
 
 
 def plan(
@@ -68,15 +71,15 @@ def _judge(scene: Scene) -> Iterator[None]:
 def _repair(scene: Scene) -> Iterator[None]:
     view = scene.view
 
-    def urgency(found: RangeView) -> tuple[int, int]:
-        live = sum(member.store_id in scene.keepers for member in found.desc.voters)
-        return live, found.desc.range_id
-
-    faulty = sorted([view.ranges[range_id] for range_id in sorted(view.faulty)], key=urgency)
-    for found in faulty:
+    waiting: list[tuple[int, RangeId]] = []
+    for number, range_id in enumerate(view.faulty):
+        good = sum(member.store_id in scene.keepers for member in view.ranges[range_id].desc.voters)
+        waiting.append((good, range_id))
+        if number % JUDGED_AT_ONCE == JUDGED_AT_ONCE - 1:
+            yield
+    for _, range_id in heapq.nsmallest(REPAIRED_MAX, waiting):
         if not scene.has_room:
             return
-        verdict = repair(scene, found)
-        if verdict in (Verdict.SOUND, Verdict.HOPELESS):
-            view.faulty.discard(found.desc.range_id)
+        if repair(scene, view.ranges[range_id]) in (Verdict.SOUND, Verdict.HOPELESS):
+            view.faulty.discard(range_id)
         yield

@@ -307,6 +307,8 @@ class NodeParts:
 
     async def _report(self, request: ReportRequest) -> ReportReply:
         self.administration.told(request.node_state)
+        for descriptor in request.strays:
+            self.store.hear_of_range(descriptor)
         report = self.store.reports.report(request.life, request.since, request.count_max)
         return ReportReply(report, self._capacity_bytes())
 

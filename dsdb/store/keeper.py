@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 
+from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.raft.messages import NO_REPLICA
 from dsdb.raft.ready import Role, RoleChange
@@ -235,6 +236,15 @@ class Keeper:
                     self._loop.outbox.inquire(member.store_id, notice)
             replica.inquire_at = now + interval_s
         replica.inquire_at = min(replica.inquire_at, now + interval_s)
+
+    def inquire(self, descriptor: RangeDescriptor) -> None:
+        """Ask the replicas that a descriptor names whether ours, which it does not name, was removed: nobody may have told it."""
+        replica = self._replicas.get(descriptor.range_id)
+        if replica is None or replica.descriptor.generation >= descriptor.generation or descriptor.replica(replica.replica_id) is not None:
+            return
+        for member in descriptor.replicas:
+            self._loop.outbox.inquire(member.store_id, ReplicaNotice(replica.range_id, replica.replica_id))
+        self._loop.schedule()
 
     def answer_inquiry(self, sender: StoreId, notice: ReplicaNotice) -> None:
         """Tell a replica that it was removed, or, if we lead it, that it is led."""

@@ -26,6 +26,7 @@ from typing import NoReturn, TypeAlias
 import trio
 
 from dsdb.env.disk import Offload
+from dsdb.kv.descriptor import ReplicaDescriptor
 from dsdb.kv.errors import AmbiguousResult
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.raft.messages import (
@@ -43,7 +44,7 @@ from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.errors import DiskFullError, StorageError, WriteStallError
 from dsdb.store.command import ChangeReplicasCommand, ChecksumCommand, Command, CommitCommand, SplitCommand, decode_command
 from dsdb.store.context import StoreContext
-from dsdb.store.frame import RaftEnvelope, Transport
+from dsdb.store.frame import RaftEnvelope, ReplicaNotice, Transport
 from dsdb.store.outbox import Outbox
 from dsdb.store.replica import Replica
 from dsdb.store.state import META, encode
@@ -470,6 +471,7 @@ class RaftLoop:
             assert isinstance(command, ChangeReplicasCommand), command
             if not machine.is_change_valid(command):
                 command, change = None, MembershipChange()
+        before = machine.descriptor.replicas
         membership = replica.raft.apply_membership(change)
         result = machine.apply_change(self._batch, entry.index, entry.term, membership, command)
         replica.learn_stores()
@@ -481,6 +483,14 @@ class RaftLoop:
             self._after_write.append(self._events.on_removed(replica, self._batch))
         else:
             self._after_write.append(lambda: self._events.on_descriptor(replica))
+            self._after_write.append(lambda: self._tell_removed(replica, before))
+
+    def _tell_removed(self, replica: Replica, before: tuple[ReplicaDescriptor, ...]) -> None:
+        """Tell those whom a change removed, once: the leader speaks to them no more, so they may never hear that it is committed."""
+        if replica.is_leader:
+            for member in before:
+                if replica.has_removed(member.replica_id):
+                    self.outbox.tell_removed(member.store_id, ReplicaNotice(replica.range_id, member.replica_id))
 
     def _truncate(self, replica: Replica) -> None:
         """Forget the applied part of a log that has grown long; goes into the next turn's batch."""

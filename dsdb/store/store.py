@@ -489,6 +489,10 @@ class Store(LoopEvents):
         for callback in self._lease_callbacks:
             callback(range_id, held)
 
+    def hear_of_range(self, descriptor: RangeDescriptor) -> None:
+        """Hear how a range is elsewhere: a replica here that it does not name finds out whether it was removed."""
+        self._keeper.inquire(descriptor)
+
     # ---- Views and hooks ----
 
     def on_descriptor_applied(self, callback: Callable[[RangeDescriptor, bool], None]) -> None:

@@ -38,6 +38,7 @@ class World:
         self.resting: dict[RangeId, int] = {}
         self.moves: Counter[str] = Counter()
         self.slowest_step_s = 0.0
+        """Times are those of the processor."""
         self.slowest_plan_s = 0.0
         for number in range(1, stores + 1):
             self.add_store(number)
@@ -83,12 +84,12 @@ class World:
     def round(self) -> list[Move]:
         """Plan, check, begin, and let some of what is under way end."""
         found: list[Move] = []
-        began = last = time.perf_counter()
+        began = last = time.process_time()
         resting = {range_id for range_id, rounds in self.resting.items() if rounds > 0}
         for _ in steps(self.view, [move for _, move in self.underway], self.settings, found, resting):
-            now = time.perf_counter()
+            now = time.process_time()
             self.slowest_step_s, last = max(self.slowest_step_s, now - last), now
-        self.slowest_plan_s = max(self.slowest_plan_s, time.perf_counter() - began)
+        self.slowest_plan_s = max(self.slowest_plan_s, time.process_time() - began)
         self.resting = {range_id: rounds - 1 for range_id, rounds in self.resting.items() if rounds > 0}
         self.underway += [(self.chance.choice((0, 0, 1, 3)), move) for move in found]
         self.check(found)

@@ -11,6 +11,7 @@
 | quorum | two of three hosts are down, for up to 25 s |
 | slow disk, wall clock | syncs take up to 0.5 s; a wall clock jumps by an hour |
 | transfer, split, join | a lease moves, a table that is written to is cut, a fourth node joins |
+| members | of four nodes one is decommissioned, or stays away for so long that it is replaced, while another may die; it comes back |
 | storm, splits | leases move, or tables are cut, again and again, while one host's messages take long |
 
 Besides, of each seed: how long messages take, how many keys a record may promise and a buffer holds before it is flushed, and how often
@@ -47,6 +48,7 @@ from dsdb.txn.flushed_commit import FlushedCommit
 from dsdb.txn.flushing import Flushed
 from dsdb.txn.parallel_commit import ParallelCommit
 from tests.sim.node_clients import KINDS, PAST, execute
+from tests.sim.node_members import change_members
 from tests.sim.sql_clients import SPLIT_AT
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ FAULTS = (
     "storm",
     "splits",
     "join",
+    "members",
 )
 _COPIED = (
     BeginTxnRequest,
@@ -240,6 +243,8 @@ class Faults:
             case "join":
                 if len(simulation.hosts) == len(simulation.founders):
                     await simulation.add_host()
+            case "members":
+                await change_members(simulation, self._events)
 
     def _others(self, host: "Host") -> "list[Host]":
         return [other for other in self._simulation.hosts if other is not host]

@@ -37,6 +37,7 @@ from tests.sim.ddl_clients import DDL_TABLES
 from tests.sim.network import SimClock, SimNetwork
 from tests.sim.node_clients import COUNTERS, LISTS, Clients, Model, check_counter, execute
 from tests.sim.node_faults import Faults, Mix, draw
+from tests.sim.node_members import check_members
 from tests.sim.rare_events import Hooks
 from tests.sim.sql_clients import SPLITS, TABLES
 
@@ -45,6 +46,8 @@ T = TypeVar("T")
 HOSTS = 3
 BACK_S = 4.0
 """Simulated time after the last fault in which every host must serve every range again."""
+DEAD_AFTER_S = 3.0
+"""A host that was silent for so long loses its replicas, if there is a fourth one."""
 LATE_S = 3.0
 """Simulated time at the end in which what dead hosts' clients sent may still take effect, once more than it should."""
 
@@ -139,7 +142,7 @@ class Simulation:
         is_told = host.node is None or self.chance.random() < 0.5
         join = (self.hosts[0].address,) if is_told and host is not self.hosts[0] else ()
         host.node = node = Node(
-            NodeConfig(store=None, listen=host.address, http=None, join=join),
+            NodeConfig(store=None, listen=host.address, http=None, join=join, dead_after_s=DEAD_AFTER_S),
             clock=host.clock,
             network=self.network.host(host.name),
             disk=host.disk,
@@ -228,6 +231,8 @@ class Simulation:
     async def check_end(self, clients: Clients) -> None:
         """With all faults over: everything is back soon, and everything acknowledged is there."""
         self.heal()
+        if len(self.hosts) > HOSTS:
+            await check_members(self)
         began = trio.current_time()
         for host in range(len(self.hosts)):
             await self.try_all(host, BACK_S)
