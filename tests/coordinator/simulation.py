@@ -150,8 +150,8 @@ class World:
         before = [member.store_id for member in move.desc.voters]
         after = [store_id for store_id in before if store_id not in move.remove] + [target.store_id for target in move.add]
         assert move.leaseholder not in move.remove, f"the leaseholder goes: {move}"
-        hosts = [stores[store_id].host for store_id in after]
-        assert len(set(hosts)) == len(hosts), f"two replicas on one host: {move}"
+        nodes = [stores[store_id].node_id for store_id in after]
+        assert len(set(nodes)) == len(nodes), f"two replicas on one node: {move}"
         live_before, live_after = (sum(map(self._is_live, group)) for group in (before, after))
         assert 2 * live_after > len(after), f"no quorum: {move}"
         assert live_after >= min(live_before, 3), f"fewer live replicas: {move}"
