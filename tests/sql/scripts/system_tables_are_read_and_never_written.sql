@@ -1,7 +1,7 @@
 SELECT * FROM system.nodes;
 ---
-node_id | address | is_live | ranges | leases
-1 | 127.0.0.1:7432 | t | 1 | 1
+node_id | address | is_live | ranges | leases | locality | state
+1 | 127.0.0.1:7432 | t | 1 | 1 |  | NULL
 SELECT 1
 
 CREATE TABLE t (id INT PRIMARY KEY, v TEXT);
@@ -134,7 +134,7 @@ EXPLAIN SELECT address FROM system.nodes WHERE is_live;
 ---
 QUERY PLAN
 gateway
-  SELECT CAST(c2 AS VARCHAR) AS c6 FROM t1 WHERE c3
+  SELECT CAST(c2 AS VARCHAR) AS c8 FROM t1 WHERE c3
 t1: Virtual table system.nodes
   columns: c2 = address, c3 = is_live
 EXPLAIN
@@ -143,11 +143,11 @@ EXPLAIN SELECT count(*) FROM system.nodes JOIN t ON t.id = node_id;
 ---
 QUERY PLAN
 gateway
-  SELECT CAST(count(*) AS BIGINT) AS c8 FROM t1 JOIN t2 ON (c6 = c1)
+  SELECT CAST(count(*) AS BIGINT) AS c10 FROM t1 JOIN t2 ON (c8 = c1)
 t2: leaf over t on node 1 (1 range)
   keys: all
-  SELECT c6 FROM input
-  columns: c6 = id
+  SELECT c8 FROM input
+  columns: c8 = id
 t1: Virtual table system.nodes
   columns: c1 = node_id
 EXPLAIN
@@ -208,6 +208,8 @@ address | text | t | NULL | f
 is_live | boolean | t | NULL | f
 ranges | bigint | t | NULL | f
 leases | bigint | t | NULL | f
+locality | text | t | NULL | f
+state | text | t | NULL | f
 SHOW
 
 SHOW COLUMNS FROM system.node;
