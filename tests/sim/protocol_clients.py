@@ -143,7 +143,8 @@ class Clients:
             # All those of one range, which may be cut in two meanwhile.
             read = appended = list(range(chance.randrange(RANGES), LISTS, RANGES))
         locked = set(appended) if chance.random() < 0.25 else set[int]()
-        is_scan, is_undone = chance.random() < 0.2, chance.random() < 0.15
+        is_scan, is_undone = chance.random() < 0.2, chance.random() < 0.25
+        undo_pause_s = chance.choice((0, 0.1, 0.5))
         pause_s = chance.choice((0, 0, 0, 0.01, 0.5))
         record = self.records["lists"].begin(client)
 
@@ -160,21 +161,24 @@ class Clients:
                 record.ops.append(ReadList(number, lists[number]))
             await trio.sleep(pause_s)
             if is_undone:
-                await self._undo(txn)
+                await self._undo(txn, appended)
+                await trio.sleep(undo_pause_s)
             for number in appended:
                 record.ops.append(Append(number, record.number))
                 txn.put(LIST_KEYS[number], _encode((*lists[number], record.number)))
                 if txn.is_full:
                     await txn.flush()
+            if is_undone:
+                await trio.sleep(undo_pause_s)
 
-        await self._transact("lists", client, record, act, pause_s)
+        await self._transact("lists", client, record, act, pause_s + 2 * undo_pause_s)
 
     @staticmethod
-    async def _undo(txn: KvTransaction) -> None:
+    async def _undo(txn: KvTransaction, lists: list[int]) -> None:
         """Write what nobody may ever see, and return to a savepoint."""
         savepoint = txn.savepoint()
-        for key in (LIST_KEYS[0], LIST_KEYS[1]):
-            txn.put(key, _encode((-1,)))
+        for number in lists:
+            txn.put(LIST_KEYS[number], _encode((-1,)))
             if txn.is_full:
                 await txn.flush()
         txn.rollback_to(savepoint)

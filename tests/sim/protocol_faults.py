@@ -29,11 +29,12 @@ import trio
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.kv.requests import SplitRequest, TransferLeaseRequest
+from dsdb.sql.ports import PortError
 from dsdb.storage.keys import SYSTEM_END
 from tests.sim.protocol_clients import KINDS, LIST_KEYS, RANGES, SPLIT_KEYS
 
 if TYPE_CHECKING:
-    from tests.sim.protocol_node import Host
+    from tests.sim.protocol_node import Host, SimNode
     from tests.sim.protocol_sim import Simulation
 
 SPLITS_MAX = 6
@@ -195,15 +196,16 @@ class Faults:
         self._watched = None
         if not watched.is_set():
             return
-        # Messages take about as long: some of the requests arrive.
-        await trio.sleep(self._chance.choice((0, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)))
+        kind = self._chance.choice(("died", "stopped", "cut off", "cut off"))
+        if kind != "cut off":
+            # Messages take about as long: some of the requests arrive.
+            await trio.sleep(self._chance.choice((0, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)))
         host, node = self._gateway, None if self._gateway is None else self._gateway.node
         if host is None or node is None:
             return
-        kind = self._chance.choice(("died", "stopped", "cut off"))
         self._events[f"rare: gateway {kind} in a commit"] += 1
         # Others meet what it has left.
-        self._simulation.clients.burst(0.4)
+        self._simulation.clients.burst(0.8 if kind == "cut off" else 0.4)
         if kind == "died":
             await self._crash(host, is_silent=self._chance.random() < 0.3)
         elif kind == "stopped":
@@ -216,7 +218,7 @@ class Faults:
         others = self._others(host)
         for other in others:
             self._network.cut(other.node_id, host.node_id)
-        await trio.sleep(self._chance.choice((0.2, 0.5, 1.2)))
+        await trio.sleep(self._chance.choice((0.4, 0.8, 1.2)))
         for other in others:
             self._network.reset(host.node_id, other.node_id)
         self._network.heal()
@@ -378,6 +380,24 @@ class Faults:
         right = RangeId(100 + self._splits)
         await self._ask(gateway, key, lambda desc: SplitRequest(desc.range_id, key, right), "split")
 
+    def _write_pairs(self) -> None:
+        """Have every node write two keys of one range that may be parted, again and again for a moment."""
+        for host in self._hosts:
+            if host.node is not None and not host.node.is_frozen:
+                host.node.nursery.start_soon(self._write_some_pairs, host.node)
+
+    async def _write_some_pairs(self, node: "SimNode") -> None:
+        for _ in range(4):
+            number = self._chance.randrange(RANGES, len(LIST_KEYS))
+            txn = node.transactions.begin()
+            for key in (LIST_KEYS[number - RANGES], LIST_KEYS[number]):
+                txn.put(key[:-1] + b"\x01", b"")
+            try:
+                await txn.commit()
+            except PortError as error:
+                self._events[f"pair: {type(error).__name__}"] += 1
+            await trio.sleep(0.003)
+
     async def _split_often(self, host: "Host") -> None:
         self._slow(host)
         if self._chance.random() < 0.5:
@@ -389,5 +409,6 @@ class Faults:
             self._simulation.clients.burst(0.2)
             await trio.sleep(self._chance.choice((0.01, 0.05, 0.1)))
             # Between two lists that are written together.
+            self._write_pairs()
             await self._split(host, LIST_KEYS[RANGES:])
         self._simulation.clients.is_narrow = False

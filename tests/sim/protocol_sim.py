@@ -131,7 +131,7 @@ class Simulation:
         await trio.sleep(LATE_S)
         await self._patiently(self.clients.read_all, 5.0)
         self.clients.check(f"seed {self.seed}", self.keep)
-        if self.chance.random() < 0.1:
+        if self.chance.random() < 0.2:
             await self._check_settled()
         await self._check_equal()
 
