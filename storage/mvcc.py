@@ -552,36 +552,43 @@ def intents_of(
 # ---- Garbage ----
 
 
-def collect_garbage(reader: Reader, batch: WriteBatch, span: Span, threshold: Timestamp, *, versions_max: int) -> tuple[int, bytes | None]:
+def collect_garbage(
+    reader: Reader, batch: WriteBatch, span: Span, threshold: Timestamp, *, versions_max: int
+) -> tuple[int, int, bytes | None]:
     """Remove the versions of a span that no read at or above `threshold` sees; intents stay.
 
     Of each key the newest version at or below the threshold stays, unless it is a tombstone; all older ones go.
-    Gives how many were removed, and, when `versions_max` ended it early, the user key to go on from once the batch is written.
+    Gives how many were removed, their bytes, and, when `versions_max` ended it early, the user key to go on from once the batch is written.
     """
     assert versions_max > 0, versions_max
     highest_old = _version_suffix(threshold)
-    removed = 0
+    removed = removed_bytes = 0
     key = _NO_USER_KEY
-    doomed: list[bytes] = []
+    doomed: list[tuple[bytes, int]] = []
     has_old = False
     for engine_keys, stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
         for engine_key, entry in zip(engine_keys, stored):
             if engine_key[:-_SUFFIX_BYTES] != key:
-                removed += _delete_oldest(batch, doomed, versions_max - removed)
+                count, size = _delete_oldest(batch, doomed, versions_max - removed)
+                removed, removed_bytes = removed + count, removed_bytes + size
                 if removed == versions_max:
-                    return removed, key
+                    return removed, removed_bytes, key
                 key, doomed, has_old = engine_key[:-_SUFFIX_BYTES], [], False
             if entry[:1] != _INTENT and engine_key[-_SUFFIX_BYTES:] >= highest_old:
                 if has_old or entry[:1] == _TOMBSTONE:
-                    doomed.append(engine_key)
+                    doomed.append((engine_key, len(entry)))
                 has_old = True
-    removed += _delete_oldest(batch, doomed, versions_max - removed)
-    return removed, key if removed == versions_max else None
+    count, size = _delete_oldest(batch, doomed, versions_max - removed)
+    removed, removed_bytes = removed + count, removed_bytes + size
+    return removed, removed_bytes, key if removed == versions_max else None
 
 
-def _delete_oldest(batch: WriteBatch, doomed: list[bytes], limit: int) -> int:
-    """Delete up to `limit` versions of one key, the oldest first: a tombstone must not go before what it hides."""
+def _delete_oldest(batch: WriteBatch, doomed: list[tuple[bytes, int]], limit: int) -> tuple[int, int]:
+    """Delete up to `limit` versions of one key, the oldest first: a tombstone must not go before what it hides.
+
+    Gives how many, and their bytes.
+    """
     chosen = doomed[-limit:]
-    for engine_key in chosen:
+    for engine_key, _ in chosen:
         batch.delete(_DELTA, engine_key)
-    return len(chosen)
+    return len(chosen), sum([len(engine_key) + size for engine_key, size in chosen])

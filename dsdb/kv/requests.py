@@ -211,6 +211,8 @@ class DescribeReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Of all versions, keys and values."""
     requests_per_s: float | None = None
     """Over some seconds; None: it is idle, or another replica leads."""
+    quarantined: tuple[StoreId, ...] = ()
+    """Stores whose replicas are out of service, as far as the leaseholder has heard."""
 
 
 class ClearSpanRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -97,6 +97,7 @@ def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
     note = replica.cache.note_key
     for key in keys:
         note(key, ts, request.attempt)
+    replica.read_bytes += sum([len(value) for value in values if value is not None])
     return ReadReply(ts, tuple(values))
 
 
@@ -150,6 +151,7 @@ def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
             done, resume = span, None
     if not is_past:
         replica.cache.note_span(done, ts, request.attempt)
+    replica.read_bytes += sum(map(len, values))
     return ScanReply(ts, tuple(keys), tuple(values), resume)
 
 

@@ -8,19 +8,14 @@ Invariants:
 - Small changes of size and load are not news: a range under a steady load is told once.
 """
 
-import math
-
 import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import RangeId
 from dsdb.store.context import StoreContext
+from dsdb.store.load import LoadWatch
 from dsdb.store.replica import Replica
 
-LOAD_AGE_S = 20.0
-"""Over about this time requests and written bytes are averaged."""
-LOAD_FORGOTTEN = 0.01
-"""Requests a second below which a range counts as idle."""
 NEWS_PART = 0.2
 """By this part a load must have changed to be told."""
 NEWS_BYTES = 64 * 1024
@@ -51,39 +46,18 @@ class StoreReport(msgspec.Struct, frozen=True, array_like=True):
     """Ranges that have no replica here any more."""
 
 
-class _Load:
-    """The averages of a range that is in use."""
-
-    __slots__ = ("bytes_per_s", "requests", "requests_per_s", "size_bytes")
-
-    def __init__(self, requests: int, size_bytes: int) -> None:
-        self.requests = requests
-        self.size_bytes = size_bytes
-        self.requests_per_s = 0.0
-        self.bytes_per_s = 0.0
-
-    def age(self, requests: int, size_bytes: int, seconds: float) -> bool:
-        """Take the counts after some seconds; say whether the range is still in use."""
-        part = 1 - math.exp(-seconds / LOAD_AGE_S)
-        self.requests_per_s += part * ((requests - self.requests) / seconds - self.requests_per_s)
-        self.bytes_per_s += part * (max(size_bytes - self.size_bytes, 0) / seconds - self.bytes_per_s)
-        self.requests, self.size_bytes = requests, size_bytes
-        return self.requests_per_s > LOAD_FORGOTTEN
-
-
 class Reporting:
     """One for each store."""
 
-    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica]) -> None:
+    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica], loads: LoadWatch) -> None:
         self._context = context
         self._replicas = replicas
+        self._loads = loads
         self._version = 0
         self._changed: dict[RangeId, int] = {}
         """Range → version of its last news, ascending."""
         self._told: dict[RangeId, ReplicaReport] = {}
-        self._loads: dict[RangeId, _Load] = {}
-        """Of ranges in use only."""
-        self._collected_at = context.clock.now()
+        self._had_load: list[RangeId] = []
         self._is_first = True
 
     def report(self, life: int, since: int, count_max: int) -> StoreReport:
@@ -115,41 +89,25 @@ class Reporting:
     def _collect(self) -> None:
         """Look at what was touched, and at what is in use."""
         context = self._context
-        now = context.clock.now()
-        seconds = now - self._collected_at
         touched = context.touched
         context.touched = set()
         if self._is_first:
             touched.update(self._replicas)
             self._is_first = False
-        is_ageing = seconds > 0.5
-        if is_ageing:
-            self._collected_at = now
-            touched.update(self._loads)
+        has_load = self._loads.in_use()
+        touched.update(self._had_load, has_load)
+        self._had_load = has_load
         for range_id in sorted(touched):
             replica = self._replicas.get(range_id)
             if replica is None or replica.is_destroyed:
-                self._loads.pop(range_id, None)
                 if self._told.pop(range_id, None) is not None:
                     self._note(range_id)
                 continue
-            if is_ageing:
-                self._age(replica, seconds)
             self._compare(replica)
-
-    def _age(self, replica: Replica, seconds: float) -> None:
-        range_id, size_bytes = replica.range_id, replica.machine.applied.size_bytes
-        load = self._loads.get(range_id)
-        if load is None:
-            load = self._loads[range_id] = _Load(0, size_bytes)
-        if not load.age(replica.requests, size_bytes, seconds):
-            # What was counted so far is not counted again.
-            replica.requests = 0
-            del self._loads[range_id]
 
     def _compare(self, replica: Replica) -> None:
         range_id = replica.range_id
-        load = self._loads.get(range_id)
+        load = replica.load
         raft = replica.raft
         report = ReplicaReport(
             replica.descriptor,
@@ -157,7 +115,7 @@ class Reporting:
             replica.is_changing,
             replica.machine.applied.size_bytes,
             0.0 if load is None else load.requests_per_s,
-            0.0 if load is None else load.bytes_per_s,
+            0.0 if load is None else load.written_bytes_per_s,
         )
         told = self._told.get(range_id)
         if told is None or _is_news(told, report):

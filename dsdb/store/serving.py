@@ -55,6 +55,7 @@ from dsdb.store.context import StoreContext
 from dsdb.store.evaluate import Blocked, IntentsMet
 from dsdb.store.intent_serving import IntentServing
 from dsdb.store.locking import Locking
+from dsdb.store.range_stats import VERSION_SUFFIX_BYTES, count_bytes
 from dsdb.store.replica import Replica
 from dsdb.store.scan import SnapshotScan
 
@@ -62,8 +63,8 @@ log = logging.getLogger("dsdb.store")
 
 OLD_INTENTS_MAX = 1_000
 """Intents of dead gateways that are settled at one look."""
-VERSION_SUFFIX_BYTES = 8
-"""Behind the user key of every entry in DELTA."""
+COUNT_S = 2.0
+"""How long the bytes of a part of a range may be counted before a request goes on without."""
 
 
 class Serving:
@@ -99,29 +100,38 @@ class Serving:
         if replica is None:
             raise KvError(RangeNotFound(range_id))
         replica.requests += 1
+        if replica.load is None:
+            self._context.asked.add(range_id)
         self._context.touched.add(range_id)
+        return replica
+
+    def _asked(self, request: Request) -> Replica:
+        """Give the replica that a request is for, and take it into its sample.  Raises RangeNotFound."""
+        replica = self.replica(request.range_id)
+        if replica.sample is not None:
+            replica.sample.note(request)
         return replica
 
     def try_serve(self, request: Request) -> Reply | None:
         """Serve a read if nothing has to be waited for; None if it must go through `serve`.  Raises KvError."""
         try:
             if isinstance(request, ReadRequest):
-                replica = self.replica(request.range_id)
+                replica = self._asked(request)
                 ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
                 return None if ts is None else evaluate.read(replica, request, ts)
             if isinstance(request, ScanRequest):
-                replica = self.replica(request.range_id)
+                replica = self._asked(request)
                 ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
                 return None if ts is None else evaluate.scan(replica, request, ts)
             if isinstance(request, LockRequest):
-                return self._locking.try_serve(self.replica(request.range_id), request)
+                return self._locking.try_serve(self._asked(request), request)
         except (Blocked, IntentsMet):
             return None
         return None
 
     async def serve(self, request: Request) -> Reply:
         """Serve any request.  Raises KvError."""
-        return await self.handlers[type(request)](self.replica(request.range_id), request)
+        return await self.handlers[type(request)](self._asked(request), request)
 
     async def fresh(self) -> Timestamp:
         """Take a timestamp from the oracle.  Raises KvError."""
@@ -163,6 +173,8 @@ class Serving:
         """Freeze a span at `ts` for reading at leisure, once no write stands in the way.  Raises KvError."""
         while True:
             replica = self.replica(range_id)
+            if replica.sample is not None:
+                replica.sample.note_span(span)
             if any_replica and replica.takes_past_read(ts):
                 evaluate.check_span_read(replica, span, ts, is_past=True)
                 return SnapshotScan(self._context.engine.snapshot(), span, ts, own=None, passable={})
@@ -389,7 +401,9 @@ class Serving:
         return TransferLeaseReply()
 
     async def _describe(self, replica: Replica, request: DescribeRequest) -> Reply:
-        return DescribeReply(replica.descriptor, replica.leader_store)
+        load = replica.load
+        requests_per_s = None if load is None or not replica.is_leader else load.requests_per_s
+        return DescribeReply(replica.descriptor, replica.leader_store, replica.machine.applied.size_bytes, requests_per_s)
 
     async def _clear(self, replica: Replica, request: ClearSpanRequest) -> Reply:
         replica.require_lease()
@@ -400,7 +414,12 @@ class Serving:
         try:
             replica.require_lease()
             replica.require_span(request.span)
-            command = ClearSpanCommand(replica.descriptor.generation, replica.lease_term, request.span)
+            # Nobody writes it under the latch, nor should anybody want to: what it has is counted at leisure.
+            until = self._context.clock.now() + COUNT_S
+            counted = await count_bytes(self._context.engine, request.span, is_over=lambda: self._context.clock.now() > until)
+            replica.require_lease()
+            replica.require_span(request.span)
+            command = ClearSpanCommand(replica.descriptor.generation, replica.lease_term, request.span, counted or 0)
             waiter = replica.propose(command, latch)
             is_proposed = True
             latch.evaluated_ts = MIN_TIMESTAMP

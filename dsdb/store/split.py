@@ -13,22 +13,22 @@ Invariants:
 """
 
 import msgspec
-import trio
 
 from dsdb.kv.errors import InvalidRequest, KvError
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId
 from dsdb.kv.requests import Reply, SplitRequest
 from dsdb.raft.messages import HardState, Vote
-from dsdb.storage.engine.port import Family, Reader, WriteBatch
+from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP
 from dsdb.store.command import SplitCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.intents import RECORD_LATCHES
 from dsdb.store.open_intents import OpenIntents
+from dsdb.store.range_stats import count_bytes
 from dsdb.store.records import put_record
 from dsdb.store.replica import Replica
-from dsdb.store.serving import VERSION_SUFFIX_BYTES, Serving
+from dsdb.store.serving import COUNT_S, Serving
 from dsdb.store.state import (
     INITIAL_INDEX,
     INITIAL_TERM,
@@ -40,9 +40,6 @@ from dsdb.store.state import (
     read_tombstone,
 )
 from dsdb.store.state_machine import clear_keys
-
-SAMPLE_EVERY = 64
-"""Versions between two samples for a split key."""
 
 EARLY_RANGES_MAX = 256
 EARLY_VOTES_MAX = 4
@@ -64,13 +61,14 @@ class Splitting:
         if replica.low_term != replica.lease_term:
             await replica.wait_low_water()
         self._check(replica, request)
+        counted = await self._count_left(replica, request.key)
         latch = replica.latches.acquire((), (replica.descriptor.span, RECORD_LATCHES))
         await replica.wait_latch(latch)
         is_proposed = False
         try:
             replica.require_lease()
             self._check(replica, request)
-            waiter = replica.propose(self._command(replica, request), latch)
+            waiter = replica.propose(self._command(replica, request, counted), latch)
             is_proposed = True
             latch.evaluated_ts = MIN_TIMESTAMP
         finally:
@@ -90,9 +88,20 @@ class Splitting:
         if replica.is_changing or replica.raft.membership.is_joint:
             raise KvError(InvalidRequest(f"the replicas of range {replica.range_id} are being changed"))
 
+    async def _count_left(self, replica: Replica, key: bytes) -> float:
+        """Give the part of the range's bytes that lies left of a key; a half if it takes too long to count."""
+        clock = self._context.clock
+        until = clock.now() + COUNT_S
+        size_bytes = replica.machine.applied.size_bytes
+        left = Span(replica.descriptor.start_key, key)
+        counted = await count_bytes(self._context.engine, left, is_over=lambda: clock.now() > until)
+        return 0.5 if counted is None or not size_bytes else min(counted / size_bytes, 1.0)
+
     @staticmethod
-    def _command(replica: Replica, request: SplitRequest) -> SplitCommand:
+    def _command(replica: Replica, request: SplitRequest, left_part: float) -> SplitCommand:
         descriptor = replica.descriptor
+        size_bytes = replica.machine.applied.size_bytes
+        left_size_bytes = int(size_bytes * left_part)
         generation = descriptor.generation + 1
         left = msgspec.structs.replace(descriptor, end_key=request.key, generation=generation)
         right = msgspec.structs.replace(descriptor, range_id=request.right_range_id, start_key=request.key, generation=generation)
@@ -101,8 +110,9 @@ class Splitting:
             lease_term=replica.lease_term,
             left=left,
             right=right,
-            left_size_bytes=replica.machine.applied.size_bytes // 2,
+            left_size_bytes=left_size_bytes,
             closed=replica.promised,
+            right_size_bytes=size_bytes - left_size_bytes,
         )
 
     def put_right(self, replica: Replica, batch: WriteBatch, command: SplitCommand) -> tuple[ReplicatedState, OpenIntents] | None:
@@ -118,7 +128,8 @@ class Splitting:
         state = machine.right_state(command)
         hard_state = HardState(term=INITIAL_TERM, commit=INITIAL_INDEX)
         # Not what the left side learnt beside the log: that may be of after the split, when the right side's leaseholder was another.
-        applied = Applied(INITIAL_INDEX, INITIAL_TERM, command.left_size_bytes, machine.applied.closed, intents.count)
+        size_bytes = command.left_size_bytes if command.right_size_bytes is None else command.right_size_bytes
+        applied = Applied(INITIAL_INDEX, INITIAL_TERM, size_bytes, machine.applied.closed, intents.count)
         put_new_replica(batch, state, applied, hard_state=hard_state)
         keys = ReplicaKeys(right.range_id)
         for attempt, outcome in machine.outcomes.items():
@@ -140,21 +151,3 @@ class Splitting:
     def take_votes(self, range_id: RangeId) -> list[Vote]:
         """Give the votes that came early."""
         return self._early_votes.pop(range_id, [])
-
-
-async def sample_split_key(reader: Reader, span: Span) -> bytes | None:
-    """Give a key near the middle of a span, above its first one; None if there is none.  Checkpoints after every chunk."""
-    samples: list[bytes] = []
-    first_key: bytes | None = None
-    for engine_keys, _values in reader.scan(Family.DELTA, span.start, span.end):
-        if first_key is None:
-            first_key = engine_keys[0][:-VERSION_SUFFIX_BYTES]
-        samples += [engine_key[:-VERSION_SUFFIX_BYTES] for engine_key in engine_keys[::SAMPLE_EVERY]]
-        # A chunk's last key too, so that a span with a second key has a sample of it.
-        samples.append(engine_keys[-1][:-VERSION_SUFFIX_BYTES])
-        await trio.lowlevel.checkpoint()
-    above_first = [key for key in samples if first_key is not None and key > first_key]
-    if not above_first:
-        return None
-    middle = samples[len(samples) // 2]
-    return max(middle, above_first[0])

@@ -254,7 +254,7 @@ def test_garbage(
     removed = 0
     while resume is not None:
         batch = engine.new_batch()
-        count, resume = mvcc.collect_garbage(engine, batch, Span(resume, span.end), threshold, versions_max=versions_max)
+        count, _, resume = mvcc.collect_garbage(engine, batch, Span(resume, span.end), threshold, versions_max=versions_max)
         assert count == len(batch) <= versions_max
         engine.write(batch)
         removed += count

@@ -102,7 +102,7 @@ def intents(engine: Engine, arguments: Arguments) -> list[str]:
 def collect_garbage(engine: Engine, arguments: Arguments) -> list[str]:
     batch = engine.new_batch()
     versions_max = int(arguments.get("max", "100"))
-    removed, resume = mvcc.collect_garbage(engine, batch, span(arguments), timestamp(arguments, "threshold"), versions_max=versions_max)
+    removed, _, resume = mvcc.collect_garbage(engine, batch, span(arguments), timestamp(arguments, "threshold"), versions_max=versions_max)
     engine.write(batch)
     return [f"removed {removed}" + ("" if resume is None else f", go on from {resume.decode()}")]
 

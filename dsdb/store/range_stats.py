@@ -1,0 +1,111 @@
+"""How large a range is, and where its middle lies: counted by reading it, in slices.
+
+    every apply ─▶ size_bytes, replicated (`state_machine`)           split ─▶ the left side is counted just before it (`split`)
+
+The size of a range is that of all its versions and intents, keys and values as they are stored.  It is a part of the replicated state:
+commits add to it, collected and cleared versions leave it, by the same amount on every replica.  Only a split cannot know the parts
+without reading; so the leaseholder counts before it takes the latch, and what was written meanwhile is divided in proportion.
+
+Invariants:
+- No slice takes longer than a chunk of a scan: some milliseconds.
+- What is found is a key that is stored, or the start of a table: the boundary of a row in any case.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import accumulate
+from operator import add
+
+import msgspec
+import trio
+
+from dsdb.storage.engine.port import Family, Reader
+from dsdb.storage.errors import KeyFormatError
+from dsdb.storage.keys import Span, decode_index_prefix, table_prefix
+
+VERSION_SUFFIX_BYTES = 8
+"""Behind the user key of every entry in DELTA."""
+SLICE_ROWS = 2_000
+SAMPLES = 512
+"""Keys of a range that are looked at for its middle."""
+SAMPLE_BYTES_MIN = 256
+OFF_MIDDLE = 0.25
+"""A table that begins within this part of the middle is where a range of several tables is cut."""
+
+
+class Middle(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to cut a range."""
+
+    key: bytes
+    left_bytes: int
+    total_bytes: int
+
+
+async def count_bytes(reader: Reader, span: Span, *, is_over: Callable[[], bool]) -> int | None:
+    """Count the bytes of a span; None if it was over before the end.  Checkpoints after every slice."""
+    total = 0
+    for keys, values in reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
+        total += sum(map(len, keys)) + sum(map(len, values))
+        await trio.lowlevel.checkpoint()
+        if is_over():
+            return None
+    return total
+
+
+async def find_middle(reader: Reader, span: Span, *, size_bytes: int) -> Middle | None:
+    """Find the key that cuts a span into halves; None if there is none above its first one.  Checkpoints after every slice.
+
+    size_bytes: about how large it is.
+    """
+    step = max(size_bytes // SAMPLES, SAMPLE_BYTES_MIN)
+    samples: list[tuple[int, bytes]] = []
+    total, last, first = 0, b"", b""
+    for keys, values in reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
+        first = first or keys[0][:-VERSION_SUFFIX_BYTES]
+        offsets = list(accumulate(map(add, map(len, keys), map(len, values)), initial=total))
+        at = 0
+        while at < len(keys):
+            samples.append((offsets[at], keys[at][:-VERSION_SUFFIX_BYTES]))
+            at = max(bisect_left(offsets, offsets[at] + step, at), at + 1)
+        total, last = offsets[-1], keys[-1][:-VERSION_SUFFIX_BYTES]
+        await trio.lowlevel.checkpoint()
+    samples.append((total, last))
+    above = [(offset, key) for offset, key in samples if key > max(first, span.start)]
+    if not above:
+        return None
+    half = total / 2
+    offset, key = min(_table_starts(samples, span, total) or above, key=lambda sample: abs(sample[0] - half))
+    return Middle(key=key, left_bytes=offset, total_bytes=total)
+
+
+def _table_starts(samples: list[tuple[int, bytes]], span: Span, total: int) -> list[tuple[int, bytes]]:
+    """Give where tables begin, not far from the middle."""
+    found = []
+    before: tuple[int, int] | None = None
+    for offset, key in samples:
+        try:
+            table = decode_index_prefix(key)[:2]
+        except KeyFormatError:
+            before = None
+            continue
+        start = table_prefix(*table)
+        if before is not None and table != before and start > span.start and abs(offset - total / 2) <= OFF_MIDDLE * total:
+            found.append((offset, start))
+        before = table
+    return found
+
+
+def has_rows(reader: Reader, span: Span, count: int) -> bool:
+    """Say whether a span has so many rows, as far as some slices tell."""
+    seen: set[bytes] = set()
+    for number, (keys, _) in enumerate(reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS)):
+        seen.update([key[:-VERSION_SUFFIX_BYTES] for key in keys])
+        if len(seen) >= count or number >= 3:
+            break
+    return len(seen) >= count
+
+
+def stored_key_from(reader: Reader, span: Span) -> bytes | None:
+    """Give the first stored key of a span."""
+    found = reader.first(Family.DELTA, span.start, span.end)
+    return None if found is None else found[0][:-VERSION_SUFFIX_BYTES]
