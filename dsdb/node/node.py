@@ -26,6 +26,8 @@ from dsdb.tls.errors import CertificateError
 
 log = logging.getLogger("dsdb.node")
 
+ANY_ADDRESS = ("0.0.0.0", "::")
+"""Every address of a machine, to listen at."""
 FINISH_S = 1.0
 """How long a clean stop waits for commits to be cleaned up after; others would do it."""
 LEASE_HANDOVER_S = 2.0
@@ -100,10 +102,17 @@ class Node:
             return
         try:
             self._credentials = NodeCredentials(directory)
-            self._credentials.check_host((self._config.advertise or self._config.listen).host)
+            self._check_own_host(self._credentials)
         except CertificateError as error:
             raise StartError(f"{error}.") from error
         self._network = TlsNetwork(self._credentials)
+
+    def _check_own_host(self, credentials: NodeCredentials) -> None:
+        """Raises CertificateError if others, who will ask for it by its advertised host, would not believe this node."""
+        host = (self._config.advertise or self._config.listen).host
+        if host in ANY_ADDRESS:
+            raise CertificateError(f"{host} is no address by which others reach this node: say --advertise with a host of its certificate")
+        credentials.check_host(host)
 
     async def _listen(self) -> NodeListener:
         try:

@@ -81,7 +81,7 @@ def failure(url: str) -> dsdb.Error:
 def refusal_to_start(**settings: Any) -> str:
     """Start a node in memory that cannot; give what it says."""
     with pytest.RaisesGroup(StartError, allow_unwrapped=True, flatten_subgroups=True) as caught:
-        trio.run(Node(NodeConfig(listen=Address("127.0.0.1", 0), **settings)).run)
+        trio.run(Node(NodeConfig(**{"listen": Address("127.0.0.1", 0), **settings})).run)
     error: BaseException = caught.value
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -285,6 +285,7 @@ def test_what_cannot_start_says_why(certificates: Certificates, tmp_path: Path) 
     assert "ca.crt is missing" in refusal_to_start(certs_dir=tmp_path / "nowhere")
     assert "it has expired" in refusal_to_start(certs_dir=old)
     assert "does not name 10.1.2.3" in refusal_to_start(certs_dir=certificates.good, advertise=Address("10.1.2.3", 7432))
+    assert "0.0.0.0 is no address by which others reach" in refusal_to_start(certs_dir=certificates.good, listen=Address("0.0.0.0", 0))
     code, said = run_start("--store", str(tmp_path / "n"), "--listen", "127.0.0.1:0", "--certs-dir", str(old))
     assert (code, f"dsdb: the certificate {old}/node.crt cannot be used: it has expired." in said) == (1, True), said
 
