@@ -8,7 +8,7 @@ class TxnLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     flush_bytes: int = 8 * 1024 * 1024
     """Keys and values in a buffer, with what they replaced, above which it is flushed as intents."""
-    flush_keys: int = 65_536
+    flush_keys: int = 32_768
     """The same in keys: what may be sorted and sent without a pause that others notice."""
     transaction_bytes_max: int = 16 * 1024**3
     """Keys and values that one transaction may write: its intents take disk on each replica until it ends, and twice that after."""
