@@ -1,0 +1,122 @@
+"""Changes of replicas outlive whoever asked, leave a quorum and no remains; and reports tell what has changed, and nothing else."""
+
+import pytest
+import trio
+from store_cluster import Cluster, simulate
+
+from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
+from dsdb.kv.errors import InvalidRequest, KvError
+from dsdb.kv.ids import NodeId, RangeId, StoreId
+from dsdb.kv.requests import ChangeReplicasRequest
+from dsdb.raft.messages import ReplicaId
+from dsdb.store import Store
+
+TABLES = RangeId(2)
+
+
+def on(store: int, *, node: int | None = None) -> ReplicaDescriptor:
+    return ReplicaDescriptor(ReplicaId(0), NodeId(node or store), StoreId(store))
+
+
+def described(store: Store) -> RangeDescriptor:
+    status = store.range_status(TABLES)
+    assert status is not None
+    return status.descriptor
+
+
+def has(store: Store) -> bool:
+    return any(desc.range_id == TABLES for desc in store.descriptors())
+
+
+async def refusal(store: Store, request: ChangeReplicasRequest) -> str:
+    with pytest.raises(KvError) as caught:
+        await store.serve(request)
+    assert isinstance(caught.value.detail, InvalidRequest), caught.value
+    return caught.value.detail.reason
+
+
+def test_a_change_goes_on_when_whoever_asked_for_it_is_gone() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.put(b"\x10a", b"1")
+        leader = await cluster.wait_leaseholder(TABLES)
+        request = ChangeReplicasRequest(TABLES, described(leader).generation, add=(on(2), on(3)))
+        with trio.move_on_after(0.002) as asking:
+            await leader.serve(request)
+        assert asking.cancelled_caught
+        await cluster.eventually(lambda: len(described(leader).voters) == 3 and all(has(cluster.store(n)) for n in (1, 2, 3)))
+
+    simulate(3, body)
+
+
+def test_a_replaced_replica_leaves_nothing_behind_on_a_quiet_range() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.put(b"\x10a", b"1")
+        await cluster.replicate(TABLES, [2, 3])
+        leader = await cluster.wait_leaseholder(TABLES)
+        assert leader.identity.store_id == 1
+        await leader.serve(ChangeReplicasRequest(TABLES, described(leader).generation, add=(on(4),), remove=(StoreId(3),)))
+        await cluster.eventually(lambda: not has(cluster.store(3)))
+        assert {member.store_id for member in described(leader).voters} == {1, 2, 4}
+
+    simulate(4, body)
+
+
+def test_a_replica_that_was_removed_while_its_store_was_away_asks_when_it_hears_of_the_range() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.put(b"\x10a", b"1")
+        await cluster.replicate(TABLES, [2, 3])
+        leader = await cluster.wait_leaseholder(TABLES)
+        cluster.network.isolate(StoreId(3), cluster.ids)
+        await leader.serve(ChangeReplicasRequest(TABLES, described(leader).generation, add=(on(4),), remove=(StoreId(3),)))
+        assert has(cluster.store(3))
+        cluster.network.heal()
+        cluster.store(3).hear_of_range(described(leader))
+        await cluster.eventually(lambda: not has(cluster.store(3)), timeout_s=1.0)
+
+    simulate(4, body)
+
+
+def test_what_would_leave_a_range_worse_off_is_refused() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.put(b"\x10a", b"1")
+        await cluster.replicate(TABLES, [2, 3])
+        leader = await cluster.wait_leaseholder(TABLES)
+        generation = described(leader).generation
+        twice = await refusal(leader, ChangeReplicasRequest(TABLES, generation, add=(on(4, node=3),)))
+        assert "two replicas on one node" in twice
+        cluster.network.isolate(StoreId(3), cluster.ids)
+        await trio.sleep(2.0)
+        alone = await refusal(leader, ChangeReplicasRequest(TABLES, generation, remove=(StoreId(2),)))
+        assert "no quorum" in alone
+        assert described(leader).generation == generation
+
+    simulate(4, body)
+
+
+def test_a_report_tells_what_has_changed_and_an_idle_store_has_nothing_to_tell() -> None:
+    async def body(cluster: Cluster) -> None:
+        store = cluster.store(1)
+        await cluster.put(b"\x10a", b"1")
+        first = store.reports.report(0, 0, 1)
+        assert first.has_more
+        rest = store.reports.report(first.life, first.up_to, 100)
+        assert len(first.replicas) + len(rest.replicas) == 2
+        assert all(replica.lease_term for replica in (*first.replicas, *rest.replicas))
+        await trio.sleep(60)
+        told = store.reports.report(first.life, rest.up_to, 100)
+        for _ in range(20):
+            await trio.sleep(30)
+            told = store.reports.report(first.life, told.up_to, 100)
+        assert not told.replicas, "a range without requests is no news"
+        await cluster.replicate(TABLES, [2])
+        news = store.reports.report(first.life, told.up_to, 100)
+        assert [len(replica.descriptor.voters) for replica in news.replicas if replica.descriptor.range_id == TABLES] == [2]
+        other = cluster.store(2).reports.report(0, 0, 100)
+        assert [replica.lease_term for replica in other.replicas] == [0]
+        await store.serve(ChangeReplicasRequest(TABLES, described(store).generation, remove=(StoreId(2),)))
+        await cluster.eventually(lambda: not has(cluster.store(2)))
+        assert cluster.store(2).reports.report(other.life, other.up_to, 100).gone == (TABLES,)
+        anew = store.reports.report(12345, 99, 100)
+        assert len(anew.replicas) == 2, "of another life everything is told"
+
+    simulate(3, body)
