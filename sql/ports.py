@@ -197,6 +197,9 @@ class ClusterView(Protocol):
     async def transactions(self) -> tuple[list["OpenTransactionInfo"], list[str]]:
         """Describe open transactions and running statements of all nodes; and give sentences about what is missing."""
 
+    async def events(self) -> list["EventInfo"]:
+        """Give the newest events of the cluster, by number."""
+
     async def locks(self) -> tuple[list["LockInfo"], list[str]]:
         """Describe the row locks of all ranges, by key; and give sentences about what is missing."""
 
@@ -225,6 +228,21 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     leases: int | None
     locality: str = ""
     state: str | None = None
+
+
+class EventInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was done to ranges or nodes, for people.
+
+    at_us: wall clock of the node that coordinated; kind: replicas, lease or node; range_id: None if it concerns none; what: and why;
+    is_done: False if it was tried and failed.
+    """
+
+    event_id: int
+    at_us: int
+    kind: str
+    range_id: int | None
+    what: str
+    is_done: bool
 
 
 class TransactionState(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,14 @@ _DATABASE_ID = 0
 """Of no database: real ones begin at 1."""
 
 _COLUMNS: dict[str, tuple[tuple[str, SqlType], ...]] = {
+    "events": (
+        ("event_id", BIGINT),
+        ("happened_at", TIMESTAMPTZ),
+        ("kind", TEXT),
+        ("range_id", BIGINT),
+        ("what", TEXT),
+        ("is_done", BOOL),
+    ),
     "locks": (
         ("range_id", BIGINT),
         ("database_name", TEXT),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import trio
 
 from dsdb.coordinator import MetaWriter
+from dsdb.coordinator.events import read_events
 from dsdb.coordinator.view import Locality, StoreState
 from dsdb.flow import Gatherer
 from dsdb.kv.descriptor import RangeDescriptor
@@ -18,7 +19,7 @@ from dsdb.node.directory import Directory, NodeEntry
 from dsdb.node.membership import take_id
 from dsdb.ranges import Router
 from dsdb.rpc import RpcError
-from dsdb.sql.ports import NodeInfo, RangeInfo, RangeUnavailableError
+from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeUnavailableError
 from dsdb.storage.keys import EVERYTHING, Span
 from dsdb.txn import TransactionFactory
 
@@ -132,6 +133,20 @@ class NodeClusterView:
                 state=None,
             )
             for entry in self._directory.entries()
+        ]
+
+    async def events(self) -> list[EventInfo]:
+        """Give the newest events of the cluster.  Raises PortError."""
+        return [
+            EventInfo(
+                event_id=number,
+                at_us=event.at_ms * 1000,
+                kind=event.kind,
+                range_id=event.range_id or None,
+                what=event.what,
+                is_done=event.is_done,
+            )
+            for number, event in await read_events(self._transactions)
         ]
 
     async def _coordinated(self) -> list[NodeInfo]:

@@ -71,6 +71,11 @@ async def _transactions(execution: Execution) -> list[Row]:
     ]
 
 
+async def _events(execution: Execution) -> list[Row]:
+    events = await execution.services.cluster.events()
+    return [(event.event_id, event.at_us, event.kind, event.range_id, event.what, event.is_done) for event in events]
+
+
 async def _locks(execution: Execution) -> list[Row]:
     found, missing = await execution.services.cluster.locks()
     execution.notices += [Notice(sentence, "01000", "WARNING") for sentence in missing]
@@ -79,6 +84,7 @@ async def _locks(execution: Execution) -> list[Row]:
 
 
 _TABLES: dict[str, Callable[[Execution], Awaitable[Sequence[Row]]]] = {
+    "events": _events,
     "locks": _locks,
     "nodes": node_rows,
     "ranges": _ranges,

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dsdb.sql.ports import (
     DeadlineExceededError,
+    EventInfo,
     KeyExistsError,
     LeafStage,
     LockInfo,
@@ -171,9 +172,7 @@ class LocalTransaction:
 
     def describe(self) -> TransactionState:
         size = sum(len(key) + len(value or b"") for key, value in self.writes.items())
-        return TransactionState(
-            attempt=bytes(16), read_timestamp=self._read_ts, writes=len(self.writes), bytes=size, is_committing=False
-        )
+        return TransactionState(attempt=bytes(16), read_timestamp=self._read_ts, writes=len(self.writes), bytes=size, is_committing=False)
 
     async def rollback(self) -> None:
         self._log.clear()
@@ -252,6 +251,7 @@ class LocalCluster:
         self._store = store
         self.open_transactions: list[OpenTransactionInfo] = []
         self.held_locks: list[LockInfo] = []
+        self.happened: list[EventInfo] = []
         self.missing: list[str] = []
 
     async def split(self, key: bytes) -> None:
@@ -273,6 +273,9 @@ class LocalCluster:
 
     async def transactions(self) -> tuple[list[OpenTransactionInfo], list[str]]:
         return self.open_transactions, self.missing
+
+    async def events(self) -> list[EventInfo]:
+        return self.happened
 
     async def locks(self) -> tuple[list[LockInfo], list[str]]:
         return self.held_locks, self.missing

@@ -8,7 +8,7 @@ import trio
 from dsdb.sql.errors import CannotConnectNowError, FeatureNotSupportedError
 from dsdb.sql.execute.result import Parameter
 from dsdb.sql.execute.session import SessionState
-from dsdb.sql.ports import LockInfo, OpenTransactionInfo, RangeUnavailableError
+from dsdb.sql.ports import EventInfo, LockInfo, OpenTransactionInfo, RangeUnavailableError
 from dsdb.sql.rows import Row, primary_key
 from dsdb.sql.schema import FIRST_DATABASE_ID
 from dsdb.sql.system_tables import SYSTEM_TABLES
@@ -71,6 +71,21 @@ def test_locks_name_the_rows() -> None:
         ]
         [first, *_] = await rows(database, "SELECT holder, holder_node, held_since FROM system.locks")
         assert first == (HOLDER.hex(), 3, 1_700_000_000_000_000)
+
+    run(scenario)
+
+
+def test_events_by_number() -> None:
+    async def scenario(database: LocalDatabase, cluster: LocalCluster) -> None:
+        moved = EventInfo(event_id=7, at_us=1_700_000_000_000_001, kind="replicas", range_id=2, what="range 2: add 4", is_done=True)
+        wished = EventInfo(
+            event_id=8, at_us=1_700_000_000_000_002, kind="node", range_id=None, what="node 3 is to be draining", is_done=False
+        )
+        cluster.happened = [moved, wished]
+        assert await rows(database, "SELECT * FROM system.events ORDER BY event_id DESC") == [
+            (8, 1_700_000_000_000_002, "node", None, "node 3 is to be draining", False),
+            (7, 1_700_000_000_000_001, "replicas", 2, "range 2: add 4", True),
+        ]
 
     run(scenario)
 
@@ -154,6 +169,7 @@ def test_the_columns_are_what_the_rows_have() -> None:
                 node_id=1, session_id=1, attempt=None, started_us=0, state="idle", statement="", read_timestamp=None, writes=0, bytes=0
             )
         ]
+        cluster.happened = [EventInfo(event_id=1, at_us=0, kind="lease", range_id=2, what="", is_done=True)]
         for name, table in SYSTEM_TABLES.items():
             [(result, found)] = await database.run(SessionState(), f"SELECT * FROM system.{name}")
             assert [(column.name, column.type) for column in result.columns] == [(column.name, column.type) for column in table.columns]
