@@ -10,7 +10,7 @@ Invariants:
 Raises: a Transaction and a StageRunner raise the errors at the end of this file, SqlError's of `dsdb.sql.errors`, or Cancelled.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Protocol
@@ -191,6 +191,12 @@ class ClusterView(Protocol):
     async def ranges(self, span: Span) -> list["RangeInfo"]:
         """Describe the ranges that overlap a span, in key order."""
 
+    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | None]) -> None:
+        """Set some of when the ranges of a table are split (fields of RangeSettingsInfo), None: as the cluster; ids of 0: of all tables."""
+
+    async def range_settings(self) -> list["RangeSettingsInfo"]:
+        """Describe when ranges are split: first the cluster's defaults, under table id 0, then the tables that differ, by id."""
+
     async def nodes(self) -> list["NodeInfo"]:
         """Describe the nodes of the cluster, by id."""
 
@@ -213,6 +219,18 @@ class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
     leaseholder: int | None
     replicas: tuple[int, ...]
     """Node ids of its voters."""
+    size_bytes: int | None = None
+    """Of all versions, keys and values; None if the range does not answer, like the next one."""
+    requests_per_s: float | None = None
+
+
+class RangeSettingsInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """When ranges are split: above max_bytes, or above so many requests, or bytes, a second; 0: never for that reason."""
+
+    table_id: int
+    max_bytes: int
+    load_requests: int
+    load_bytes: int
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import difflib
 
 from dsdb.sql.errors import InsufficientPrivilegeError, SqlError, UndefinedTableError, WrongObjectTypeError
 from dsdb.sql.schema import ColumnDescriptor, IndexDescriptor, TableDescriptor
-from dsdb.sql.types import BIGINT, BOOL, TEXT, TIMESTAMPTZ, SqlType
+from dsdb.sql.types import BIGINT, BOOL, DOUBLE, TEXT, TIMESTAMPTZ, SqlType
 
 SYSTEM_SCHEMA = "system"
 _DATABASE_ID = 0
@@ -56,6 +56,15 @@ _COLUMNS: dict[str, tuple[tuple[str, SqlType], ...]] = {
         ("end_key", TEXT),
         ("leaseholder", BIGINT),
         ("replicas", TEXT),
+        ("bytes", BIGINT),
+        ("requests_per_s", DOUBLE),
+    ),
+    "range_settings": (
+        ("database_name", TEXT),
+        ("table_name", TEXT),
+        ("max_bytes", BIGINT),
+        ("load_requests", BIGINT),
+        ("load_bytes", BIGINT),
     ),
     "settings": (("name", TEXT), ("value", TEXT), ("description", TEXT)),
     "transactions": (

@@ -33,7 +33,7 @@ PAUSE_S = 0.5
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """Something that was done to the cluster.  kind: replicas, lease, node; range_id: 0 if it concerns none."""
+    """Something that was done to the cluster.  kind: replicas, lease, node, split; range_id: 0 if it concerns none."""
 
     at_ms: int
     kind: str

@@ -1,9 +1,11 @@
-"""What is wanted of nodes and tables, as the system range keeps it: states of nodes, placements of tables.
+"""What is wanted of nodes and tables, as the system range keeps it: states of nodes, placements of tables, when ranges are split.
 
 03 "node" node id       ─▶ NodeState     no entry: active
 03 "placement" table id ─▶ Placement     no entry: the default one
+03 "ranges" table id    ─▶ StoredSettings  of the cluster under CLUSTER_TABLE; no entry: nothing is set
 """
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -13,6 +15,7 @@ from dsdb.kv.ids import SYSTEM_RANGE, NodeId
 from dsdb.kv.requests import ScanReply, ScanRequest
 from dsdb.ranges import Router
 from dsdb.storage.keys import KEY_MIN, decode_id, prefix_span, system_key
+from dsdb.store.range_settings import StoredSettings
 from dsdb.txn import TransactionFactory
 
 T = TypeVar("T")
@@ -21,6 +24,7 @@ _ROWS = 1000
 _ENCODE = msgspec.msgpack.Encoder().encode
 _NODE_STATES = msgspec.msgpack.Decoder(NodeState)
 _PLACEMENTS = msgspec.msgpack.Decoder(Placement)
+_RANGE_SETTINGS = msgspec.msgpack.Decoder(StoredSettings)
 
 
 async def read_node_states(router: Router) -> dict[NodeId, NodeState]:
@@ -31,6 +35,11 @@ async def read_node_states(router: Router) -> dict[NodeId, NodeState]:
 async def read_placements(router: Router) -> dict[int, Placement]:
     """Read where tables are to be, by table id.  Raises KvError."""
     return await _read(router, "placement", _PLACEMENTS)
+
+
+async def read_range_settings(router: Router) -> dict[int, StoredSettings]:
+    """Read when ranges are split, by table id.  Raises KvError."""
+    return await _read(router, "ranges", _RANGE_SETTINGS)
 
 
 async def _read(router: Router, tag: str, decoder: "msgspec.msgpack.Decoder[T]") -> dict[int, T]:
@@ -63,4 +72,20 @@ async def write_placement(transactions: TransactionFactory, table_id: int, place
         txn.delete(key)
     else:
         txn.put(key, _ENCODE(placement))
+    await txn.commit()
+
+
+async def change_range_settings(
+    transactions: TransactionFactory, database_id: int, table_id: int, changes: Mapping[str, int | None]
+) -> None:
+    """Set some of when the ranges of a table are split, and leave the rest as it is; None: not set any more.  Raises PortError."""
+    txn = transactions.begin()
+    key = system_key("ranges", table_id)
+    (stored,) = await txn.get([key])
+    before = StoredSettings(database_id=database_id) if stored is None else _RANGE_SETTINGS.decode(stored)
+    after = msgspec.structs.replace(before, **changes)
+    if after == StoredSettings(database_id=after.database_id):
+        txn.delete(key)
+    else:
+        txn.put(key, _ENCODE(after))
     await txn.commit()

@@ -210,7 +210,7 @@ class DescribeReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
     size_bytes: int = 0
     """Of all versions, keys and values."""
     requests_per_s: float | None = None
-    """Over some seconds; None: it is idle, or another replica leads."""
+    """Over some seconds; None: another replica leads."""
     quarantined: tuple[StoreId, ...] = ()
     """Stores whose replicas are out of service, as far as the leaseholder has heard."""
 

@@ -1,17 +1,18 @@
 """What statements about the cluster itself ask of the node: SPLIT AT, SHOW RANGES, who is there, and what they all do (`activity`)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
 from dsdb.coordinator import MetaWriter
 from dsdb.coordinator.events import read_events
 from dsdb.coordinator.view import Locality, StoreState
+from dsdb.coordinator.wanted import change_range_settings, read_range_settings
 from dsdb.flow import Gatherer
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import InvalidRequest, KvError, RangeKeyMismatch
-from dsdb.kv.ids import RangeId, StoreId
+from dsdb.kv.ids import RangeId
 from dsdb.kv.requests import DescribeReply, DescribeRequest, SplitReply, SplitRequest
 from dsdb.node.activity import Activity
 from dsdb.node.administration import Administration
@@ -19,8 +20,9 @@ from dsdb.node.directory import Directory, NodeEntry
 from dsdb.node.membership import take_id
 from dsdb.ranges import Router
 from dsdb.rpc import RpcError
-from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeUnavailableError
+from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeSettingsInfo, RangeUnavailableError
 from dsdb.storage.keys import EVERYTHING, Span
+from dsdb.store.range_settings import CLUSTER_TABLE, SettingsBook
 from dsdb.txn import TransactionFactory
 
 log = logging.getLogger("dsdb.node")
@@ -48,6 +50,7 @@ class NodeClusterView:
         is_live: Callable[[NodeEntry], bool],
         administration: Administration,
         wake_coordinator: Callable[[], None],
+        hurry_splitter: Callable[[], None],
         activity: Activity,
     ) -> None:
         self._router = router
@@ -58,6 +61,7 @@ class NodeClusterView:
         self._is_live = is_live
         self._administration = administration
         self._wake_coordinator = wake_coordinator
+        self._hurry_splitter = hurry_splitter
         self.transactions = activity.transactions
         self.locks = activity.locks
 
@@ -82,17 +86,38 @@ class NodeClusterView:
             return
         raise RangeUnavailableError("the range changed too often while it was being split")
 
+    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | None]) -> None:
+        """Set when the ranges of a table, or with 0 of all tables, are split.  Raises PortError."""
+        await change_range_settings(self._transactions, database_id, table_id, changes)
+        self._hurry_splitter()
+
+    async def range_settings(self) -> list[RangeSettingsInfo]:
+        """Describe what is set, the cluster's defaults first.  Raises PortError."""
+        try:
+            stored = await read_range_settings(self._router)
+        except KvError as error:
+            raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
+        default = SettingsBook(stored).default
+        found = {CLUSTER_TABLE: default, **{table_id: said.over(default) for table_id, said in stored.items() if table_id != CLUSTER_TABLE}}
+        return [
+            RangeSettingsInfo(
+                table_id=table_id, max_bytes=settings.max_bytes, load_requests=settings.load_requests, load_bytes=settings.load_bytes
+            )
+            for table_id, settings in sorted(found.items())
+        ]
+
     async def ranges(self, span: Span) -> list[RangeInfo]:
         """Describe the ranges that overlap a span, asking each; of one that does not answer, what was known last.  Raises PortError."""
         found = []
         key = span.start
         in_vain_s = 0.0
+        asked_again: bytes | None = None
         while key < span.end:
             try:
                 desc = (await self._router.lookup(key)).desc
             except KvError as error:
                 raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
-            leaseholder = None
+            said: DescribeReply | None = None
             began = self._router.clock.now()
             try:
                 deadline_s = ANSWER_S if in_vain_s < IN_VAIN_MAX_S else HURRIED_ANSWER_S
@@ -101,11 +126,14 @@ class NodeClusterView:
                 in_vain_s += self._router.clock.now() - began
             else:
                 assert isinstance(reply, DescribeReply)
-                desc, leaseholder = reply.descriptor, reply.leaseholder
-                self._router.cache.update(desc)
+                desc, said = reply.descriptor, reply
+                self._router.cache.update(desc, said.leaseholder)
                 if not desc.span.contains(key):
                     continue  # it was split: the next look-up finds the other side
-            found.append(_range_info(desc, leaseholder))
+                if said.requests_per_s is None and said.leaseholder is not None and asked_again != key:
+                    asked_again = key
+                    continue  # a follower has answered: its leaseholder knows more
+            found.append(_range_info(desc, said))
             key = desc.end_key
         return found
 
@@ -172,7 +200,8 @@ def _locality_text(locality: Locality) -> str:
     return ",".join(f"{key}={value}" for key, value in locality)
 
 
-def _range_info(desc: RangeDescriptor, leaseholder: StoreId | None) -> RangeInfo:
+def _range_info(desc: RangeDescriptor, said: DescribeReply | None) -> RangeInfo:
+    leaseholder = None if said is None else said.leaseholder
     leader = None if leaseholder is None else desc.replica_on(leaseholder)
     return RangeInfo(
         range_id=desc.range_id,
@@ -180,4 +209,6 @@ def _range_info(desc: RangeDescriptor, leaseholder: StoreId | None) -> RangeInfo
         end_key=desc.end_key,
         leaseholder=None if leader is None else leader.node_id,
         replicas=tuple(replica.node_id for replica in desc.voters),
+        size_bytes=None if said is None else said.size_bytes,
+        requests_per_s=None if said is None else said.requests_per_s,
     )

@@ -17,6 +17,7 @@ from dsdb import __version__
 from dsdb.coordinator import Coordinator, MetaWriter
 from dsdb.coordinator.events import EventLog
 from dsdb.coordinator.gathering import REPORT, Member, ReportReply, ReportRequest
+from dsdb.coordinator.splitter import Splitter
 from dsdb.coordinator.view import NodeState
 from dsdb.env import Address, Clock, Network, NodeListener, Offload
 from dsdb.flow import FRAGMENT, FragmentRunner, Gatherer
@@ -214,7 +215,11 @@ class NodeParts:
             is_live=self.is_live,
             administration=self.administration,
             wake_coordinator=self.coordinator.wake,
+            hurry_splitter=lambda: self.splitter.hurry(),
             activity=self.activity,
+        )
+        self.splitter = Splitter(
+            loads=self.store.loads, split=cluster.split, router=self.router, clock=self._clock, events=self.events
         )
         self.executor = StatementExecutor(
             Services(
@@ -243,6 +248,7 @@ class NodeParts:
         await nursery.start(self.membership.run)
         await nursery.start(self.events.run)
         await nursery.start(self.coordinator.run)
+        await nursery.start(self.splitter.run)
         await nursery.start(self.cleanup.run)
         await nursery.start(self.version_collector.run)
         await nursery.start(self.sessions.run)

@@ -285,12 +285,15 @@ class Router:
             if entry is not None:
                 return entry
             raise KvError(Unavailable("this node does not know where the system range is"))
-        await self._read_meta(key, search)
-        search.tries_without_news = 0
-        found = self.cache.lookup(key)
-        if found is None:
-            raise KvError(Unavailable(f"no range is known to hold key {key.hex()}"))
-        return found
+        while True:
+            await self._read_meta(key, search)
+            search.tries_without_news = 0
+            found = self.cache.lookup(key)
+            if found is not None:
+                return found
+            # The left side of a split is known, and the entry of the right side, which its leaseholder writes next, is not there yet.
+            search.note(f"no range is known to hold key {key.hex()}")
+            await self._pause(search)
 
     async def _read_meta(self, key: bytes, search: "_Search") -> None:
         span = Span(meta_key(key_after(key)), prefix_end(META_PREFIX))

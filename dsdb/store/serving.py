@@ -402,7 +402,7 @@ class Serving:
 
     async def _describe(self, replica: Replica, request: DescribeRequest) -> Reply:
         load = replica.load
-        requests_per_s = None if load is None or not replica.is_leader else load.requests_per_s
+        requests_per_s = None if not replica.is_leader else 0.0 if load is None else load.requests_per_s
         return DescribeReply(replica.descriptor, replica.leader_store, replica.machine.applied.size_bytes, requests_per_s)
 
     async def _clear(self, replica: Replica, request: ClearSpanRequest) -> Reply:

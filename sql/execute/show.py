@@ -17,7 +17,7 @@ from dsdb.sql.ports import RangeInfo
 from dsdb.sql.rows import Row, rows_of
 from dsdb.sql.schema import ColumnDescriptor, TableDescriptor
 from dsdb.sql.system_tables import SYSTEM_SCHEMA, SYSTEM_TABLES, system_table
-from dsdb.sql.types import BIGINT, BOOL, TEXT, SqlType
+from dsdb.sql.types import BIGINT, BOOL, DOUBLE, TEXT, SqlType
 from dsdb.storage.keys import EVERYTHING
 
 _CLUSTER_SUBJECTS = frozenset({"ranges", "nodes"})
@@ -155,12 +155,14 @@ async def _ranges(statement: ShowStatement, execution: Execution) -> _Table:
         table = find_table(statement.table, execution.catalog, execution.session)
         span = rows_of(table).span
     described = [("range_id", BIGINT), ("start_key", TEXT), ("end_key", TEXT), ("leaseholder", BIGINT), ("replicas", TEXT)]
+    described += [("bytes", BIGINT), ("requests_per_s", DOUBLE)]
     return described, [_range_row(info, execution) for info in await execution.services.cluster.ranges(span)]
 
 
 def _range_row(info: RangeInfo, execution: Execution) -> Row:
     start, end = bound_text(info.start_key, execution.catalog), bound_text(info.end_key, execution.catalog)
-    return info.range_id, start, end, info.leaseholder, replicas_text(info.replicas)
+    requests_per_s = None if info.requests_per_s is None else round(info.requests_per_s, 1)
+    return info.range_id, start, end, info.leaseholder, replicas_text(info.replicas), info.size_bytes, requests_per_s
 
 
 async def _nodes(execution: Execution) -> _Table:

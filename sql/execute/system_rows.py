@@ -43,8 +43,25 @@ async def _ranges(execution: Execution) -> list[Row]:
             bound_text(info.end_key, catalog),
             info.leaseholder,
             replicas_text(info.replicas),
+            info.size_bytes,
+            None if info.requests_per_s is None else round(info.requests_per_s, 1),
         )
         for info in await execution.services.cluster.ranges(EVERYTHING)
+    ]
+
+
+async def _range_settings(execution: Execution) -> list[Row]:
+    catalog = execution.catalog
+    names = {
+        table.table_id: (database.name, table.name)
+        for database in catalog.databases()
+        for table in catalog.tables(database.database_id)
+    }
+    return [
+        (*names.get(info.table_id, (None, None)), info.max_bytes, info.load_requests, info.load_bytes)
+        for info in await execution.services.cluster.range_settings()
+        # Of a table that was dropped something may be left.
+        if info.table_id == 0 or info.table_id in names
     ]
 
 
@@ -87,6 +104,7 @@ _TABLES: dict[str, Callable[[Execution], Awaitable[Sequence[Row]]]] = {
     "events": _events,
     "locks": _locks,
     "nodes": node_rows,
+    "range_settings": _range_settings,
     "ranges": _ranges,
     "settings": _settings,
     "transactions": _transactions,

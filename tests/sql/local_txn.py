@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -21,6 +21,7 @@ from dsdb.sql.ports import (
     NodeInfo,
     OpenTransactionInfo,
     RangeInfo,
+    RangeSettingsInfo,
     RowLockedError,
     RowWait,
     TransactionRetryError,
@@ -253,6 +254,7 @@ class LocalCluster:
         self.held_locks: list[LockInfo] = []
         self.happened: list[EventInfo] = []
         self.missing: list[str] = []
+        self.configured = {0: {"max_bytes": 67108864, "load_requests": 1000, "load_bytes": 16777216}}
 
     async def split(self, key: bytes) -> None:
         if key not in self._store.split_keys:
@@ -266,6 +268,13 @@ class LocalCluster:
             for number, (start, end) in enumerate(itertools.pairwise(bounds), start=1)
         ]
         return [info for info in found if span.overlaps(Span(info.start_key, info.end_key))]
+
+    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | None]) -> None:
+        known = self.configured.setdefault(table_id, dict(self.configured[0]))
+        known.update({name: 0 if value is None else value for name, value in changes.items()})
+
+    async def range_settings(self) -> list[RangeSettingsInfo]:
+        return [RangeSettingsInfo(table_id=table_id, **settings) for table_id, settings in sorted(self.configured.items())]
 
     async def nodes(self) -> list[NodeInfo]:
         ranges = len(self._store.split_keys) + 1

@@ -157,7 +157,7 @@ def test_a_lease_takes_nothing_along_and_an_idle_range_has_nothing() -> None:
         assert [found.range_id for found in taker.loads.wishes()] == [wish.range_id]
         await trio.sleep(400)
         assert store.loads.in_use() == taker.loads.in_use() == []
-        assert (await taker.serve(DescribeRequest(TABLES))).requests_per_s is None  # type: ignore[union-attr]
+        assert (await taker.serve(DescribeRequest(TABLES))).requests_per_s == 0  # type: ignore[union-attr]
 
     simulate(3, body)
 

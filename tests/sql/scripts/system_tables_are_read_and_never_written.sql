@@ -14,8 +14,8 @@ INSERT 0 2
 
 SELECT * FROM system.ranges;
 ---
-range_id | database_name | table_name | start_key | end_key | leaseholder | replicas
-1 | defaultdb | t | /min | /max | 1 | {1}
+range_id | database_name | table_name | start_key | end_key | leaseholder | replicas | bytes | requests_per_s
+1 | defaultdb | t | /min | /max | 1 | {1} | NULL | NULL
 SELECT 1
 
 ALTER TABLE t SPLIT AT VALUES (5);
@@ -225,7 +225,7 @@ hint: did you mean "system.ranges"?
 SELECT * FROM system.nothing;
 ---
 42P01 relation "system.nothing" does not exist
-hint: The tables there are events, locks, nodes, ranges, settings, transactions.
+hint: The tables there are events, locks, nodes, range_settings, ranges, settings, transactions.
 
 SELECT * FROM nodes;
 ---

@@ -144,7 +144,7 @@ CREATE INDEX i ON t (name);
 
 ALTER TABLE t ADD COLUMN b INT;
 ---
-0A000 ALTER TABLE is only supported with SPLIT AT
+0A000 ALTER TABLE is only supported with SPLIT AT and CONFIGURE RANGES
 
 CREATE TABLE u (a nope);
 ---
@@ -212,10 +212,10 @@ ALTER TABLE
 
 SHOW RANGES FROM TABLE t;
 ---
-range_id | start_key | end_key | leaseholder | replicas
-1 | /min | /table/t/1/10 | 1 | {1}
-2 | /table/t/1/10 | /table/t/1/20 | 1 | {1}
-3 | /table/t/1/20 | /max | 1 | {1}
+range_id | start_key | end_key | leaseholder | replicas | bytes | requests_per_s
+1 | /min | /table/t/1/10 | 1 | {1} | NULL | NULL
+2 | /table/t/1/10 | /table/t/1/20 | 1 | {1} | NULL | NULL
+3 | /table/t/1/20 | /max | 1 | {1} | NULL | NULL
 SHOW
 
 ALTER TABLE t SPLIT AT VALUES (1, 2);
