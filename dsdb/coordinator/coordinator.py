@@ -40,6 +40,8 @@ INTERVAL_S = 5.0
 """Time between looks at a cluster in which nothing needed to be done."""
 BUSY_INTERVAL_S = 0.1
 """Time between looks while there is something to do, and after a change; then it doubles, up to the longer one."""
+UNDERWAY_INTERVAL_S = 0.5
+"""The longest time between looks while moves are under way."""
 MOVE_TIMEOUT_S = 330.0
 """A change of replicas copies the range: it may take this long before it is given up."""
 SEEN_S = 3.0
@@ -108,26 +110,26 @@ class Coordinator:
             task_status.started()
             pause_s = INTERVAL_S
             while True:
-                is_busy = False
+                pause_max_s = INTERVAL_S
                 self._rounds_begun += 1
                 if self._is_leader():
                     try:
-                        is_busy = await self._round(nursery)
+                        pause_max_s = await self._round(nursery)
                     except (KvError, PortError) as error:
                         log.info("the coordinator pauses: %s", error)
                 else:
                     self._gathering = None
                 ended, self._round_ended = self._round_ended, trio.Event()
                 ended.set()
-                pause_s = BUSY_INTERVAL_S if is_busy else min(2 * pause_s, INTERVAL_S)
+                pause_s = min(2 * pause_s, pause_max_s)
                 with trio.move_on_after(pause_s):
                     await self._wakeup.wait()
                 if self._wakeup.is_set():
                     self._wakeup = trio.Event()
                     pause_s = BUSY_INTERVAL_S / 2
 
-    async def _round(self, nursery: trio.Nursery) -> bool:
-        """Gather, plan, and begin what was planned; say whether there is something to do."""
+    async def _round(self, nursery: trio.Nursery) -> float:
+        """Gather, plan, and begin what was planned; give the longest pause before the next round."""
         if self._gathering is None:
             self._gathering = Gathering(self._clock, self._ask, dead_after_s=self._dead_after_s)
             self._planned_version = -1
@@ -139,12 +141,12 @@ class Coordinator:
         members = self._members()
         await gathering.gather(members, states)
         if not gathering.is_complete or not self._is_leader():
-            return True
+            return BUSY_INTERVAL_S
         self._warn(members)
         now = self._clock.now()
         has_rested = any(self._planned_at < until <= now for until, _ in self._resting.values())
         if view.version == self._planned_version and not self._is_replanned and not has_rested:
-            return bool(self._underway)
+            return UNDERWAY_INTERVAL_S if self._underway else INTERVAL_S
         self._is_replanned = False
         self._planned_version, self._planned_at = view.version, now
         self._resting = {range_id: rest for range_id, rest in self._resting.items() if now < rest[0] + REST_MAX_S}
@@ -156,7 +158,9 @@ class Coordinator:
             self._underway[move.range_id] = move
             nursery.start_soon(self._carry_out, move)
         await self._finish_decommissions(states)
-        return bool(found) or bool(self._underway)
+        if found:
+            return BUSY_INTERVAL_S
+        return UNDERWAY_INTERVAL_S if self._underway else INTERVAL_S
 
     # ---- Moves ----
 
@@ -164,12 +168,18 @@ class Coordinator:
         """Have a range make a move, and wait until it is seen."""
         range_id = move.range_id
         kind = "lease" if isinstance(move, TransferLease) else "replicas"
+        reason = None
         try:
-            await self._send(move)
-        except KvError as error:
-            self._events.record(kind, range_id, f"{move}: {getattr(error.detail, 'reason', error)}", is_done=False)
-            self._let_rest(range_id)
-        else:
+            try:
+                await self._send(move)
+            except KvError as error:
+                reason = str(getattr(error.detail, "reason", error))
+            if reason is not None and isinstance(move, ChangeReplicas) and await self._goes_on(move):
+                reason = None
+            if reason is not None:
+                self._events.record(kind, range_id, f"{move}: {reason}", is_done=False)
+                self._let_rest(range_id)
+                return
             with trio.move_on_after(SEEN_S):
                 while not self._is_seen(move):
                     self.wake()
@@ -197,10 +207,25 @@ class Coordinator:
             case never:
                 assert_never(never)
 
+    async def _goes_on(self, move: ChangeReplicas) -> bool:
+        """Say whether a change came to its end though its answer did not: a large range takes longer than a call may."""
+        await self._next_round()
+        with trio.move_on_after(MOVE_TIMEOUT_S):
+            while (now := self._range(move.range_id)) is not None and now.is_changing:
+                await self._round_ended.wait()
+        now = self._range(move.range_id)
+        if now is None:
+            return False
+        stores = {member.store_id for member in now.desc.voters}
+        return stores.issuperset(target.store_id for target in move.add) and stores.isdisjoint(move.remove)
+
+    def _range(self, range_id: RangeId) -> RangeView | None:
+        view = self.view
+        return None if view is None else view.ranges.get(range_id)
+
     def _is_seen(self, move: Move) -> bool:
         """Say whether the reports show that a move is through, or something else has happened."""
-        view = self.view
-        now: RangeView | None = None if view is None else view.ranges.get(move.range_id)
+        now = self._range(move.range_id)
         if now is None:
             return True
         if isinstance(move, TransferLease):
@@ -244,13 +269,16 @@ class Coordinator:
 
     async def _fresh(self) -> Gathering:
         """Wait for a round that begins after now.  Raises KvError where this node does not coordinate."""
+        await self._next_round()
+        if self._gathering is not None and self._gathering.is_complete and self._is_leader():
+            return self._gathering
+        raise KvError(Unavailable("this node does not coordinate the cluster, or has just begun to"))
+
+    async def _next_round(self) -> None:
         begun = self._rounds_begun
         while self._rounds_begun == begun:
             self.wake()
             await self._round_ended.wait()
-        if self._gathering is not None and self._gathering.is_complete and self._is_leader():
-            return self._gathering
-        raise KvError(Unavailable("this node does not coordinate the cluster, or has just begun to"))
 
     def _warn(self, members: Sequence[Member]) -> None:
         if len(members) == 2 and not self._has_warned:

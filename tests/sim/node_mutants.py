@@ -35,12 +35,15 @@ from dsdb.sql.catalog_draft import CatalogDraft
 from dsdb.sql.errors import SqlError
 from dsdb.storage import mvcc
 from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.engine.port import Family
 from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
-from dsdb.store import evaluate, intents, state_machine
+from dsdb.store import chunks, evaluate, intents, snapshot, state_machine
 from dsdb.store.closing import Closing
 from dsdb.store.config import StoreConfig
+from dsdb.store.keeper import Keeper
 from dsdb.store.latches import Latches
+from dsdb.store.loop import RaftLoop
 from dsdb.store.replica import Replica
 from dsdb.store.state_machine import StateMachine
 from dsdb.store.timestamp_cache import TimestampCache
@@ -116,7 +119,6 @@ def reads_leave_no_trace(patch: pytest.MonkeyPatch) -> None:
 def syncs_do_nothing(patch: pytest.MonkeyPatch) -> None:
     """What is acknowledged is not on any disk."""
     patch.setattr(MemoryEngine, "sync", lambda self: None)
-
 
 
 # ---- Leases and the oracle ----
@@ -448,6 +450,35 @@ def the_way_back_is_not_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(intents, "kept_writes", lambda intent, marks: ())
 
 
+# ---- Replicas that move ----
+
+
+def removed_replicas_are_not_told(patch: pytest.MonkeyPatch) -> None:
+    """Nobody tells a replica that it was removed: it stays on its disk."""
+    patch.setattr(RaftLoop, "_tell_removed", lambda self, replica, before: None)
+    patch.setattr(Keeper, "inquire", lambda self, descriptor: None)
+
+
+def _snapshots_without(patch: pytest.MonkeyPatch, left_out: str) -> None:
+    put = snapshot.put_chunk
+
+    def some(batch: Any, keys: Any, chunk: bytes) -> None:
+        if chunks.open_chunk(chunk)[0] != left_out:
+            put(batch, keys, chunk)
+
+    patch.setattr(snapshot, "put_chunk", some)
+
+
+def snapshots_lack_records(patch: pytest.MonkeyPatch) -> None:
+    """A new replica knows of no transaction's record."""
+    _snapshots_without(patch, chunks.RECORDS)
+
+
+def snapshots_lack_versions(patch: pytest.MonkeyPatch) -> None:
+    """A new replica has the log, and not what was before it."""
+    _snapshots_without(patch, Family.DELTA.value)
+
+
 @dataclass(frozen=True)
 class Mutant:
     plant: Callable[[pytest.MonkeyPatch], None]
@@ -500,6 +531,9 @@ MUTANTS = (
     Mutant(splits_lose_records, ("splits",), ("pairs", "rows")),
     Mutant(closed_timestamps_do_not_bump, ("delays",), PAST, closed_lag_s=0.02),
     Mutant(promises_are_of_what_is_applied, ("slow disk",), PAST, closed_lag_s=0.02),
+    Mutant(removed_replicas_are_not_told, ("members",), ("insert", "count")),
+    Mutant(snapshots_lack_versions, ("members", "transfer"), ("insert", "count")),
+    Mutant(snapshots_lack_records, ("members", "storm", "delays"), MANY),
 )
 
 

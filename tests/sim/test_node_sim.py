@@ -34,6 +34,13 @@ def test_properties_hold_under_faults() -> None:
         assert events[kind] > 10, events
 
 
+def test_hosts_that_leave_and_come_back_lose_nothing_and_leave_nothing_behind() -> None:
+    model = simulate(3, 8, ("members",), clients=("insert", "count"))
+    assert model.events["rare: host was to be decommissioned"] >= 1, model.events
+    assert model.events["rare: host was away for long"] >= 1, model.events
+    assert model.events["insert acknowledged"] > 100, model.events
+
+
 def test_without_a_quorum_statements_fail_in_time_and_all_comes_back() -> None:
     """B22: statements hang while a range has no quorum."""
     model = simulate(4, 4, ("quorum",), clients=("insert", "count"))
