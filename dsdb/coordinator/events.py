@@ -3,7 +3,8 @@
     03 "event" number ─▶ Event        number: grows; the newest EVENTS_MAX are kept
 
 Invariants:
-- An event is written after what it tells of; one that cannot be written is dropped, and the node's log has it still.
+- An event is written after what it tells of; one that cannot be written for long, or whose writing has no known outcome, may be
+  missing, and the node's log has it still.
 - The log never grows beyond EVENTS_MAX and one batch.
 """
 
@@ -16,7 +17,7 @@ import trio
 
 from dsdb.env import Clock
 from dsdb.kv.ids import RangeId
-from dsdb.sql.ports import PortError
+from dsdb.sql.ports import AmbiguousCommitError, PortError
 from dsdb.storage.keys import decode_id, prefix_span, system_key
 from dsdb.txn import TransactionFactory
 
@@ -28,6 +29,8 @@ WAITING_MAX = 1_000
 """Events that wait to be written; of more the oldest are dropped."""
 BATCH_MAX = 100
 """Events written at once."""
+TRIES = 20
+"""How often a batch is tried to be written; then it is dropped."""
 PAUSE_S = 0.5
 """Between two batches, so that many events are few commits."""
 
@@ -79,10 +82,20 @@ class EventLog:
             self._wakeup = trio.Event()
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
-                try:
-                    await self._write(batch)
-                except PortError as error:
-                    log.info("%d events were not written: %s", len(batch), error)
+                await self._write_patiently(batch)
+                await trio.sleep(PAUSE_S)
+
+    async def _write_patiently(self, batch: list[Event]) -> None:
+        """Write a batch, again if it did not take effect: what is recorded while leases move would else often be lost."""
+        for _ in range(TRIES):
+            try:
+                await self._write(batch)
+                return
+            except AmbiguousCommitError as error:
+                log.info("%d events were perhaps not written: %s", len(batch), error)
+                return
+            except PortError as error:
+                log.info("%d events were not written yet: %s", len(batch), error)
                 await trio.sleep(PAUSE_S)
 
     async def _write(self, batch: list[Event]) -> None:

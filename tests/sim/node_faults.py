@@ -82,8 +82,9 @@ FAULTS = (
     "storm",
     "splits",
     "join",
-    "members",
 )
+MEMBERS = "members"
+"""A fault of a third of the seeds, beside those."""
 _COPIED = (
     BeginTxnRequest,
     RollBackRequest,
@@ -138,14 +139,16 @@ def draw(
     # The last draws: what others are drawn from is as it would be without them.
     flush_keys = chance.choice((None, None, 1, 2))
     own_past = (PAST,) if chance.random() < 0.4 else ()
+    own_closed_lag_s = chance.choice((0.02, 0.3, 3.0))
+    own_members = (MEMBERS,) if chance.random() < 0.33 else ()
     return Mix(
-        faults=faults or own_faults,
+        faults=faults or own_faults + own_members,
         clients=clients or (*(kind for kind in KINDS if kind in own_clients), *own_past),
         delay_ms=delay_ms,
         late_copies=late_copies,
         staged_keys=staged_keys,
         flush_keys=flush_keys,
-        closed_lag_s=closed_lag_s or chance.choice((0.02, 0.3, 3.0)),
+        closed_lag_s=closed_lag_s or own_closed_lag_s,
     )
 
 
@@ -243,7 +246,7 @@ class Faults:
             case "join":
                 if len(simulation.hosts) == len(simulation.founders):
                     await simulation.add_host()
-            case "members":
+            case _ if kind == MEMBERS:
                 await change_members(simulation, self._events)
 
     def _others(self, host: "Host") -> "list[Host]":

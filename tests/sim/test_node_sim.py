@@ -35,7 +35,7 @@ def test_properties_hold_under_faults() -> None:
 
 
 def test_hosts_that_leave_and_come_back_lose_nothing_and_leave_nothing_behind() -> None:
-    model = simulate(3, 8, ("members",), clients=("insert", "count"))
+    model = simulate(4, 8, ("members",), clients=("insert", "count"))
     assert model.events["rare: host was to be decommissioned"] >= 1, model.events
     assert model.events["rare: host was away for long"] >= 1, model.events
     assert model.events["insert acknowledged"] > 100, model.events
