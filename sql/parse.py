@@ -35,10 +35,15 @@ from dsdb.storage.datum import Datum
 
 
 class ShowStatement(msgspec.Struct, frozen=True, kw_only=True):
-    """SHOW.  subject: "tables", "columns", "create table", "databases", "ranges", "nodes", "schemas", or a setting's name ("all" too)."""
+    """SHOW.
+
+    subject: "tables", "columns", "create table", "databases", "ranges", "nodes", "schemas", "consistency", "structure", or a setting's name
+    ("all" too); range_id: of the one range whose consistency is asked for.
+    """
 
     subject: str
     table: TableName | None = None
+    range_id: int | None = None
 
 
 class TruncateStatement(msgspec.Struct, frozen=True, kw_only=True):
@@ -422,6 +427,7 @@ def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
 def _parse_show(words: Words) -> ShowStatement:
     subject = words.word()
     table = None
+    range_id = None
     if subject == "create":
         words.expect("TABLE")
         subject, table = "create table", words.name()
@@ -431,6 +437,13 @@ def _parse_show(words: Words) -> ShowStatement:
             table = words.name()
         elif subject == "columns":
             raise words.error()
+    elif subject == "consistency":
+        if words.take("FROM", "RANGE"):
+            range_id = words.integer()
+        elif words.take("FROM", "STRUCTURE"):
+            subject = "structure"
+        elif words.take("FROM", "TABLE"):
+            table = words.name()
     elif subject == "transaction":
         words.take("ISOLATION", "LEVEL")
         subject = "transaction_isolation"
@@ -438,7 +451,7 @@ def _parse_show(words: Words) -> ShowStatement:
         words.expect("ZONE")
         subject = "timezone"
     words.end()
-    return ShowStatement(subject=subject, table=table)
+    return ShowStatement(subject=subject, table=table, range_id=range_id)
 
 
 def _parse_truncate(words: Words) -> TruncateStatement:

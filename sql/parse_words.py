@@ -66,6 +66,13 @@ class Words:
         self.index += 1
         return token.text if token.token_type is TokenType.IDENTIFIER else token.text.lower()
 
+    def integer(self) -> int:
+        """Take one number without sign or fraction."""
+        if not self.peek().isdecimal():
+            raise self.error()
+        self.index += 1
+        return int(self.tokens[self.index - 1].text)
+
     def name(self) -> TableName:
         """Take a dotted name."""
         parts = [self.word()]

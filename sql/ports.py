@@ -200,6 +200,12 @@ class ClusterView(Protocol):
     async def nodes(self) -> list["NodeInfo"]:
         """Describe the nodes of the cluster, by id."""
 
+    async def check_structure(self) -> list["ProblemInfo"]:
+        """Say what is wrong with ranges and their replicas, but for their content; takes some seconds."""
+
+    async def check_range(self, range_id: int) -> list["ProblemInfo"]:
+        """Compare the contents of a range's replicas, and say what is wrong with them."""
+
     async def transactions(self) -> tuple[list["OpenTransactionInfo"], list[str]]:
         """Describe open transactions and running statements of all nodes; and give sentences about what is missing."""
 
@@ -219,6 +225,8 @@ class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
     leaseholder: int | None
     replicas: tuple[int, ...]
     """Node ids of its voters."""
+    quarantined: tuple[int, ...] = ()
+    """Nodes whose replicas are out of service until they are repaired."""
     size_bytes: int | None = None
     """Of all versions, keys and values; None if the range does not answer, like the next one."""
     requests_per_s: float | None = None
@@ -231,6 +239,14 @@ class RangeSettingsInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int
     load_requests: int
     load_bytes: int
+
+
+class ProblemInfo(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Something that is wrong with a range, or with its replica on a node, for people."""
+
+    range_id: int | None
+    node_id: int | None
+    problem: str
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,6 +56,7 @@ _COLUMNS: dict[str, tuple[tuple[str, SqlType], ...]] = {
         ("end_key", TEXT),
         ("leaseholder", BIGINT),
         ("replicas", TEXT),
+        ("quarantined", TEXT),
         ("bytes", BIGINT),
         ("requests_per_s", DOUBLE),
     ),

@@ -8,6 +8,7 @@ _COMMANDS = {
     "start": ("dsdb.cli.start", "start_command"),
     "sql": ("dsdb.cli.shell", "sql_command"),
     "cert": ("dsdb.cli.cert", "cert_command"),
+    "debug": ("dsdb.cli.debug", "debug_group"),
     "demo": ("dsdb.cli.demo", "demo_command"),
 }
 """Name → module and object, in the order in which --help lists them."""

@@ -16,6 +16,7 @@ from dsdb.kv.ids import RangeId
 from dsdb.kv.requests import DescribeReply, DescribeRequest, SplitReply, SplitRequest
 from dsdb.node.activity import Activity
 from dsdb.node.administration import Administration
+from dsdb.node.checking import Checking
 from dsdb.node.directory import Directory, NodeEntry
 from dsdb.node.membership import take_id
 from dsdb.ranges import Router
@@ -52,6 +53,7 @@ class NodeClusterView:
         wake_coordinator: Callable[[], None],
         hurry_splitter: Callable[[], None],
         activity: Activity,
+        checking: Checking,
     ) -> None:
         self._router = router
         self._gatherer = gatherer
@@ -64,6 +66,8 @@ class NodeClusterView:
         self._hurry_splitter = hurry_splitter
         self.transactions = activity.transactions
         self.locks = activity.locks
+        self.check_structure = checking.structure
+        self.check_range = checking.range
 
     async def split(self, key: bytes) -> None:
         """Make `key` the start of a range.  Raises PortError."""
@@ -201,7 +205,7 @@ def _locality_text(locality: Locality) -> str:
 
 
 def _range_info(desc: RangeDescriptor, said: DescribeReply | None) -> RangeInfo:
-    leaseholder = None if said is None else said.leaseholder
+    leaseholder, quarantined = (None, ()) if said is None else (said.leaseholder, said.quarantined)
     leader = None if leaseholder is None else desc.replica_on(leaseholder)
     return RangeInfo(
         range_id=desc.range_id,
@@ -209,6 +213,7 @@ def _range_info(desc: RangeDescriptor, said: DescribeReply | None) -> RangeInfo:
         end_key=desc.end_key,
         leaseholder=None if leader is None else leader.node_id,
         replicas=tuple(replica.node_id for replica in desc.voters),
+        quarantined=tuple(replica.node_id for replica in desc.replicas if replica.store_id in quarantined),
         size_bytes=None if said is None else said.size_bytes,
         requests_per_s=None if said is None else said.requests_per_s,
     )

@@ -28,6 +28,7 @@ from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 from dsdb.kv.requests import RaiseMarkReply, RaiseMarkRequest, TransferLeaseRequest
 from dsdb.node.activity import ACTIVITY, Activity
 from dsdb.node.administration import NODES, SET_NODE_STATE, Administration
+from dsdb.node.checking import CHECK_RANGE, COPIES, Checking
 from dsdb.node.cluster_view import NodeClusterView
 from dsdb.node.config import NodeConfig
 from dsdb.node.directory import Directory, NodeEntry
@@ -149,7 +150,7 @@ class NodeParts:
 
     def _wire_cluster(self, own: NodeEntry) -> None:
         """What keeps the cluster together: the addressing index, the coordinator, the directory."""
-        self.meta = MetaWriter(self.transactions, is_leaseholder=self.store.holds_lease)
+        self.meta = MetaWriter(self.transactions, is_leaseholder=self._leads)
         self.events = EventLog(self.transactions, self._clock)
         self.coordinator = Coordinator(
             router=self.router,
@@ -206,6 +207,14 @@ class NodeParts:
             directory=self.directory,
             peers=self.peers,
         )
+        self.checking = Checking(
+            node_id=self.identity.node_id,
+            store=self.store,
+            router=self.router,
+            peers=self.peers,
+            transactions=self.transactions,
+            directory=self.directory,
+        )
         cluster = NodeClusterView(
             router=self.router,
             gatherer=self.gatherer,
@@ -217,6 +226,7 @@ class NodeParts:
             wake_coordinator=self.coordinator.wake,
             hurry_splitter=lambda: self.splitter.hurry(),
             activity=self.activity,
+            checking=self.checking,
         )
         self.splitter = Splitter(
             loads=self.store.loads, split=cluster.split, router=self.router, clock=self._clock, events=self.events
@@ -401,6 +411,8 @@ class NodeParts:
         registry.serve_calls(MEET, self.membership.serve_meet)
         registry.serve_calls(CATALOG_RENEW, self._renew_catalog)
         registry.serve_calls(ACTIVITY, self.activity.serve)
+        registry.serve_calls(COPIES, self.checking.serve_copies)
+        registry.serve_calls(CHECK_RANGE, self.checking.serve_check)
         registry.serve_calls(REPORT, self._report)
         registry.serve_calls(NODES, self.administration.serve_nodes)
         registry.serve_calls(SET_NODE_STATE, self.administration.serve_set_node_state)
@@ -455,6 +467,10 @@ class NodeParts:
         self.router.cache.update(desc, self.identity.store_id if is_leaseholder else None)
         if is_leaseholder:
             self.meta.changed(desc)
+
+    def _leads(self, range_id: RangeId) -> bool:
+        """Say whether the replica here leads, also while the support of a new member is still on its way: nobody else writes its entry."""
+        return self.store.leaseholder_hint(range_id) == self.identity.store_id
 
     def _lease_changed(self, range_id: RangeId, is_leaseholder: bool) -> None:
         self.lease_changes += 1

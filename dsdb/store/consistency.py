@@ -20,6 +20,7 @@ from typing import NoReturn
 import msgspec
 import trio
 
+from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import KvError, KvErrorDetail, RangeNotFound
 from dsdb.kv.ids import NodeId, RangeId, StoreId
 from dsdb.raft.messages import ReplicaId
@@ -69,6 +70,15 @@ class RangeCheck(msgspec.Struct, frozen=True, array_like=True):
     replicas: tuple[ReplicaCheck, ...]
     is_undecided: bool = False
     """Replicas differ, and no majority says who is right."""
+
+
+class ReplicaCopy(msgspec.Struct, frozen=True, array_like=True):
+    """A replica that is on a store, as it describes itself."""
+
+    descriptor: RangeDescriptor
+    replica_id: ReplicaId
+    leads: bool
+    damage: str | None = None
 
 
 class _Collection:
@@ -238,6 +248,11 @@ class Consistency:
         if len(digests) < len(voters) or wrong or is_undecided:
             replica.machine.is_checked = False
         return RangeCheck(replica.range_id, index, tuple(found), is_undecided)
+
+    def copies(self, above: int, count_max: int) -> list[ReplicaCopy]:
+        """Describe the replicas here whose range ids lie above one, ascending; so many at most."""
+        ids = sorted(range_id for range_id in self._replicas if range_id > above)[:count_max]
+        return [ReplicaCopy(one.descriptor, one.replica_id, one.is_leader, one.damage) for one in map(self._replicas.__getitem__, ids)]
 
     # ---- Passes ----
 

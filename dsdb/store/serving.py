@@ -403,7 +403,9 @@ class Serving:
     async def _describe(self, replica: Replica, request: DescribeRequest) -> Reply:
         load = replica.load
         requests_per_s = None if not replica.is_leader else 0.0 if load is None else load.requests_per_s
-        return DescribeReply(replica.descriptor, replica.leader_store, replica.machine.applied.size_bytes, requests_per_s)
+        quarantined = tuple([member.store_id for member in replica.descriptor.replicas if member.replica_id in replica.damaged_peers])
+        size_bytes = replica.machine.applied.size_bytes
+        return DescribeReply(replica.descriptor, replica.leader_store, size_bytes, requests_per_s, quarantined)
 
     async def _clear(self, replica: Replica, request: ClearSpanRequest) -> Reply:
         replica.require_lease()

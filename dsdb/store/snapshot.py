@@ -139,6 +139,7 @@ class SnapshotSender:
             async with self._slots:
                 await self._stream(replica, to, store)
             is_done = True
+            replica.damaged_peers.pop(to, None)
         except CorruptionError as error:
             self._context.on_unreadable(replica.range_id, error)
             raise TransportError(f"the range cannot be read: {error}") from None

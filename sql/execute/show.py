@@ -1,6 +1,6 @@
 """SHOW, SET and SPLIT AT: what a session, the catalogue and the cluster say of themselves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from sqlglot import exp
 
@@ -13,14 +13,12 @@ from dsdb.sql.execute.services import Execution, current_database, find_table
 from dsdb.sql.execute.system_rows import node_rows, replicas_text
 from dsdb.sql.execute.target import Compiled
 from dsdb.sql.parse import SetStatement, ShowStatement, SplitAtStatement
-from dsdb.sql.ports import RangeInfo
+from dsdb.sql.ports import ProblemInfo, RangeInfo
 from dsdb.sql.rows import Row, rows_of
 from dsdb.sql.schema import ColumnDescriptor, TableDescriptor
 from dsdb.sql.system_tables import SYSTEM_SCHEMA, SYSTEM_TABLES, system_table
 from dsdb.sql.types import BIGINT, BOOL, DOUBLE, TEXT, SqlType
 from dsdb.storage.keys import EVERYTHING
-
-_CLUSTER_SUBJECTS = frozenset({"ranges", "nodes"})
 
 
 class ShowPlan:
@@ -40,7 +38,7 @@ class ShowPlan:
         """Give what is asked for."""
         statement = self._statement
         if statement.subject in _CLUSTER_SUBJECTS:
-            columns, rows = await (_ranges(statement, execution) if statement.subject == "ranges" else _nodes(execution))
+            columns, rows = await _CLUSTER_SUBJECTS[statement.subject](statement, execution)
         else:
             columns, rows = _SUBJECTS.get(statement.subject, _setting)(statement, execution)
         described = tuple(ResultColumn(name, type_) for name, type_ in columns)
@@ -155,18 +153,46 @@ async def _ranges(statement: ShowStatement, execution: Execution) -> _Table:
         table = find_table(statement.table, execution.catalog, execution.session)
         span = rows_of(table).span
     described = [("range_id", BIGINT), ("start_key", TEXT), ("end_key", TEXT), ("leaseholder", BIGINT), ("replicas", TEXT)]
-    described += [("bytes", BIGINT), ("requests_per_s", DOUBLE)]
+    described += [("quarantined", TEXT), ("bytes", BIGINT), ("requests_per_s", DOUBLE)]
     return described, [_range_row(info, execution) for info in await execution.services.cluster.ranges(span)]
 
 
 def _range_row(info: RangeInfo, execution: Execution) -> Row:
     start, end = bound_text(info.start_key, execution.catalog), bound_text(info.end_key, execution.catalog)
     requests_per_s = None if info.requests_per_s is None else round(info.requests_per_s, 1)
-    return info.range_id, start, end, info.leaseholder, replicas_text(info.replicas), info.size_bytes, requests_per_s
+    nodes = replicas_text(info.replicas), replicas_text(info.quarantined)
+    return info.range_id, start, end, info.leaseholder, *nodes, info.size_bytes, requests_per_s
 
 
-async def _nodes(execution: Execution) -> _Table:
+async def _consistency(statement: ShowStatement, execution: Execution) -> _Table:
+    """Check the whole cluster, its structure alone, or the ranges of a table, or one range: a row for each thing that is wrong."""
+    cluster = execution.services.cluster
+    found: list[ProblemInfo] = []
+    if statement.range_id is not None:
+        found += await cluster.check_range(statement.range_id)
+    else:
+        span = EVERYTHING
+        if statement.table is not None:
+            span = rows_of(find_table(statement.table, execution.catalog, execution.session)).span
+        else:
+            found += await cluster.check_structure()
+        if statement.subject != "structure":
+            for info in await cluster.ranges(span):
+                found += await cluster.check_range(info.range_id)
+    rows: list[Row] = [(problem.range_id, problem.node_id, problem.problem) for problem in found]
+    return [("range_id", BIGINT), ("node_id", BIGINT), ("problem", TEXT)], rows
+
+
+async def _nodes(_: ShowStatement, execution: Execution) -> _Table:
     return [(column.name, column.type) for column in SYSTEM_TABLES["nodes"].columns], await node_rows(execution)
+
+
+_CLUSTER_SUBJECTS: dict[str, Callable[[ShowStatement, Execution], Awaitable[_Table]]] = {
+    "consistency": _consistency,
+    "nodes": _nodes,
+    "ranges": _ranges,
+    "structure": _consistency,
+}
 
 
 class SetPlan:

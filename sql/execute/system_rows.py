@@ -43,6 +43,7 @@ async def _ranges(execution: Execution) -> list[Row]:
             bound_text(info.end_key, catalog),
             info.leaseholder,
             replicas_text(info.replicas),
+            replicas_text(info.quarantined),
             info.size_bytes,
             None if info.requests_per_s is None else round(info.requests_per_s, 1),
         )

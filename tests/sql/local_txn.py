@@ -20,6 +20,7 @@ from dsdb.sql.ports import (
     LockInfo,
     NodeInfo,
     OpenTransactionInfo,
+    ProblemInfo,
     RangeInfo,
     RangeSettingsInfo,
     RowLockedError,
@@ -275,6 +276,12 @@ class LocalCluster:
 
     async def range_settings(self) -> list[RangeSettingsInfo]:
         return [RangeSettingsInfo(table_id=table_id, **settings) for table_id, settings in sorted(self.configured.items())]
+
+    async def check_structure(self) -> list[ProblemInfo]:
+        return []
+
+    async def check_range(self, range_id: int) -> list[ProblemInfo]:
+        return []
 
     async def nodes(self) -> list[NodeInfo]:
         ranges = len(self._store.split_keys) + 1
