@@ -25,6 +25,8 @@ log = logging.getLogger("dsdb.coordinator")
 
 PAGE_RANGES = 500
 """Ranges in one report: some 50 KiB, and about 3 ms to take in."""
+CAPACITY_STEP_BYTES = 256 << 20
+"""Capacities are taken in such steps: what is free on a disk changes all the time, and is no reason for another plan."""
 STRAYS_MAX = 100
 """Ranges of which a store is told at once that it has a replica too many."""
 ANSWER_S = 1.0
@@ -131,7 +133,7 @@ class Gathering:
                 strays = tuple([self.view.ranges[range_id].desc for range_id in sorted(tracker.strays)[:STRAYS_MAX]])
                 request = ReportRequest(tracker.life, tracker.up_to, PAGE_RANGES, node_state, strays)
                 reply = await self._ask(member.node_id, request, ANSWER_S)
-                tracker.capacity_bytes = reply.capacity_bytes
+                tracker.capacity_bytes = reply.capacity_bytes // CAPACITY_STEP_BYTES * CAPACITY_STEP_BYTES
                 self._take(member.store_id, tracker, reply.report)
                 if not reply.report.has_more:
                     break
