@@ -6,6 +6,7 @@
                  ├──▶ starting                        start to first answer, import, idle
                  └──▶ results ▸ report                JSON lines, tables
     lag                                               `make lag`: does the event loop keep up under load?
+    failover, hot_split                               how long writes pause at a kill; does a hot range spread over the nodes?
 
 docs/benchmarks.md says how to read the figures.
 """
