@@ -1,6 +1,7 @@
 """Clearing: gets foreign intents out of the way of a request, which holds no latch meanwhile and looks again afterwards.
 
     IntentsMet ─▶ settle (`settling`: the port to the intents' records) ─┬─ COMMITTED, ABORTED, GONE ─▶ ResolveCommand here
+                                                                         ├─ COMMITTED, and very many ─▶ read as what they will be
                                                                          ├─ PUSHED, COMMITTED above ─▶ passable up to the reader's ts
                                                                          └─ PENDING ─▶ it lives: the request meets it again
 
@@ -29,6 +30,8 @@ from dsdb.store.replica import Replica
 from dsdb.store.settling import Settled
 from dsdb.store.waiter import Waiter
 
+READ_THROUGH_MIN = 256
+"""Of more intents of one committed attempt a reader resolves none itself: there are very many, and somebody is at it."""
 SETTLED_AT_ONCE = 32
 """Attempts that one request asks about at a time."""
 
@@ -93,6 +96,8 @@ class Clearing:
             is_above = settled.status is TxnStatus.COMMITTED and settled.ts is not None and settled.ts > met.ts
             if settled.status is TxnStatus.PUSHED or (is_above and not met.is_write):
                 replica.let_pass(attempt, met.ts)
+            elif met.is_read and settled.status is TxnStatus.COMMITTED and settled.ts is not None and len(found) > READ_THROUGH_MIN:
+                replica.learn_committed(attempt, settled.ts)
             elif settled.status is not TxnStatus.PENDING:
                 # GONE: its record was removed after all of its intents were resolved, so one that still stands is a late copy.
                 commit_ts = settled.ts if settled.status is TxnStatus.COMMITTED else None

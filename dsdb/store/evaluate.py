@@ -58,13 +58,15 @@ class Blocked(Exception):
 class IntentsMet(Exception):
     """Foreign intents stand in the way of a request at `ts`: get them out of it without latches, then come again."""
 
-    def __init__(self, intents: list[tuple[bytes, Intent]], ts: Timestamp, *, is_write: bool) -> None:
+    def __init__(self, intents: list[tuple[bytes, Intent]], ts: Timestamp, *, is_write: bool, is_read: bool = False) -> None:
         super().__init__(f"{len(intents)} intents in the way")
         self.intents = intents
         """User keys and intents; there may be more."""
         self.ts = ts
         self.is_write = is_write
         """They must end; else it is enough that they are pushed above `ts`."""
+        self.is_read = is_read
+        """They are looked at as values: it is also enough to know when their attempts were committed."""
 
 
 # ---- Reads ----
@@ -91,9 +93,10 @@ def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
     if ts < state.threshold:
         raise KvError(BelowThreshold(state.threshold))
     try:
-        values = mvcc.get_many(replica.context.engine, keys, ts, own=request.attempt, passable=replica.passable)
+        passable, committed = replica.passable, replica.committed
+        values = mvcc.get_many(replica.context.engine, keys, ts, own=request.attempt, passable=passable, committed=committed)
     except IntentsFoundError as error:
-        raise IntentsMet(error.intents, ts, is_write=False) from None
+        raise IntentsMet(error.intents, ts, is_write=False, is_read=True) from None
     note = replica.cache.note_key
     for key in keys:
         note(key, ts, request.attempt)
@@ -140,7 +143,7 @@ def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
     try:
         is_over = _collect(replica, request, ts, rows_max, bytes_max, keys, values)
     except IntentsFoundError as error:
-        raise IntentsMet(error.intents, ts, is_write=False) from None
+        raise IntentsMet(error.intents, ts, is_write=False, is_read=True) from None
     done, resume = span, None
     if is_over is False:
         if request.reverse:
@@ -162,8 +165,16 @@ def _collect(
     taken = 0
     # One row more than asked for shows whether there is a rest.
     chunk_rows = min(rows_max + 1, SCAN_CHUNK_ROWS)
-    reader, own, passable = replica.context.engine, request.attempt, replica.passable
-    chunks = mvcc.scan(reader, request.span, ts, own=own, passable=passable, reverse=request.reverse, chunk_rows=chunk_rows)
+    chunks = mvcc.scan(
+        replica.context.engine,
+        request.span,
+        ts,
+        own=request.attempt,
+        passable=replica.passable,
+        committed=replica.committed,
+        reverse=request.reverse,
+        chunk_rows=chunk_rows,
+    )
     for chunk_keys, chunk_values in chunks:
         for key, value in zip(chunk_keys, chunk_values):
             if len(keys) >= rows_max or (keys and taken + len(value) > bytes_max):

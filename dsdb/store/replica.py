@@ -93,14 +93,7 @@ class Replica:
         self.replica_id = replica_id
         self.keys = ReplicaKeys(self.range_id)
         engine, config = context.engine, context.config
-        applied = read_applied(engine, self.keys)
-        self.log = ReplicaLog(
-            engine,
-            log_prefix(self.range_id),
-            self.keys,
-            initial=(read_hard_state(engine, self.keys), state.membership, applied.index),
-            cache_bytes_max=config.log_cache_bytes_max,
-        )
+        self.log = self._open_log(state)
         self.raft = RaftNode(replica_id, config.raft, self.log, context.chance)
         self.machine = StateMachine(engine, self.keys, state)
         self.latches = Latches()
@@ -109,6 +102,8 @@ class Replica:
         self.locks = LockTable(silence_max_s=config.lock_silence_s, locks_max=config.locks_max)
         self.passable: dict[bytes, Timestamp] = {}
         """Attempt id → reads at or below this timestamp pass by its intents, as it never commits there."""
+        self.committed: dict[bytes, Timestamp] = {}
+        """Attempt → when it was committed, if many of its intents were met here before they were resolved."""
         self.pending: dict[int, Proposal] = {}
         """Log index → what this store proposed there, in its present or an earlier term."""
         self.stores: dict[ReplicaId, StoreId] = {}
@@ -128,8 +123,9 @@ class Replica:
         """The highest promise that was seen to count."""
         self._resolved: Timestamp = MIN_TIMESTAMP
         self.campaign_at = math.inf
-        self.wake_at = math.inf
         """When to campaign, as the leader's store has lost our support."""
+        self.wake_at = math.inf
+        """When the keeper wakes this replica, which is one of very many that it has work for."""
         self.inquire_at = math.inf
         """When to ask the others whether this replica was removed: it has had no leader for a while."""
         self.is_changing = False
@@ -156,6 +152,12 @@ class Replica:
         self.damaged_peers: dict[ReplicaId, str] = {}
         """Replicas on other stores that are out of service, as far as this leader has heard, and why."""
         self.learn_stores()
+
+    def _open_log(self, state: ReplicatedState) -> ReplicaLog:
+        engine, keys = self.context.engine, self.keys
+        initial = read_hard_state(engine, keys), state.membership, read_applied(engine, keys).index
+        cache_bytes_max = self.context.config.log_cache_bytes_max
+        return ReplicaLog(engine, log_prefix(self.range_id), keys, initial=initial, cache_bytes_max=cache_bytes_max)
 
     # ---- Where things are ----
 
@@ -320,6 +322,12 @@ class Replica:
             if len(passable) > self.context.config.passable_max:
                 for oldest in list(passable)[: len(passable) // 2]:
                     del passable[oldest]
+
+    def learn_committed(self, attempt: AttemptId, ts: Timestamp) -> None:
+        """Have reads see an attempt's intents as what they will be: its record says that it is committed at `ts`, and so for ever."""
+        self.committed[attempt] = ts
+        while len(self.committed) > self.context.config.passable_max:
+            del self.committed[next(iter(self.committed))]
 
     # ---- Closed timestamps ----
 

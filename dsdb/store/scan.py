@@ -18,22 +18,38 @@ class SnapshotScan:
     """
 
     def __init__(
-        self, snapshot: EngineSnapshot, span: Span, ts: Timestamp, *, own: AttemptId | None, passable: Mapping[bytes, Timestamp]
+        self,
+        snapshot: EngineSnapshot,
+        span: Span,
+        ts: Timestamp,
+        *,
+        own: AttemptId | None,
+        passable: Mapping[bytes, Timestamp],
+        committed: Mapping[bytes, Timestamp],
     ) -> None:
         self.snapshot = snapshot
         self.span = span
         self.ts = ts
         self._own = own
         self._passable = passable
-        """As it was when the span was frozen."""
+        self._committed = committed
+        """As they were when the span was frozen."""
 
     def chunks(self, *, reverse: bool = False, chunk_rows: int = SCAN_CHUNK_ROWS) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Give the keys and values that are live at the timestamp, in order, some thousand at a time.
 
         Raises IntentsFoundError in place of a chunk; those before it stand.
         """
-        own, passable = self._own, self._passable
-        return mvcc.scan(self.snapshot, self.span, self.ts, own=own, passable=passable, reverse=reverse, chunk_rows=chunk_rows)
+        return mvcc.scan(
+            self.snapshot,
+            self.span,
+            self.ts,
+            own=self._own,
+            passable=self._passable,
+            committed=self._committed,
+            reverse=reverse,
+            chunk_rows=chunk_rows,
+        )
 
     def __enter__(self) -> "SnapshotScan":
         return self

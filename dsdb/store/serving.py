@@ -177,7 +177,7 @@ class Serving:
                 replica.sample.note_span(span)
             if any_replica and replica.takes_past_read(ts):
                 evaluate.check_span_read(replica, span, ts, is_past=True)
-                return SnapshotScan(self._context.engine.snapshot(), span, ts, own=None, passable={})
+                return SnapshotScan(self._context.engine.snapshot(), span, ts, own=None, passable={}, committed={})
             try:
                 return self.scan_snapshot_nowait(replica, span, ts, attempt)
             except Blocked as blocked:
@@ -187,13 +187,14 @@ class Serving:
         """Freeze a span at `ts` now.  Raises Blocked, KvError."""
         evaluate.check_span_read(replica, span, ts)
         replica.cache.note_span(span, ts, attempt)
-        return SnapshotScan(self._context.engine.snapshot(), span, ts, own=attempt, passable=dict(replica.passable))
+        passable, committed = dict(replica.passable), dict(replica.committed)
+        return SnapshotScan(self._context.engine.snapshot(), span, ts, own=attempt, passable=passable, committed=committed)
 
     async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
         """Get intents that a frozen span met at `ts` out of the way of its next part.  Raises KvError."""
         replica = self.replica(range_id)
         replica.require_lease()
-        await self._clearing.clear(replica, IntentsMet(intents, ts, is_write=False), Pusher(ts), self._clearing.deadline())
+        await self._clearing.clear(replica, IntentsMet(intents, ts, is_write=False, is_read=True), Pusher(ts), self._clearing.deadline())
 
     def has_intents(self) -> bool:
         """Say whether any range led here has intents that are not resolved, or may have."""

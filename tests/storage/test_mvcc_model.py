@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator, Mapping
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -135,6 +136,32 @@ def test_point_reads(
         found = [model_read(versions, intents, key, ts, own, passed) for key in asked]
         values = [None if version is None else version.value for version in found]
         assert mvcc.get_many(engine, asked, ts, own=own, passable=passable) == values
+
+
+@model_test
+@given(versions=versions, intents=intents, nothing=st.sets(keys), ts=timestamps, commit_ts=timestamps, reverse=st.booleans())
+def test_intents_of_a_committed_attempt_are_read_as_what_resolving_them_gives(
+    engine: Engine, versions: Versions, intents: Intents, nothing: set[bytes], ts: Timestamp, commit_ts: Timestamp, reverse: bool
+) -> None:
+    theirs = {key: intent for key, intent in intents.items() if intent[0] == OTHER}
+    # Whoever writes a key above an intent's commit resolves the intent first.
+    fill(engine, {at: value for at, value in versions.items() if at[0] not in theirs or at[1] < commit_ts}, theirs)
+    batch = engine.new_batch()
+    for key in nothing.intersection(theirs):
+        mvcc.put_intent(batch, key, msgspec.structs.replace(intent_of(*theirs[key]), is_nothing=True))
+    engine.write(batch)
+
+    def found(committed: Mapping[bytes, Timestamp]) -> tuple[list[bytes | None], list[tuple[bytes, bytes]]]:
+        chunks = mvcc.scan(engine, Span(b"", KEY_MAX), ts, committed=committed, reverse=reverse, chunk_rows=3)
+        rows = [row for chunk in chunks for row in zip(*chunk, strict=True)]
+        return mvcc.get_many(engine, KEYS, ts, committed=committed), rows
+
+    before = found({OTHER: commit_ts})
+    batch = engine.new_batch()
+    for key in theirs:
+        mvcc.resolve_intent(engine, batch, key, OTHER, commit_ts)
+    engine.write(batch)
+    assert before == found({})
 
 
 @model_test

@@ -22,9 +22,10 @@ from dsdb.kv.intents import (
     TxnStatus,
 )
 from dsdb.kv.locks import KeepLocksRequest
-from dsdb.kv.requests import BumpReply, ReadRequest, SplitRequest, TransferLeaseRequest
+from dsdb.kv.requests import BumpReply, ReadRequest, ScanRequest, SplitRequest, TransferLeaseRequest
 from dsdb.storage.keys import Span, key_after, point_span
 from dsdb.storage.timestamp import Timestamp
+from dsdb.store.clearing import READ_THROUGH_MIN
 
 PENDING = TxnStatus.PENDING
 LEFT_SPAN, RIGHT_SPAN = Span(A, BORDER), Span(BORDER, key_after(Y))
@@ -103,6 +104,36 @@ def test_rule_27_a_flushed_transaction_commits_in_two_rounds_and_is_resolved_by_
         assert all(desk.intent(key) is None for key in (A, B, X))
         await desk.remove(meta)
         assert not (await desk.store()).has_records()
+
+    on_two_ranges(body)
+
+
+def test_readers_see_very_many_intents_of_a_committed_transaction_without_resolving_them() -> None:
+    async def body(desk: TxnDesk) -> None:
+        keys = [b"\x10b%04d" % number for number in range(2 * READ_THROUGH_MIN)]
+        before = desk.now()
+        meta = desk.meta()
+        ts = desk.now()
+        await begin(desk, meta)
+        await lay(desk, meta, ts, dict.fromkeys(keys, b"1"))
+        await commit(desk, meta, ts)
+        store = await desk.store()
+
+        async def scan(at: Timestamp) -> int:
+            reply = await desk.call(A, lambda range_id: ScanRequest(range_id, LEFT_SPAN, at, 10_000, 1 << 20))
+            return len(reply.keys)
+
+        assert [await scan(desk.now()), await scan(before)] == [len(keys), 0]
+        with await store.scan_snapshot(LEFT, LEFT_SPAN, desk.now()) as frozen:
+            assert sum(len(found) for found, _ in frozen.chunks()) == len(keys)
+        assert await desk.read(keys[7]) == b"1"
+        assert all(desk.intent(key) is not None for key in keys)
+        # A writer resolves what it meets, and is seen before it.
+        await desk.write(keys[7], b"2")
+        assert [await desk.read(key) for key in keys[6:9]] == [b"1", b"2", b"1"]
+        await resolve(desk, meta, ts)
+        assert [await desk.read(key) for key in keys[6:9]] == [b"1", b"2", b"1"]
+        assert await scan(desk.now()) == len(keys)
 
     on_two_ranges(body)
 
