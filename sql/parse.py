@@ -26,6 +26,7 @@ from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokenizer_core import Token, TokenType
 
 from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError, SqlError, SqlSyntaxError
+from dsdb.sql.parse_cluster import ClusterStatement, parse_cluster
 from dsdb.sql.parse_limits import check_parsed_text, check_text, check_tokens
 from dsdb.sql.parse_ranges import ConfigureRangesStatement, configures_ranges, parse_configure_ranges
 from dsdb.sql.parse_transaction import TRANSACTION_VERBS, TransactionStatement, parse_set_transaction, parse_transaction, take_as_of
@@ -96,6 +97,7 @@ OwnStatement: TypeAlias = (
     | SplitAtStatement
     | ConfigureRangesStatement
     | SetStatement
+    | ClusterStatement
     | TransactionStatement
     | ExplainStatement
 )
@@ -407,6 +409,8 @@ def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
     words = Words(tokens)
     if verb in TRANSACTION_VERBS:
         return parse_transaction(words, verb)
+    if verb in ("ALTER", "SET", "RESET", "SHOW") and (steering := parse_cluster(words, verb)) is not None:
+        return steering
     if verb == "SHOW":
         return _parse_show(words)
     if verb == "TRUNCATE":

@@ -7,6 +7,8 @@ import click
 _COMMANDS = {
     "start": ("dsdb.cli.start", "start_command"),
     "sql": ("dsdb.cli.shell", "sql_command"),
+    "node": ("dsdb.cli.node_commands", "node_command"),
+    "range": ("dsdb.cli.range_commands", "range_command"),
     "cert": ("dsdb.cli.cert", "cert_command"),
     "debug": ("dsdb.cli.debug", "debug_group"),
     "demo": ("dsdb.cli.demo", "demo_command"),

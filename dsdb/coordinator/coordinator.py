@@ -14,13 +14,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
+import msgspec
 import trio
 
 from dsdb.coordinator.events import EventSink
 from dsdb.coordinator.gathering import AskForReport, Gathering, Member
 from dsdb.coordinator.moves import ChangeReplicas, Move, TransferLease
 from dsdb.coordinator.plan import steps
-from dsdb.coordinator.scene import Settings
+from dsdb.coordinator.scatter import scatter
+from dsdb.coordinator.scene import Scene, Settings
 from dsdb.coordinator.status import NodeStatus, node_statuses, refusal_of
 from dsdb.coordinator.view import ClusterView, NodeState, RangeView
 from dsdb.coordinator.wanted import read_node_states, read_placements, write_node_state
@@ -75,11 +77,15 @@ class Coordinator:
         self._members = members
         self._ask = ask
         self._events = events
-        self._dead_after_s = dead_after_s
-        self._settings = settings or Settings()
+        self._default_dead_after_s = self._dead_after_s = dead_after_s
+        self._default_settings = self._settings = settings or Settings()
+        self._nursery: trio.Nursery | None = None
+        """That moves run in."""
         self._gathering: Gathering | None = None
         """Of this term; None while another node coordinates."""
         self._underway: dict[RangeId, Move] = {}
+        self._began_ms: dict[RangeId, int] = {}
+        """Of moves under way, by the wall clock."""
         self._resting: dict[RangeId, tuple[float, float]] = {}
         """Ranges whose last move failed → until when they rest, and how long that is."""
         self._planned_version = -1
@@ -107,6 +113,7 @@ class Coordinator:
         So it looks several times after a change, more and more seldom.
         """
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             task_status.started()
             pause_s = INTERVAL_S
             while True:
@@ -114,7 +121,7 @@ class Coordinator:
                 self._rounds_begun += 1
                 if self._is_leader():
                     try:
-                        pause_max_s = await self._round(nursery)
+                        pause_max_s = await self._round()
                     except (KvError, PortError) as error:
                         log.info("the coordinator pauses: %s", error)
                 else:
@@ -128,13 +135,14 @@ class Coordinator:
                     self._wakeup = trio.Event()
                     pause_s = BUSY_INTERVAL_S / 2
 
-    async def _round(self, nursery: trio.Nursery) -> float:
+    async def _round(self) -> float:
         """Gather, plan, and begin what was planned; give the longest pause before the next round."""
         if self._gathering is None:
             self._gathering = Gathering(self._clock, self._ask, dead_after_s=self._dead_after_s)
             self._planned_version = -1
             self._resting.clear()
         gathering = self._gathering
+        gathering.dead_after_s = self._dead_after_s
         view = gathering.view
         states = await read_node_states(self._router)
         view.set_placements(await read_placements(self._router))
@@ -154,15 +162,20 @@ class Coordinator:
         found: list[Move] = []
         for _ in steps(view, tuple(self._underway.values()), self._settings, found, resting):
             await trio.lowlevel.checkpoint()
-        for move in found:
-            self._underway[move.range_id] = move
-            nursery.start_soon(self._carry_out, move)
+        self._begin(found)
         await self._finish_decommissions(states)
         if found:
             return BUSY_INTERVAL_S
         return UNDERWAY_INTERVAL_S if self._underway else INTERVAL_S
 
     # ---- Moves ----
+
+    def _begin(self, moves: Sequence[Move]) -> None:
+        assert self._nursery is not None, "only while it runs"
+        for move in moves:
+            self._underway[move.range_id] = move
+            self._began_ms[move.range_id] = self._clock.wall_ms()
+            self._nursery.start_soon(self._carry_out, move)
 
     async def _carry_out(self, move: Move) -> None:
         """Have a range make a move, and wait until it is seen."""
@@ -188,6 +201,7 @@ class Coordinator:
             self._events.record(kind, range_id, str(move))
         finally:
             self._underway.pop(range_id, None)
+            self._began_ms.pop(range_id, None)
             self._is_replanned = True
             self.wake()
 
@@ -266,6 +280,29 @@ class Coordinator:
         """Describe all nodes, where this node coordinates.  Raises KvError."""
         gathering = await self._fresh()
         return node_statuses(gathering.view, gathering.silence_s)
+
+    async def underway(self) -> list[tuple[Move, int]]:
+        """Give the moves under way where this node coordinates, and when each began by its wall clock.  Raises KvError."""
+        await self._fresh()
+        return [(move, self._began_ms[range_id]) for range_id, move in sorted(self._underway.items())]
+
+    async def scatter(self, wanted: Callable[[RangeView], bool]) -> tuple[int, int]:
+        """Begin to spread some ranges evenly; give how many moves began, and how many ranges wait.  Raises KvError."""
+        view = (await self._fresh()).view
+        chosen = [range_id for range_id, found in view.ranges.items() if wanted(found)]
+        scene = Scene(view, tuple(self._underway.values()), self._settings)
+        left = scatter(scene, chosen)
+        self._begin(scene.moves)
+        return len(scene.moves), left
+
+    # ---- Settings ----
+
+    def use(self, *, dead_after_s: float | None, moves_max: int | None) -> None:
+        """Obey settings from the next look on; None: as it was made."""
+        self._dead_after_s = self._default_dead_after_s if dead_after_s is None else dead_after_s
+        moves = self._default_settings.moves_max if moves_max is None else moves_max
+        self._settings = msgspec.structs.replace(self._default_settings, moves_max=moves)
+        self._is_replanned = True
 
     async def _fresh(self) -> Gathering:
         """Wait for a round that begins after now.  Raises KvError where this node does not coordinate."""

@@ -95,7 +95,8 @@ class Gathering:
         self.view = ClusterView()
         self._clock = clock
         self._ask = ask
-        self._dead_after_s = dead_after_s
+        self.dead_after_s = dead_after_s
+        """May be changed at any time."""
         self._trackers: dict[StoreId, _Tracker] = {}
         self._holders: dict[RangeId, set[StoreId]] = {}
         self.has_news = False
@@ -150,7 +151,7 @@ class Gathering:
         tracker = self._trackers[member.store_id]
         state = StoreState.LIVE
         if tracker.is_silent:
-            state = StoreState.DEAD if self._clock.now() - tracker.heard_at >= self._dead_after_s else StoreState.SUSPECT
+            state = StoreState.DEAD if self._clock.now() - tracker.heard_at >= self.dead_after_s else StoreState.SUSPECT
         known = self.view.stores.get(member.store_id)
         if known is not None and known.state is not state:
             log.info("store %d is %s", member.store_id, state.value)

@@ -20,6 +20,9 @@ class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
     leases: int
     bytes: int
     requests_per_s: float
+    store_id: StoreId = StoreId(0)
+    capacity_bytes: int = 0
+    """Of the store's disk: what it has, and what is free; 0 if that is not known."""
 
 
 def node_statuses(view: ClusterView, silence_s: Callable[[StoreId], float]) -> list[NodeStatus]:
@@ -40,6 +43,8 @@ def node_statuses(view: ClusterView, silence_s: Callable[[StoreId], float]) -> l
                 leases=figures.leases + leads_system,
                 bytes=figures.bytes,
                 requests_per_s=figures.requests_per_s,
+                store_id=store_id,
+                capacity_bytes=store.capacity_bytes,
             )
         )
     return found

@@ -52,9 +52,13 @@ class Cleanup:
         self._transactions = transactions
         self._clock = clock
         self._is_leader = is_leader
-        self._age_s = age_s
+        self._default_age_s = self._age_s = age_s
         self._interval_s = interval_s
         self._seen: dict[bytes, float] = {}  # garbage row → when this node first saw it, by its clock
+
+    def use_age(self, age_s: float | None) -> None:
+        """Keep dropped rows for so long, from the next look on; None: as it was made."""
+        self._age_s = self._default_age_s if age_s is None else age_s
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look and clear, for ever."""

@@ -79,10 +79,14 @@ class VersionCollector:
         self._protected_s = protected_s
         self._oracle = oracle
         self._clock = clock
-        self._age_s = age_s
+        self._default_age_s = self._age_s = age_s
         self._interval_s = interval_s
         self._writes_min = writes_min
         self._progress: dict[RangeId, _Progress] = {}
+
+    def use_age(self, age_s: float | None) -> None:
+        """Keep old versions for so long at least, from the next look on; None: as it was made."""
+        self._age_s = self._default_age_s if age_s is None else age_s
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Look and collect, for ever."""
@@ -106,7 +110,8 @@ class VersionCollector:
 
     async def _collect(self, range_id: RangeId) -> None:
         now = await self._oracle.fresh()
-        old, too_old = (Timestamp(max(now - from_milliseconds(int(age_s * 1000)), 1)) for age_s in (self._age_s, self._protected_s))
+        ages_s = (self._age_s, max(self._age_s, self._protected_s))
+        old, too_old = (Timestamp(max(now - from_milliseconds(int(age_s * 1000)), 1)) for age_s in ages_s)
         # Who begins to read below it from here on is refused, or has read above.
         threshold = min(old, max(await self._oldest_read(), too_old))
         reply = await self._store.serve(CollectGarbageRequest(range_id, threshold))

@@ -29,6 +29,7 @@ from dsdb.kv.requests import RaiseMarkReply, RaiseMarkRequest, TransferLeaseRequ
 from dsdb.node.activity import ACTIVITY, Activity
 from dsdb.node.administration import NODES, SET_NODE_STATE, Administration
 from dsdb.node.checking import CHECK_RANGE, COPIES, Checking
+from dsdb.node.cluster_settings import ClusterSettings
 from dsdb.node.cluster_view import NodeClusterView
 from dsdb.node.config import NodeConfig
 from dsdb.node.directory import Directory, NodeEntry
@@ -44,6 +45,7 @@ from dsdb.node.membership import (
 )
 from dsdb.node.opening import OpenStore
 from dsdb.node.readiness import Readiness
+from dsdb.node.steering import SCATTER, UNDERWAY, Steering
 from dsdb.node.transport import FRAME, SNAPSHOT, RpcTransport, SnapshotInstalled
 from dsdb.oracle import ISSUE, Issuer, IssueReply, IssueRequest, OracleClient
 from dsdb.ranges import KV_CALL, Router
@@ -111,6 +113,7 @@ class NodeParts:
         )
         self._wire_transactions(own)
         self._wire_cluster(own)
+        self._wire_steering()
         self._wire_sql()
         self.lag = LoopLag()
         self.readiness = Readiness(self.oracle, clock)
@@ -188,6 +191,27 @@ class NodeParts:
             on_state=self._node_state_told,
         )
 
+    def _wire_steering(self) -> None:
+        """What statements steer the cluster with."""
+        self.cluster_settings = ClusterSettings(
+            router=self.router,
+            transactions=self.transactions,
+            store=self.store,
+            coordinator=self.coordinator,
+            cleanup=self.cleanup,
+            version_collector=self.version_collector,
+        )
+        self.steering = Steering(
+            node_id=self.identity.node_id,
+            administration=self.administration,
+            settings=self.cluster_settings,
+            coordinator=self.coordinator,
+            peers=self.peers,
+            coordinating_node=self._coordinating_node,
+            transactions=self.transactions,
+            clock=self._clock,
+        )
+
     def _wire_sql(self) -> None:
         """From stages up to sessions."""
         self.engine = QueryEngine(spill_directory=self._spill_directory())
@@ -238,6 +262,7 @@ class NodeParts:
                 runner=self.gatherer,
                 engine=self.engine,
                 cluster=cluster,
+                steering=self.steering,
                 now=lambda: self._clock.wall_ms() * 1000,
                 issued=lambda: self.oracle.latest,
                 resolved=self.store.follower_read_ts,
@@ -258,6 +283,7 @@ class NodeParts:
         await nursery.start(self.membership.run)
         await nursery.start(self.events.run)
         await nursery.start(self.coordinator.run)
+        await nursery.start(self.cluster_settings.run)
         await nursery.start(self.splitter.run)
         await nursery.start(self.cleanup.run)
         await nursery.start(self.version_collector.run)
@@ -414,6 +440,8 @@ class NodeParts:
         registry.serve_calls(COPIES, self.checking.serve_copies)
         registry.serve_calls(CHECK_RANGE, self.checking.serve_check)
         registry.serve_calls(REPORT, self._report)
+        registry.serve_calls(UNDERWAY, self.steering.serve_underway)
+        registry.serve_calls(SCATTER, self.steering.serve_scatter)
         registry.serve_calls(NODES, self.administration.serve_nodes)
         registry.serve_calls(SET_NODE_STATE, self.administration.serve_set_node_state)
         registry.serve_oneway(FRAME, self._receive_frame)

@@ -37,7 +37,8 @@ class IssuedLine:
     """What is known of the timestamps that were issued, and since when."""
 
     def __init__(self, lag_s: float) -> None:
-        self._lag_s = lag_s
+        self.lag_s = lag_s
+        """May be changed at any time; after it has grown nothing is given for as long as it has grown by."""
         self._samples: deque[tuple[float, Timestamp]] = deque()
         """The newest one at a few moments of the last `lag_s`, and at one before; ascending."""
 
@@ -46,7 +47,7 @@ class IssuedLine:
         samples = self._samples
         if not samples or newest > samples[-1][1]:
             samples.append((now, newest))
-        known_by = now - self._lag_s
+        known_by = now - self.lag_s
         while len(samples) > 1 and samples[1][0] <= known_by:
             samples.popleft()
         at, ts = samples[0]

@@ -65,6 +65,12 @@ class Closing:
 
     # ---- Promising ----
 
+    def use_lag(self, lag_s: float | None) -> None:
+        """Close timestamps so long after they were issued, from now on; None: as configured.  What is closed stays so."""
+        lag_s = self._context.config.closed_lag_s if lag_s is None else lag_s
+        self._line.lag_s = lag_s
+        self._old_line.lag_s = lag_s + INTERVALS * self._context.config.closed_interval_s
+
     def note_changes(self) -> None:
         """Look at all ranges the next time: leases, descriptors or peers have changed."""
         self._must_tell = True

@@ -136,8 +136,8 @@ class Store(LoopEvents):
         """Starts of the replicas' spans, ascending; None when it must be made again."""
         self._loop = RaftLoop(self._context, self._replicas, disk, transport, self)
         self._context.promises = Promises(self._keep_closed)
-        self._closing = Closing(self._context, self._replicas, self._loop.outbox, life)
-        self._keeper = Keeper(self._context, self._replicas, self._loop, self._closing)
+        self.closing = Closing(self._context, self._replicas, self._loop.outbox, life)
+        self._keeper = Keeper(self._context, self._replicas, self._loop, self.closing)
         self._serving = Serving(self._context, self._replicas)
         self.has_intents, self.settle_oldest_intents = self._serving.has_intents, self._serving.settle_oldest_intents
         self._splitting = Splitting(self._context, self._replicas, self._serving)
@@ -211,7 +211,7 @@ class Store(LoopEvents):
                 nursery.start_soon(self._run_low_water)
                 nursery.start_soon(self._sender.run)
                 nursery.start_soon(self._receiver.run)
-                nursery.start_soon(self._closing.run_scans)
+                nursery.start_soon(self.closing.run_scans)
                 nursery.start_soon(self._changes.run)
                 nursery.start_soon(self.loads.run)
                 nursery.start_soon(self.consistency.run)
@@ -252,7 +252,7 @@ class Store(LoopEvents):
     def receive(self, frame: StoreFrame) -> None:
         """Take a frame of another store."""
         self._keeper.receive(frame)
-        self._closing.receive(frame)
+        self.closing.receive(frame)
         for envelope in frame.messages:
             range_id, message = envelope.range_id, envelope.message
             replica = self._replicas.get(range_id)
@@ -417,7 +417,7 @@ class Store(LoopEvents):
         self._by_start = None
         self._context.touched.add(replica.range_id)
         self._keeper.forget_peers()
-        self._closing.note_changes()
+        self.closing.note_changes()
         replica.locks.clip(replica.descriptor.end_key, self._context.clock.now())
         for callback in self._descriptor_callbacks:
             callback(replica.descriptor, replica.is_leader)
@@ -484,7 +484,7 @@ class Store(LoopEvents):
             replica.keep_closed()
 
     def _tell_lease(self, range_id: RangeId, *, held: bool) -> None:
-        self._closing.note_changes()
+        self.closing.note_changes()
         self._context.touched.add(range_id)
         for callback in self._lease_callbacks:
             callback(range_id, held)
@@ -525,7 +525,7 @@ class Store(LoopEvents):
 
     def follower_read_ts(self) -> Timestamp:
         """Give a past timestamp, a few seconds old, at which replicas should be resolved everywhere; MIN_TIMESTAMP soon after a start."""
-        return self._closing.follower_read_ts()
+        return self.closing.follower_read_ts()
 
     def leaseholder_hint(self, range_id: RangeId) -> StoreId | None:
         """Give the store that probably serves a range, if a replica here knows."""

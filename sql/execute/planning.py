@@ -30,6 +30,7 @@ from dsdb.sql.execute.services import Execution, Plan
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.show import SetPlan, ShowPlan, SplitPlan
 from dsdb.sql.execute.statement_kinds import lock_words
+from dsdb.sql.execute.steering import SteeringPlan
 from dsdb.sql.execute.system_rows import system_rows
 from dsdb.sql.parse import (
     CreateDatabaseStatement,
@@ -42,6 +43,7 @@ from dsdb.sql.parse import (
     TruncateStatement,
     parse_statements,
 )
+from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement, ShowClusterStatement
 from dsdb.sql.parse_ranges import ConfigureRangesStatement
 from dsdb.sql.parse_transaction import TransactionStatement
 from dsdb.sql.plan.select import SelectPlan
@@ -248,6 +250,8 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
             return ShowPlan(tree, binder)
         case SetStatement():
             return SetPlan(tree)
+        case AlterNodeStatement() | ScatterStatement() | SetClusterStatement() | ShowClusterStatement():
+            return SteeringPlan(tree, binder)
         case SplitAtStatement():
             return SplitPlan(tree, binder)
         case ConfigureRangesStatement():

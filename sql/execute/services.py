@@ -15,6 +15,7 @@ from dsdb.sql.execute.result import Notice, Result
 from dsdb.sql.execute.sequence import OwnSequences, SequenceCache
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import ClusterView, DeadlineExceededError, RowWait, StageRunner, Transaction
+from dsdb.sql.ports_steering import ClusterSteering
 from dsdb.sql.schema import DatabaseDescriptor, SequenceDescriptor, TableDescriptor
 from dsdb.sql.system_tables import SYSTEM_SCHEMA, only_readable
 from dsdb.storage.datum import Datum
@@ -84,6 +85,7 @@ class Services:
         runner: StageRunner,
         engine: QueryEngine,
         cluster: ClusterView,
+        steering: ClusterSteering,
         now: Callable[[], int],
         issued: Callable[[], Timestamp] = lambda: MIN_TIMESTAMP,
         resolved: Callable[[], Timestamp] = lambda: MIN_TIMESTAMP,
@@ -93,6 +95,7 @@ class Services:
         self.runner = runner
         self.engine = engine
         self.cluster = cluster
+        self.steering = steering
         self.now = now
         self.issued = issued
         self.resolved = resolved

@@ -15,7 +15,7 @@ from dsdb.storage.timestamp import Timestamp
 
 TIMEOUT_MAX_MS = 2**31 - 1
 
-_DEFAULTS = {
+DEFAULT_SETTINGS = {
     "application_name": "",
     "client_encoding": "UTF8",
     "datestyle": "ISO, MDY",
@@ -90,7 +90,7 @@ class SessionState:
     def __init__(self, *, database: str = DEFAULT_DATABASE, user: str = "root") -> None:
         self.database = database
         self.user = user
-        self.settings: Mapping[str, str] = dict(_DEFAULTS)
+        self.settings: Mapping[str, str] = dict(DEFAULT_SETTINGS)
         """Replaced as a whole by each change, so that a transaction keeps the ones before it for free."""
         self.transaction: OpenTransaction | None = None
         self.statement_txn: Transaction | None = None
@@ -146,9 +146,9 @@ class SessionState:
     def change_setting(self, name: str, value: str | None) -> None:
         """Set a setting, or reset it (None).  Raises UndefinedObjectError, InvalidParameterError."""
         key = name.lower()
-        if key not in _DEFAULTS:
+        if key not in DEFAULT_SETTINGS:
             raise _unknown(name)
-        self.restore_settings({**self.settings, key: _DEFAULTS[key] if value is None else _checked(key, value, self.settings[key])})
+        self.restore_settings({**self.settings, key: DEFAULT_SETTINGS[key] if value is None else _checked(key, value, self.settings[key])})
 
     def restore_settings(self, settings: Mapping[str, str]) -> None:
         """Make all settings what they were."""
@@ -167,9 +167,9 @@ def _checked(key: str, value: str, current: str) -> str:
         if lowered not in _BOOLEANS:
             raise InvalidParameterError(f'parameter "{key}" requires a Boolean value')
         return _BOOLEANS[lowered]
-    if lowered != _DEFAULTS[key].lower() and lowered not in _SAME.get(key, ()):
+    if lowered != DEFAULT_SETTINGS[key].lower() and lowered not in _SAME.get(key, ()):
         raise InvalidParameterError(
-            f'invalid value for parameter "{key}": "{value}"', hint=f'The only value of "{key}" is "{_DEFAULTS[key]}".'
+            f'invalid value for parameter "{key}": "{value}"', hint=f'The only value of "{key}" is "{DEFAULT_SETTINGS[key]}".'
         )
     return current
 

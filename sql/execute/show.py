@@ -10,6 +10,7 @@ from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.key_text import bound_text
 from dsdb.sql.execute.result import Result, ResultColumn
 from dsdb.sql.execute.services import Execution, current_database, find_table
+from dsdb.sql.execute.steering_rows import job_rows
 from dsdb.sql.execute.system_rows import node_rows, replicas_text
 from dsdb.sql.execute.target import Compiled
 from dsdb.sql.parse import SetStatement, ShowStatement, SplitAtStatement
@@ -187,8 +188,13 @@ async def _nodes(_: ShowStatement, execution: Execution) -> _Table:
     return [(column.name, column.type) for column in SYSTEM_TABLES["nodes"].columns], await node_rows(execution)
 
 
+async def _jobs(_: ShowStatement, execution: Execution) -> _Table:
+    return [(column.name, column.type) for column in SYSTEM_TABLES["jobs"].columns], await job_rows(execution)
+
+
 _CLUSTER_SUBJECTS: dict[str, Callable[[ShowStatement, Execution], Awaitable[_Table]]] = {
     "consistency": _consistency,
+    "jobs": _jobs,
     "nodes": _nodes,
     "ranges": _ranges,
     "structure": _consistency,

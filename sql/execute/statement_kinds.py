@@ -4,6 +4,7 @@ from sqlglot import exp
 
 from dsdb.sql.errors import ReadOnlyTransactionError
 from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, ParsedStatement, SplitAtStatement, TruncateStatement
+from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement
 from dsdb.sql.parse_ranges import ConfigureRangesStatement
 
 _OWN_CHANGES: dict[type, str] = {
@@ -11,6 +12,9 @@ _OWN_CHANGES: dict[type, str] = {
     CreateDatabaseStatement: "CREATE DATABASE",
     DropDatabaseStatement: "DROP DATABASE",
     SplitAtStatement: "ALTER TABLE … SPLIT AT",
+    AlterNodeStatement: "ALTER NODE",
+    ScatterStatement: "ALTER … SCATTER",
+    SetClusterStatement: "SET CLUSTER SETTING",
     ConfigureRangesStatement: "ALTER TABLE … CONFIGURE RANGES",
 }
 _SETTING_CALLS = frozenset({"nextval", "setval"})
@@ -28,7 +32,7 @@ def catalog_change(statement: ParsedStatement) -> str | None:
 
 def must_be_alone(change: str) -> bool:
     """Say whether a change cannot be part of a transaction, as in PostgreSQL; and the cut into ranges is no part of the catalogue."""
-    return change.endswith((" DATABASE", "SPLIT AT", "CONFIGURE RANGES"))
+    return change.endswith((" DATABASE", "SPLIT AT", "CONFIGURE RANGES", " NODE", " SCATTER", " CLUSTER SETTING"))
 
 
 def is_create_as(statement: ParsedStatement) -> bool:

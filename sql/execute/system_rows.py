@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dsdb.sql.execute.key_text import TableNames, bound_text
 from dsdb.sql.execute.result import Notice
 from dsdb.sql.execute.services import Execution
-from dsdb.sql.execute.session import SETTING_DESCRIPTIONS
+from dsdb.sql.execute.session import DEFAULT_SETTINGS, SETTING_DESCRIPTIONS
+from dsdb.sql.execute.steering_rows import cluster_setting_rows, job_rows, store_rows
+from dsdb.sql.ports import PortError
 from dsdb.sql.rows import Row
 from dsdb.storage.keys import EVERYTHING, Span
 from dsdb.storage.timestamp import to_milliseconds
@@ -67,7 +69,33 @@ async def _range_settings(execution: Execution) -> list[Row]:
 
 
 async def _settings(execution: Execution) -> list[Row]:
-    return [(name, value, SETTING_DESCRIPTIONS.get(name)) for name, value in execution.session.shown_settings()]
+    own: list[Row] = [
+        (name, value, SETTING_DESCRIPTIONS.get(name), "session", DEFAULT_SETTINGS[name])
+        for name, value in execution.session.shown_settings()
+    ]
+    try:
+        shared = await cluster_setting_rows(execution)
+    except PortError as error:
+        execution.notices.append(Notice(f"the settings of the cluster are missing: {error}", "01000", "WARNING"))
+        return own
+    return own + [(name, value, description, "cluster", default) for name, value, default, description in shared]
+
+
+async def _leases(execution: Execution) -> list[Row]:
+    catalog = execution.catalog
+    names = TableNames(catalog)
+    return [
+        (
+            info.range_id,
+            *names.only_one(Span(info.start_key, info.end_key)),
+            info.leaseholder,
+            bound_text(info.start_key, catalog),
+            bound_text(info.end_key, catalog),
+            None if info.requests_per_s is None else round(info.requests_per_s, 1),
+        )
+        for info in await execution.services.cluster.ranges(EVERYTHING)
+        if info.leaseholder is not None
+    ]
 
 
 async def _transactions(execution: Execution) -> list[Row]:
@@ -103,10 +131,13 @@ async def _locks(execution: Execution) -> list[Row]:
 
 _TABLES: dict[str, Callable[[Execution], Awaitable[Sequence[Row]]]] = {
     "events": _events,
+    "jobs": job_rows,
+    "leases": _leases,
     "locks": _locks,
     "nodes": node_rows,
     "range_settings": _range_settings,
     "ranges": _ranges,
     "settings": _settings,
+    "stores": store_rows,
     "transactions": _transactions,
 }

@@ -24,6 +24,7 @@ from dsdb.sql.execute.statement import StatementExecutor
 from dsdb.sql.rows import Row
 from dsdb.sql.text import format_text
 from dsdb.sql.types import BIGINT, BOOL, BYTEA, DOUBLE, NUMERIC, UNKNOWN, SqlType, TypeName
+from tests.sql.local_steering import LocalSteering
 from tests.sql.local_txn import LocalCluster, LocalRunner, LocalStore
 
 ENGINE = "dsdb"
@@ -50,6 +51,7 @@ class LocalDatabase:
             runner=self.runner,
             engine=self.engine,
             cluster=LocalCluster(self.store),
+            steering=LocalSteering(),
             now=lambda: time.time_ns() // 1000,
         )
         self.executor = StatementExecutor(self.services)

@@ -9,6 +9,7 @@ from dsdb.sql.errors import CannotConnectNowError, FeatureNotSupportedError
 from dsdb.sql.execute.result import Parameter
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import EventInfo, LockInfo, OpenTransactionInfo, RangeUnavailableError
+from dsdb.sql.ports_steering import JobInfo
 from dsdb.sql.rows import Row, primary_key
 from dsdb.sql.schema import FIRST_DATABASE_ID
 from dsdb.sql.system_tables import SYSTEM_TABLES
@@ -16,6 +17,7 @@ from dsdb.sql.types import BIGINT
 from dsdb.storage.keys import point_span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, from_milliseconds
 from tests.sql.conformance import LocalDatabase
+from tests.sql.local_steering import LocalSteering
 from tests.sql.local_txn import LocalCluster, LocalTransaction
 
 HOLDER = bytes.fromhex("00000300000000000000000000000009")
@@ -170,6 +172,9 @@ def test_the_columns_are_what_the_rows_have() -> None:
             )
         ]
         cluster.happened = [EventInfo(event_id=1, at_us=0, kind="lease", range_id=2, what="", is_done=True)]
+        steering = database.services.steering
+        assert isinstance(steering, LocalSteering)
+        steering.doing = [JobInfo(kind="drain", range_id=None, node_id=1, what="", started_us=None, left=3, unit="leases")]
         for name, table in SYSTEM_TABLES.items():
             [(result, found)] = await database.run(SessionState(), f"SELECT * FROM system.{name}")
             assert [(column.name, column.type) for column in result.columns] == [(column.name, column.type) for column in table.columns]

@@ -197,8 +197,8 @@ def test_what_is_called_closed_everywhere_is() -> None:
             await cluster.put(A, b"%d" % number)
             await trio.sleep(0.37)
             for store in (leader, *followers):
-                assert store._closing._everywhere <= store.resolved_ts(TABLES)
-                assert store._closing._everywhere >= store.follower_read_ts()
+                assert store.closing._everywhere <= store.resolved_ts(TABLES)
+                assert store.closing._everywhere >= store.follower_read_ts()
         assert min(store.follower_read_ts() for store in (leader, *followers)) > first
 
     simulate(3, body)

@@ -225,7 +225,7 @@ hint: did you mean "system.ranges"?
 SELECT * FROM system.nothing;
 ---
 42P01 relation "system.nothing" does not exist
-hint: The tables there are events, locks, nodes, range_settings, ranges, settings, transactions.
+hint: The tables there are events, jobs, leases, locks, nodes, range_settings, ranges, settings, stores, transactions.
 
 SELECT * FROM nodes;
 ---
