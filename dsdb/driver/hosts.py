@@ -3,6 +3,7 @@
 first          in the order of the URL
 random         in a random order
 round_robin    from the one after that of this process's connection before
+weighted       in a random order in which each comes first as often as its weight says; those of weight 0 last
 least_loaded   two at random, the one with fewer sessions; then the others
 """
 
@@ -21,7 +22,7 @@ _TRY_NEXT = frozenset({"08001", "08006", "53300", "57P01", "57P03"})
 
 def open_wire(target: Target) -> Wire:
     """Open a session at one of the hosts.  Raises OperationalError if none takes it."""
-    hosts = _ordered(target)
+    hosts = ordered(target)
     if target.load_balance == "least_loaded" and len(hosts) > 1:
         wire = _less_loaded(hosts[:2], target)
         if wire is not None:
@@ -42,11 +43,16 @@ def open_wire(target: Target) -> Wire:
     )
 
 
-def _ordered(target: Target) -> list[tuple[str, int]]:
+def ordered(target: Target) -> list[tuple[str, int]]:
+    """Give the hosts in the order in which they are tried."""
     hosts = list(target.hosts)
     if target.load_balance == "round_robin":
         turn = next(_turns) % len(hosts)
         return hosts[turn:] + hosts[:turn]
+    if target.load_balance == "weighted":
+        # Efraimidis and Spirakis: by the least of exponential waiting times, whose rates are the weights.
+        waits = {at: random.expovariate(weight) if weight else float("inf") for at, weight in enumerate(target.weights)}
+        return [hosts[at] for at in sorted(waits, key=lambda at: (waits[at], random.random()))]
     if target.load_balance != "first":
         random.shuffle(hosts)
     return hosts

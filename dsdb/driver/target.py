@@ -1,6 +1,6 @@
 """What `connect` is given: a URL of nodes, a directory, or nothing.
 
-dsdb://user@h1:7432,h2:7432/db?autocommit=true&load_balance=random
+dsdb://user@h1:7432,h2:7432/db?autocommit=true&load_balance=random      or load_balance=weighted&weights=3,1
 dsdb://…?sslmode=verify-full&sslrootcert=ca.crt&sslcert=client.user.crt&sslkey=client.user.key      or certs_dir=DIR
 path/                                        an embedded node over this directory
 None                                         an embedded node in memory
@@ -21,7 +21,8 @@ DEFAULT_PORT = 7432
 DEFAULT_USER = "root"
 DEFAULT_DATABASE = "defaultdb"
 CONNECT_TIMEOUT_SECONDS = 10.0
-LOAD_BALANCES = ("first", "random", "round_robin", "least_loaded")
+LOAD_BALANCES = ("first", "random", "round_robin", "weighted", "least_loaded")
+WEIGHT_MAX = 1_000_000.0
 
 SSL_MODES = ("disable", "verify-ca", "verify-full")
 """No TLS; the node's certificate is the authority's; and it also names the host."""
@@ -34,7 +35,8 @@ _SETTINGS = ("application_name", "statement_timeout", "lock_timeout", "idle_in_t
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where to connect, and as whom.
 
-    hosts: (host, port) in the order given; load_balance: which is tried first; autocommit: every statement commits by itself; options:
+    hosts: (host, port) in the order given; load_balance: which is tried first; weights: of the hosts, if that is
+    `weighted`; autocommit: every statement commits by itself; options:
     settings of the session; sslmode, and files of certificates: certs_dir has those that are not named (empty) by themselves.
     """
 
@@ -43,6 +45,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     user: str = DEFAULT_USER
     database: str = DEFAULT_DATABASE
     load_balance: str = "first"
+    weights: tuple[float, ...] = ()
     connect_timeout: float = CONNECT_TIMEOUT_SECONDS
     autocommit: bool = False
     options: dict[str, str] = {}
@@ -73,11 +76,14 @@ def parse_target(target: str | os.PathLike[str] | None) -> Target:
     if ":" in user:
         raise InterfaceError("the URL has a password, and dsdb has none", hint="Write dsdb://user@host:7432/database.")
     known, options = _split_query(query)
+    parsed = tuple(_parse_host(host) for host in hosts.split(","))
+    load_balance = _load_balance(known.get("load_balance", "first"))
     return Target(
-        hosts=tuple(_parse_host(host) for host in hosts.split(",")),
+        hosts=parsed,
         user=unquote(user) if at and user else DEFAULT_USER,
         database=unquote(path) or DEFAULT_DATABASE,
-        load_balance=_load_balance(known.get("load_balance", "first")),
+        load_balance=load_balance,
+        weights=_weights(known.get("weights"), len(parsed), is_weighted=load_balance == "weighted"),
         connect_timeout=_seconds(known.get("connect_timeout")),
         autocommit=_boolean("autocommit", known.get("autocommit", "false")),
         options=options,
@@ -89,14 +95,14 @@ def _split_query(query: str) -> tuple[dict[str, str], dict[str, str]]:
     known: dict[str, str] = {}
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in ("autocommit", "load_balance", "connect_timeout", *TLS_OPTIONS):
+        if name in ("autocommit", "load_balance", "weights", "connect_timeout", *TLS_OPTIONS):
             known[name] = value
         elif name in _SETTINGS:
             options[name] = value
         else:
             raise InterfaceError(
                 f"the URL has an unknown option {name!r}",
-                hint=f"Known are autocommit, load_balance, connect_timeout, {', '.join((*TLS_OPTIONS, *_SETTINGS))}.",
+                hint=f"Known are autocommit, load_balance, weights, connect_timeout, {', '.join((*TLS_OPTIONS, *_SETTINGS))}.",
             )
     return known, options
 
@@ -135,6 +141,23 @@ def _load_balance(text: str) -> str:
     if text not in LOAD_BALANCES:
         raise InterfaceError(f"load_balance is {text!r}, expected one of {', '.join(LOAD_BALANCES)}")
     return text
+
+
+def _weights(text: str | None, hosts: int, *, is_weighted: bool) -> tuple[float, ...]:
+    if text is None and not is_weighted:
+        return ()
+    if text is None or not is_weighted:
+        raise InterfaceError("weights and load_balance=weighted go together", hint="Write ?load_balance=weighted&weights=3,1.")
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != hosts or not all(0 <= weight <= WEIGHT_MAX for weight in found) or not any(found):
+        raise InterfaceError(
+            f"weights is {text!r}, expected {hosts} numbers from 0, one for each host, not all 0",
+            hint="A host of weight 0 is tried when no other takes the session.",
+        )
+    return found
 
 
 def _boolean(name: str, text: str) -> bool:

@@ -1,6 +1,7 @@
 """The driver against sessions on a real socket."""
 
 import gc
+import random
 import socket
 import struct
 import subprocess
@@ -17,6 +18,8 @@ from scripted import Node
 import dsdb
 from dsdb.driver import results
 from dsdb.driver.connection import Connection
+from dsdb.driver.hosts import ordered
+from dsdb.driver.target import Target
 from dsdb.protocol.messages import Execute, encode_message
 from dsdb.session import SessionLimits
 from tests.driver.breaking_proxy import BreakingProxy
@@ -350,6 +353,21 @@ def test_load_balances(node: Node) -> None:
         assert [connection.node_id for connection in least] == [2, 2]
         for connection in turns + held + least:
             connection.close()
+
+
+def test_weights_are_obeyed(node: Node) -> None:
+    hosts = tuple((f"h{number}", 1) for number in range(4))
+    target = Target(hosts=hosts, load_balance="weighted", weights=(3.0, 1.0, 0.0, 0.0))
+    random.seed(7)
+    orders = [ordered(target) for _ in range(2_000)]
+    assert all(sorted(order) == sorted(hosts) and set(order[2:]) == set(hosts[2:]) for order in orders)
+    assert 0.70 < sum(order[0] == hosts[0] for order in orders) / len(orders) < 0.80
+    assert 0.4 < sum(order[2] == hosts[2] for order in orders) / len(orders) < 0.6
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        dead = unused.getsockname()[1]
+    # Of weight 0, and the only one that is there.
+    with dsdb.connect(f"dsdb://127.0.0.1:{dead},127.0.0.1:{node.port}/d?load_balance=weighted&weights=1,0") as connection:
+        assert connection.node_id == 1
 
 
 def test_a_full_node_passes_the_client_on() -> None:

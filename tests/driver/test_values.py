@@ -166,6 +166,10 @@ def test_type_objects_cover_every_type_once() -> None:
                 options={"application_name": "x", "lock_timeout": "1s"},
             ),
         ),
+        (
+            "dsdb://h1,h2/d?load_balance=weighted&weights=3,0.5",
+            Target(hosts=(("h1", 7432), ("h2", 7432)), database="d", load_balance="weighted", weights=(3.0, 0.5)),
+        ),
     ],
 )
 def test_targets(text: str | None, wanted: Target) -> None:
@@ -179,6 +183,13 @@ def test_targets(text: str | None, wanted: Target) -> None:
         "dsdb://h:0",
         "dsdb://h:x",
         "dsdb://h?load_balance=x",
+        "dsdb://h?load_balance=weighted",
+        "dsdb://h?weights=1",
+        "dsdb://h1,h2?load_balance=weighted&weights=1",
+        "dsdb://h1,h2?load_balance=weighted&weights=1,-1",
+        "dsdb://h1,h2?load_balance=weighted&weights=0,0",
+        "dsdb://h1,h2?load_balance=weighted&weights=nan,1",
+        "dsdb://h1,h2?load_balance=weighted&weights=a,1",
         "dsdb://h?connect_timeout=-1",
         "dsdb://h?x=1",
         "dsdb://h?autocommit=on",
