@@ -1,14 +1,15 @@
 """The chunks of a Raft snapshot: encoded keys and values with a checksum each, and a last one that counts them.
 
     chunk: crc32 of the rest, 4 bytes │ msgpack [family, keys, values]
-    last:                             │ msgpack [END, [], [number of chunks before it]]
+    last:                             │ msgpack [END, [], [number of chunks before it, checksum of all of them]]
 
 Invariants:
-- A stream that ends early, or whose bytes changed, is an error, never a shorter range.
+- A stream that ends early, or whose bytes or order changed, is an error, never a shorter range.
 
 Sans-I/O but for reading the engine snapshot.
 """
 
+import hashlib
 import zlib
 from collections.abc import Iterator
 
@@ -59,6 +60,20 @@ def open_chunk(chunk: bytes) -> tuple[str, list[bytes], list[bytes]]:
 def range_chunks(snapshot: EngineSnapshot, keys: ReplicaKeys, span: Span, bytes_max: int) -> Iterator[bytes]:
     """Give the chunks of a range's keys, outcomes and txn records, and the last one."""
     count = 0
+    whole = new_whole()
+    for chunk in _content_chunks(snapshot, keys, span, bytes_max):
+        count += 1
+        whole.update(chunk)
+        yield chunk
+    yield _seal(END, [], [count.to_bytes(8, "big"), whole.digest()])
+
+
+def new_whole() -> "hashlib.blake2b":
+    """Begin the checksum over all chunks but the last, in their order."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def _content_chunks(snapshot: EngineSnapshot, keys: ReplicaKeys, span: Span, bytes_max: int) -> Iterator[bytes]:
     sources = [(family.value, family, span.start, span.end) for family in _FAMILIES]
     own = {OUTCOMES: keys.outcomes, RECORDS: keys.records}
     sources += [(what, META, prefix, prefix_end(prefix)) for what, prefix in own.items()]
@@ -73,18 +88,18 @@ def range_chunks(snapshot: EngineSnapshot, keys: ReplicaKeys, span: Span, bytes_
             taken += sum(map(len, some_keys)) + sum(map(len, some_values))
             if taken >= bytes_max:
                 yield _seal(what, taken_keys, taken_values)
-                count += 1
                 taken_keys, taken_values, taken = [], [], 0
         if taken_keys:
             yield _seal(what, taken_keys, taken_values)
-            count += 1
-    yield _seal(END, [], [count.to_bytes(8, "big")])
 
 
-def end_count(chunk: bytes) -> int | None:
-    """Give the number of chunks that the last one says went before it; None of another chunk.  Raises CorruptionError."""
+def end_of(chunk: bytes) -> tuple[int, bytes] | None:
+    """Give the number and the checksum of the chunks that the last one says went before it; None of another chunk.
+
+    Raises CorruptionError.
+    """
     what, _keys, values = open_chunk(chunk)
-    return int.from_bytes(values[0], "big") if what == END else None
+    return (int.from_bytes(values[0], "big"), values[1]) if what == END else None
 
 
 def put_chunk(batch: WriteBatch, keys: ReplicaKeys, chunk: bytes) -> None:

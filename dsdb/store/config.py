@@ -90,6 +90,12 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A log is truncated to what is not applied when it is larger: a follower so far behind takes a Raft snapshot."""
     snapshot_chunk_bytes: int = 256 << 10
     """Bytes in a chunk of a Raft snapshot: less than 2 ms of work for either side."""
+    snapshot_part_bytes: int = 4 << 20
+    """Bytes of a Raft snapshot between two acknowledgements: what is sent again after a broken connection, and kept in memory for that."""
+    snapshot_bytes_per_s: float = 32 << 20
+    """What a store sends of all its Raft snapshots, and what it takes, at most: a third of a gigabit line."""
+    snapshot_patience_s: float = 15.0
+    """How long a store keeps what it has of a Raft snapshot whose sender is not heard of."""
     snapshot_senders_max: int = 2
     """Raft snapshots that a store sends at a time, so that they do not starve requests of the network."""
     snapshot_receivers_max: int = 2

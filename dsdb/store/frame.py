@@ -132,6 +132,14 @@ class SnapshotHeader(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
     closed: Timestamp = MIN_TIMESTAMP
     intents: int = UNKNOWN
     """How many stand in it."""
+    snapshot_id: int = 0
+    """Drawn for this Raft snapshot: it may come in several parts, each on a stream of its own and acknowledged by itself."""
+    first_chunk: int = 0
+    """Number of the first chunk of this part."""
+    part_chunks: int = 0
+    """How many this part has."""
+    is_last: bool = True
+    """No part follows: when this one is acknowledged the Raft snapshot is installed."""
 
 
 class TransportError(OSError):

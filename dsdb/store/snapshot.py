@@ -1,8 +1,9 @@
 """Raft snapshots: how a replica that lacks the log gets a whole range, from an engine snapshot of the leaseholder's.
 
     sender                                  receiver
-      │ header, chunks ──────────────────────▶ │ staged in META as they come
-      │                                        │ complete: InstallSnapshot is stepped into the core
+      │ header, chunks of a part ────────────▶ │ staged in META as they come
+      │ ◀─ acknowledged ─────────────────────  │ … of a part that was cut short the sender begins again, from the same engine snapshot
+      │ the next part … the last ────────────▶ │ complete: InstallSnapshot is stepped into the core
       │                                        │ switch, one batch: old keys and log gone, new state, "installing"
       │                                        │ copy: staged chunks into place, in small batches
       │ ◀─ done ─────────────────────────────  │ end, one batch: marker and stage gone; the replica goes on
@@ -13,22 +14,27 @@ Invariants:
 - The switch is atomic: a voter never loses what it acknowledged before it has something newer, whole.
 - A Raft snapshot never overlaps another replica's keys, and never brings back a replica that was removed.
 - What is sent is one state: keys, outcomes, txn records, descriptor and applied index come from one engine snapshot.
+- What was acknowledged is not sent again while both stores live; what nobody goes on with is cleared after `snapshot_patience_s`.
+- All that a store sends of Raft snapshots, and all that it takes, keeps within `snapshot_bytes_per_s` each.
 - Nothing here holds the event loop longer than one chunk takes.
 """
 
+import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from typing import NoReturn
 
+import msgspec
 import trio
 
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.raft.messages import InstallSnapshot, Membership, ReplicaId, SnapshotMetadata
 from dsdb.raft.ready import Ready
-from dsdb.storage.engine.port import Engine, EngineSnapshot, WriteBatch
+from dsdb.storage.engine.port import Engine, WriteBatch
 from dsdb.storage.errors import CorruptionError, DiskFullError, WriteStallError
 from dsdb.storage.keys import prefix_end
-from dsdb.store.chunks import end_count, put_chunk, range_chunks
+from dsdb.store.chunks import end_of, new_whole, put_chunk, range_chunks
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import SnapshotHeader, Transport, TransportError
 from dsdb.store.loop import RaftLoop
@@ -48,9 +54,13 @@ from dsdb.store.state import (
     staging_prefix,
 )
 from dsdb.store.state_machine import StateMachine, clear_keys
+from dsdb.store.throttle import Throttle
 from dsdb.store.waiter import Waiter
 
 log = logging.getLogger("dsdb.store")
+
+PART_ATTEMPTS = 6
+"""Times that a part of a Raft snapshot is sent before it is given up."""
 
 
 class Incoming:
@@ -68,6 +78,28 @@ class Incoming:
         """Settled when the replica goes on."""
 
 
+class _Partial:
+    """A Raft snapshot of which parts have come."""
+
+    __slots__ = ("heard_at", "is_active", "next", "snapshot_id", "starts")
+
+    def __init__(self, snapshot_id: int, now: float) -> None:
+        self.snapshot_id = snapshot_id
+        self.next = 0
+        """The first chunk that was not acknowledged."""
+        self.starts = {0: new_whole()}
+        """The checksum of all chunks before one: of the first that is not acknowledged, and of the part before."""
+        self.is_active = False
+        """A stream is filling the stage."""
+        self.heard_at = now
+
+    def acknowledge(self, up_to: int, whole: "hashlib.blake2b") -> None:
+        """Note that a part is staged."""
+        before, self.next = self.next, up_to
+        self.starts = {start: sum_ for start, sum_ in self.starts.items() if start == before}
+        self.starts[up_to] = whole
+
+
 class SnapshotSender:
     """Streams Raft snapshots to replicas that need one, a few at a time."""
 
@@ -77,6 +109,9 @@ class SnapshotSender:
         self._loop = loop
         self._transport = transport
         self._slots = trio.CapacityLimiter(context.config.snapshot_senders_max)
+        self.throttle = Throttle(context.clock, context.config.snapshot_bytes_per_s)
+        self.parts_repeated = 0
+        """Parts that were sent again after a broken connection."""
         self._under_way: set[tuple[RangeId, ReplicaId]] = set()
         self._missing_since: dict[tuple[RangeId, ReplicaId], float] = {}
         """Members without a replica on their store, and since when they said so."""
@@ -106,6 +141,14 @@ class SnapshotSender:
         if now - since >= self._context.config.snapshot_retry_s:
             del self._missing_since[range_id, replica_id]
             self.want(range_id, replica_id)
+
+    def statistics(self, taken: Throttle) -> dict[str, float]:
+        """Give figures for metrics; taken: what the store takes of Raft snapshots."""
+        return {
+            "snapshot_bytes_sent": float(self.throttle.passed),
+            "snapshot_bytes_received": float(taken.passed),
+            "snapshot_parts_repeated": float(self.parts_repeated),
+        }
 
     async def run(self) -> None:
         """Send what is wanted, until cancelled."""
@@ -169,17 +212,40 @@ class SnapshotSender:
                 size_bytes=applied.size_bytes,
                 closed=applied.closed,
                 intents=applied.intents,
+                snapshot_id=self._context.chance.getrandbits(62),
             )
             log.info("range %d: sending a Raft snapshot at %d to replica %d on store %d", replica.range_id, applied.index, to, store)
-            async with aclosing(self._chunks(snapshot, replica, state)) as chunks:
-                await self._transport.send_snapshot(store, header, chunks)
+            first, size = 0, 0
+            part: list[bytes] = []
+            for chunk in range_chunks(snapshot, replica.keys, state.descriptor.span, self._context.config.snapshot_chunk_bytes):
+                if size >= self._context.config.snapshot_part_bytes:
+                    await self._send_part(replica, store, _part_of(header, first, part, is_last=False), part)
+                    first, size, part = first + len(part), 0, []
+                part.append(chunk)
+                size += len(chunk)
+                await trio.lowlevel.checkpoint()
+            await self._send_part(replica, store, _part_of(header, first, part, is_last=True), part)
         finally:
             snapshot.release()
 
-    async def _chunks(self, snapshot: EngineSnapshot, replica: Replica, state: ReplicatedState) -> AsyncGenerator[bytes, None]:
-        for chunk in range_chunks(snapshot, replica.keys, state.descriptor.span, self._context.config.snapshot_chunk_bytes):
+    async def _send_part(self, replica: Replica, store: StoreId, header: SnapshotHeader, chunks: list[bytes]) -> None:
+        """Send a part until it is acknowledged.  Raises TransportError: of the first part at once, as nothing is lost then."""
+        for attempt in range(PART_ATTEMPTS):
+            try:
+                async with aclosing(self._throttled(chunks)) as stream:
+                    await self._transport.send_snapshot(store, header, stream)
+                return
+            except TransportError as error:
+                if header.first_chunk == 0 or attempt == PART_ATTEMPTS - 1 or not replica.is_leader:
+                    raise
+                log.info("range %d: chunks from %d on are sent again: %s", replica.range_id, header.first_chunk, error)
+                self.parts_repeated += 1
+                await trio.sleep(self._context.config.snapshot_retry_s)
+
+    async def _throttled(self, chunks: list[bytes]) -> AsyncGenerator[bytes, None]:
+        for chunk in chunks:
+            await self.throttle.wait_for(len(chunk))
             yield chunk
-            await trio.lowlevel.checkpoint()
 
 
 class SnapshotReceiver:
@@ -197,28 +263,79 @@ class SnapshotReceiver:
         self._switched: list[Replica] = []
         """Replicas whose stage is to be copied."""
         self._copy_waiter: Waiter[None] | None = None
+        self._partials: dict[RangeId, _Partial] = {}
+        self._expiry_waiter: Waiter[None] | None = None
+        self.throttle = Throttle(context.clock, context.config.snapshot_bytes_per_s)
 
     # ---- Receiving ----
 
     async def receive(self, header: SnapshotHeader, chunks: AsyncIterator[bytes]) -> None:
-        """Take a Raft snapshot; returns when its replica goes on.  Raises TransportError when it cannot be taken."""
+        """Take a part of a Raft snapshot; of the last one it returns when its replica goes on.  Raises TransportError."""
         range_id = header.descriptor.range_id
-        if range_id in self._under_way or len(self._under_way) >= self._context.config.snapshot_receivers_max:
-            raise TransportError(f"store {self._context.store_id} takes no Raft snapshot of range {range_id} now")
-        self._refuse_misfit(header)
-        self._under_way.add(range_id)
-        is_taken = False
+        partial = self._begin(header)
+        is_taken, is_kept = False, header.first_chunk > 0
         try:
-            incoming = Incoming(header, await self._stage(range_id, chunks))
+            staged, whole = await self._stage(header, partial, chunks)
+            is_kept = not header.is_last
+            if is_kept:
+                partial.acknowledge(staged, whole)
+                return
+            incoming = Incoming(header, staged)
             is_taken = self._offer(incoming)
             if is_taken:
+                del self._partials[range_id]
                 await incoming.waiter.wait()
         except CorruptionError as error:
             raise TransportError(str(error)) from None
         finally:
-            if not is_taken:
-                self._under_way.discard(range_id)
-                self._clear_stage(range_id)
+            partial.is_active = False
+            partial.heard_at = self._context.clock.now()
+            if not is_taken and not is_kept:
+                self._drop(range_id)
+
+    def _begin(self, header: SnapshotHeader) -> _Partial:
+        """Find the place of a part, or make one for the first.  Raises TransportError."""
+        range_id = header.descriptor.range_id
+        partial = self._partials.get(range_id)
+        if partial is not None and partial.is_active:
+            raise TransportError(f"a Raft snapshot of range {range_id} is on its way")
+        self._refuse_misfit(header)
+        now = self._context.clock.now()
+        if header.first_chunk == 0:
+            if partial is not None:
+                # Its sender has begun anew, or another one has.
+                self._drop(range_id)
+            if range_id in self._under_way or len(self._under_way) >= self._context.config.snapshot_receivers_max:
+                raise TransportError(f"store {self._context.store_id} takes no Raft snapshot of range {range_id} now")
+            partial = self._partials[range_id] = _Partial(header.snapshot_id, now)
+            self._under_way.add(range_id)
+            if self._expiry_waiter is not None:
+                self._expiry_waiter.settle(None)
+                self._expiry_waiter = None
+        elif partial is None or partial.snapshot_id != header.snapshot_id or header.first_chunk not in partial.starts:
+            raise TransportError(f"chunk {header.first_chunk} is not the next one of the Raft snapshot of range {range_id}")
+        partial.is_active = True
+        return partial
+
+    def _drop(self, range_id: RangeId) -> None:
+        """Forget what has come of a Raft snapshot."""
+        self._partials.pop(range_id, None)
+        self._under_way.discard(range_id)
+        self._clear_stage(range_id)
+
+    async def _run_expiry(self) -> NoReturn:
+        """Clear what nobody goes on with."""
+        while True:
+            if not self._partials:
+                self._expiry_waiter = Waiter()
+                await self._expiry_waiter.wait()
+            patience_s = self._context.config.snapshot_patience_s
+            await trio.sleep(patience_s / 4)
+            now = self._context.clock.now()
+            for range_id, partial in sorted(self._partials.items()):
+                if not partial.is_active and now - partial.heard_at > patience_s:
+                    log.info("range %d: nobody goes on with its Raft snapshot", range_id)
+                    self._drop(range_id)
 
     def _refuse_misfit(self, header: SnapshotHeader) -> None:
         """Refuse what has no place here.  Raises TransportError."""
@@ -237,23 +354,34 @@ class SnapshotReceiver:
             elif replica.descriptor.span.overlaps(descriptor.span):
                 raise TransportError(f"range {descriptor.range_id} overlaps range {range_id}, whose split is not applied here")
 
-    async def _stage(self, range_id: RangeId, chunks: AsyncIterator[bytes]) -> int:
-        """Write chunks into the stage as they come; give their number.  Raises TransportError if the stream is not whole."""
-        number = 0
-        count: int | None = None
+    async def _stage(self, header: SnapshotHeader, partial: _Partial, chunks: AsyncIterator[bytes]) -> tuple[int, "hashlib.blake2b"]:
+        """Write chunks into the stage as they come; give the number of all that are staged, and their checksum.
+
+        Raises TransportError if the part is not whole, or behind the last one all of them are not.
+        """
+        range_id = header.descriptor.range_id
+        number = header.first_chunk
+        whole = partial.starts[number].copy()
+        end: tuple[int, bytes] | None = None
+        came = 0
         async for chunk in chunks:
-            if count is not None:
+            if end is not None:
                 raise TransportError(f"the Raft snapshot of range {range_id} goes on behind its end")
-            count = end_count(chunk)
-            if count is not None:
+            await self.throttle.wait_for(len(chunk))
+            came += 1
+            end = end_of(chunk)
+            if end is not None:
                 continue
             batch = self._context.engine.new_batch()
             batch.put(META, staging_key(range_id, number), bytes(chunk))
             await self._write(batch)
+            whole.update(chunk)
             number += 1
-        if count != number:
-            raise TransportError(f"{number} chunks of range {range_id} came, of {'more' if count is None else count}")
-        return number
+        if came != header.part_chunks or header.is_last != (end is not None):
+            raise TransportError(f"{came} chunks of range {range_id} came, of {header.part_chunks}")
+        if end is not None and end != (number, whole.digest()):
+            raise TransportError(f"the {number} chunks of range {range_id} are not the {end[0]} that were sent")
+        return number, whole
 
     async def _write(self, batch: WriteBatch, *, must_succeed: bool = False) -> None:
         config = self._context.config
@@ -343,7 +471,12 @@ class SnapshotReceiver:
         return begin_copy
 
     async def run(self) -> None:
-        """Copy the stages of switched replicas into place, until cancelled."""
+        """Copy the stages of switched replicas into place, and clear what is left over, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_expiry)
+            nursery.start_soon(self._run_copies)
+
+    async def _run_copies(self) -> NoReturn:
         while True:
             if not self._switched:
                 self._copy_waiter = Waiter()
@@ -383,6 +516,10 @@ class SnapshotReceiver:
         self._on_installed(replica)
         self._loop.mark(replica.range_id)
         incoming.waiter.settle(None)
+
+
+def _part_of(header: SnapshotHeader, first: int, part: Sequence[bytes], *, is_last: bool) -> SnapshotHeader:
+    return msgspec.structs.replace(header, first_chunk=first, part_chunks=len(part), is_last=is_last)
 
 
 def put_staged(engine: Engine, batch: WriteBatch, keys: ReplicaKeys, range_id: RangeId, number: int) -> None:

@@ -143,6 +143,7 @@ class Store(LoopEvents):
         self._splitting = Splitting(self._context, self._replicas, self._serving)
         self._sender = SnapshotSender(self._context, self._replicas, self._loop, transport)
         self._receiver = SnapshotReceiver(self._context, self._replicas, self._loop, self._on_installed)
+        self.snapshot_rates = (self._sender.throttle, self._receiver.throttle)
         self._changes = MembershipChanges(self._context, self._sender)
         self._repairing = Repairing(self._context, self._replicas, self._loop, self._changes)
         self.consistency = Consistency(self._context, self._replicas, self._loop, self._repairing)
@@ -569,6 +570,7 @@ class Store(LoopEvents):
             "checks": float(self.consistency.checks),
             "check_mismatches": float(self.consistency.mismatches),
             "check_alarms": float(self.consistency.alarms),
+            **self._sender.statistics(self._receiver.throttle),
             "follower_reads": float(self._context.follower_reads),
             "latches": float(sum(len(replica.latches) for replica in replicas)),
             "locks": float(sum(len(replica.locks) for replica in replicas)),
