@@ -21,7 +21,7 @@ from dsdb.node.directory import Directory, NodeEntry
 from dsdb.node.membership import take_id
 from dsdb.ranges import Router
 from dsdb.rpc import RpcError
-from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeSettingsInfo, RangeUnavailableError
+from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeSettingsInfo, RangeUnavailableError, TransactionRetryError
 from dsdb.storage.keys import EVERYTHING, Span
 from dsdb.store.range_settings import CLUSTER_TABLE, SettingsBook
 from dsdb.txn import TransactionFactory
@@ -33,6 +33,8 @@ ANSWER_S = 1.0
 IN_VAIN_MAX_S = 3.0
 """After so much waiting for ranges that did not answer, the others get HURRIED_ANSWER_S each."""
 HURRIED_ANSWER_S = 0.1
+META_TRIES = 5
+"""An entry that another writes at the same time is there after the second."""
 COUNT_S = 5.0
 """How long ranges are counted for a list of nodes."""
 
@@ -85,10 +87,23 @@ class NodeClusterView:
             assert isinstance(reply, SplitReply)
             for desc in (reply.left, reply.right):
                 self._router.cache.update(desc)
-                await self._meta.write(desc)
+                await self._write_meta(desc)
             self._wake_coordinator()
             return
         raise RangeUnavailableError("the range changed too often while it was being split")
+
+    async def _write_meta(self, desc: RangeDescriptor) -> None:
+        """Write the entry of a range that was split.  Raises PortError.
+
+        Its leaseholder does so, too: either may be in the other's way, and then finds that it is written.
+        """
+        for _ in range(META_TRIES):
+            try:
+                await self._meta.write(desc)
+            except TransactionRetryError as error:
+                log.info("range %d: the addressing entry is being written by another: %s", desc.range_id, error)
+            else:
+                return
 
     async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | None]) -> None:
         """Set when the ranges of a table, or with 0 of all tables, are split.  Raises PortError."""

@@ -116,10 +116,13 @@ class Mix:
     """After which time a timestamp is closed."""
     flush_keys: int | None = None
     """How many keys a transaction buffers before it flushes them; None: as many as usual."""
+    splits_soon: bool = False
+    """Ranges are split by little load, and at little size."""
 
     def __str__(self) -> str:
         keys = "" if self.staged_keys is None else f"; records of {self.staged_keys} keys"
         keys += "" if self.flush_keys is None else f"; buffers of {self.flush_keys} keys"
+        keys += "; ranges split soon" if self.splits_soon else ""
         return (
             f"faults {','.join(self.faults)}; clients {','.join(self.clients)}; {self.delay_ms[0]} to {self.delay_ms[1]} ms; "
             f"late copies {self.late_copies:g}{keys}; closed after {self.closed_lag_s:g} s"
@@ -141,6 +144,7 @@ def draw(
     own_past = (PAST,) if chance.random() < 0.4 else ()
     own_closed_lag_s = chance.choice((0.02, 0.3, 3.0))
     own_members = (MEMBERS,) if chance.random() < 0.33 else ()
+    splits_soon = chance.random() < 0.4
     return Mix(
         faults=faults or own_faults + own_members,
         clients=clients or (*(kind for kind in KINDS if kind in own_clients), *own_past),
@@ -149,6 +153,7 @@ def draw(
         staged_keys=staged_keys,
         flush_keys=flush_keys,
         closed_lag_s=closed_lag_s or own_closed_lag_s,
+        splits_soon=splits_soon,
     )
 
 

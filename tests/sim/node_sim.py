@@ -287,7 +287,7 @@ def simulate(
     mix = draw(seed, faults, clients, closed_lag_s)
     model = Model(events=Counter() if events is None else events)
     hooks = Hooks(model.events)
-    hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys)
+    hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys, splits_soon=mix.splits_soon)
     try:
         simulation = Simulation(seed, seconds, mix, hooks, model, keep)
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))

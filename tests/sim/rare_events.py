@@ -20,10 +20,12 @@ from dsdb.kv.requests import BumpReply
 from dsdb.node import parts
 from dsdb.sql.execute.engine import QueryEngine
 from dsdb.storage import mvcc
-from dsdb.store import evaluate, intents
+from dsdb.store import evaluate, intents, key_sample, load
 from dsdb.store.clearing import Clearing
 from dsdb.store.command import EndTxnCommand
 from dsdb.store.intents import Awaited
+from dsdb.store.load import LoadWatch
+from dsdb.store.range_settings import CLUSTER_TABLE, StoredSettings
 from dsdb.store.replica import Replica
 from dsdb.store.state_machine import StateMachine
 from dsdb.txn import KvTransaction, parallel_commit
@@ -72,8 +74,15 @@ RARE = (
     "rare: late copy of an earlier flush",
     "rare: intent of nothing resolved",
     "store: follower reads",
+    "rare: key of a split by size",
+    "rare: key of a split by load",
 )
 """What a search is expected to have seen, so that it says when it has not."""
+
+
+SOON_BYTES, SOON_REQUESTS = 6_000, 10
+SOON = {"LOAD_SUSTAINED_S": 1.0, "REST_S": 2.0, "VAIN_REST_S": 3.0, "ROWS_LEAST": 2}
+"""In the place of what `load` has, where ranges are to be split soon."""
 
 
 class Hooks:
@@ -100,10 +109,12 @@ class Hooks:
             owner, name, original = self._undo.pop()
             setattr(owner, name, original)
 
-    def install(self, staged_keys: int | None, closed_lag_s: float, flush_keys: int | None = None) -> None:
+    def install(
+        self, staged_keys: int | None, closed_lag_s: float, flush_keys: int | None = None, *, splits_soon: bool = False
+    ) -> None:
         """Wrap everything; staged_keys, flush_keys: how many keys a record may promise, and a buffer hold, if not as many as usual.
 
-        closed_lag_s: after which time all stores close a timestamp.
+        closed_lag_s: after which time all stores close a timestamp; splits_soon: whether little load, and size, splits a range.
         """
         self.wrap(QueryEngine, "_on_thread", lambda _: _in_the_loop)
         if staged_keys is not None:
@@ -112,6 +123,7 @@ class Hooks:
             self.wrap(KvTransaction, "is_full", lambda _: property(lambda txn: len(txn._buffer) >= flush_keys))
         interval_s = min(0.15, closed_lag_s * 3)
         self.wrap(parts, "StoreConfig", lambda original: partial(original, closed_lag_s=closed_lag_s, closed_interval_s=interval_s))
+        self._wrap_splits(splits_soon)
         self._wrap_records()
         self._wrap_evaluation()
         self._wrap_flushes()
@@ -120,6 +132,23 @@ class Hooks:
     def _count(self, name: str, is_so: bool = True) -> None:
         if is_so:
             self._events[f"rare: {name}"] += 1
+
+    def _wrap_splits(self, splits_soon: bool) -> None:
+        def key_for(original: Any) -> Any:
+            async def wrapped(loads: Any, wish: Any) -> Any:
+                key = await original(loads, wish)
+                self._count(f"key of a split by {wish.kind.value}", key is not None)
+                return key
+
+            return wrapped
+
+        self.wrap(LoadWatch, "key_for", key_for)
+        if splits_soon:
+            soon = StoredSettings(max_bytes=SOON_BYTES, load_requests=SOON_REQUESTS)
+            self.wrap(load, "SettingsBook", lambda original: lambda stored: original({CLUSTER_TABLE: soon, **stored}))
+            for name, value in SOON.items():
+                self.wrap(load, name, lambda _, value=value: value)
+            self.wrap(key_sample, "SAMPLES_LEAST", lambda _: 8)
 
     def _wrap_records(self) -> None:
         def stage(original: Any) -> Any:
