@@ -106,6 +106,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """In about this time every range that has changed is checked: its replicas' checksums are compared."""
     check_bytes_per_s: float = 8 << 20
     """What a store reads for checks, at most: a few per cent of a processor."""
+    split_patience_s: float = 10.0
+    """How long a right side waits for a follower that has yet to apply the split, before it is sent a Raft snapshot instead."""
     change_timeout_s: float = 300.0
     """A change of replicas that is not through after this long is answered with an error; it can be asked for again."""
     scan_read_bytes_max: int = 4 << 20

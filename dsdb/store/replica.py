@@ -128,6 +128,10 @@ class Replica:
         """When the keeper wakes this replica, which is one of very many that it has work for."""
         self.inquire_at = math.inf
         """When to ask the others whether this replica was removed: it has had no leader for a while."""
+        self.split_from: tuple[RangeId, int] | None = None
+        """The left side of the split that made it, and the split's place in its log; None of one that was loaded, or came otherwise."""
+        self.snapshots_sent: dict[ReplicaId, int] = {}
+        """Replicas that took a Raft snapshot from this one, and its index: they apply nothing of before."""
         self.is_changing = False
         """A change of replicas is under way."""
         self.requests = 0

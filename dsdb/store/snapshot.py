@@ -138,9 +138,22 @@ class SnapshotSender:
             return
         now = self._context.clock.now()
         since = self._missing_since.setdefault((range_id, replica_id), now)
-        if now - since >= self._context.config.snapshot_retry_s:
+        config = self._context.config
+        if now - since >= (config.split_patience_s if self._is_split_awaited(replica, replica_id) else config.snapshot_retry_s):
             del self._missing_since[range_id, replica_id]
             self.want(range_id, replica_id)
+
+    def _is_split_awaited(self, replica: Replica, missing: ReplicaId) -> bool:
+        """Say whether a replica that is not there probably comes with a split.
+
+        Sent too early its Raft snapshot would be refused; or, if just not, it would skip the next split of the range, whose right side
+        then needs one as well, and so on for all that are made while the follower is behind.
+        """
+        if replica.split_from is None:
+            return False
+        left, index = replica.split_from
+        parent = self._replicas.get(left)
+        return parent is None or parent.snapshots_sent.get(missing, 0) < index
 
     def statistics(self, taken: Throttle) -> dict[str, float]:
         """Give figures for metrics; taken: what the store takes of Raft snapshots."""
@@ -180,8 +193,9 @@ class SnapshotSender:
         is_done = False
         try:
             async with self._slots:
-                await self._stream(replica, to, store)
+                index = await self._stream(replica, to, store)
             is_done = True
+            replica.snapshots_sent[to] = index
             replica.damaged_peers.pop(to, None)
         except CorruptionError as error:
             self._context.on_unreadable(replica.range_id, error)
@@ -192,7 +206,8 @@ class SnapshotSender:
             if not replica.is_destroyed:
                 self._loop.mark(replica.range_id)
 
-    async def _stream(self, replica: Replica, to: ReplicaId, store: StoreId) -> None:
+    async def _stream(self, replica: Replica, to: ReplicaId, store: StoreId) -> int:
+        """Send what the engine shows now; give its index.  Raises TransportError."""
         snapshot = self._context.engine.snapshot()
         try:
             state = read_replicated(snapshot, replica.keys)
@@ -225,6 +240,7 @@ class SnapshotSender:
                 size += len(chunk)
                 await trio.lowlevel.checkpoint()
             await self._send_part(replica, store, _part_of(header, first, part, is_last=True), part)
+            return applied.index
         finally:
             snapshot.release()
 

@@ -426,13 +426,14 @@ class Store(LoopEvents):
     def on_split(self, replica: Replica, batch: WriteBatch, command: SplitCommand) -> Callable[[], None]:
         """Make the right side."""
         right = self._splitting.put_right(replica, batch, command)
-        was_leader = replica.is_leader
+        was_leader, split_at = replica.is_leader, replica.machine.applied.index
 
         def begin() -> None:
             if right is None:
                 return
             state, intents = right
             made = Replica(self._context, replica.replica_id, state)
+            made.split_from = (replica.range_id, split_at)
             made.machine.intents = intents
             self._add(made)
             self._keeper.admit(made, self._context.clock.now())

@@ -3,15 +3,17 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
+import msgspec
 import pytest
 import trio
 from store_cluster import Cluster, simulate
 
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import RangeId, StoreId
+from dsdb.kv.requests import SplitRequest
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import prefix_end
-from dsdb.store import SnapshotHeader, StoreConfig, TransportError
+from dsdb.store import SnapshotHeader, StoreConfig, StoreFrame, TransportError
 from dsdb.store.checksum import checksum
 from dsdb.store.state import ReplicaKeys, staging_prefix
 
@@ -216,3 +218,53 @@ def test_it_keeps_within_its_rate_and_does_not_hold_up_writes() -> None:
         assert slowest_s < 0.5
 
     simulate(2, body, config=StoreConfig(snapshot_bytes_per_s=100_000.0, snapshot_chunk_bytes=8192, snapshot_part_bytes=65536))
+
+
+@pytest.mark.parametrize("behind_s", [0.5, 3.0])
+def test_splits_while_a_follower_is_behind_cost_no_raft_snapshots(behind_s: float) -> None:
+    """Each right side would be sent one, as the one before it skips its next split."""
+
+    async def body(cluster: Cluster) -> None:
+        await fill(cluster)
+        await cluster.replicate(TABLES, [2, 3])
+        store = await cluster.wait_leaseholder(TABLES)
+        await trio.sleep(1)
+        wire = cluster.wires[store.identity.store_id]
+        send, until = wire.send, trio.current_time() + behind_s
+
+        def send_behind(to: StoreId, frame: StoreFrame) -> None:
+            if to == 3 and trio.current_time() < until:
+                kept = tuple(envelope for envelope in frame.messages if envelope.range_id != TABLES)
+                frame = msgspec.structs.replace(frame, messages=kept)
+            send(to, frame)
+
+        wire.send = send_behind  # type: ignore[method-assign]  # it is between
+        before = wire.snapshots
+        for number in range(1, 31):
+            at = key(number * 10)
+            await cluster.call(lambda range_id: SplitRequest(range_id, at, RangeId(100 + number)), at)  # noqa: B023
+            await trio.sleep(0.1)
+        await cluster.eventually(lambda: len(cluster.store(3).descriptors()) == 31, timeout_s=60.0)
+        assert wire.snapshots - before == 0
+        assert sum(one.snapshots for one in cluster.wires.values()) == before
+
+    simulate(3, body)
+
+
+def test_a_right_side_whose_split_will_never_come_is_sent_at_last() -> None:
+    async def body(cluster: Cluster) -> None:
+        await fill(cluster)
+        await cluster.replicate(TABLES, [2, 3])
+        store = await cluster.wait_leaseholder(TABLES)
+        cluster.kill(StoreId(3))
+        await cluster.call(lambda range_id: SplitRequest(range_id, key(200), RangeId(100)), key(200))
+        # Its log of before the split is gone, so that the left side's Raft snapshot skips it.
+        for number in range(40):
+            await cluster.put(key(number), bytes(64 << 10))
+        await cluster.restart(StoreId(3))
+        began = trio.current_time()
+        await cluster.eventually(lambda: cluster.store(3).range_status(RangeId(100)) is not None, timeout_s=30.0)
+        assert trio.current_time() - began < 8.0
+        assert cluster.wires[store.identity.store_id].snapshots >= 2
+
+    simulate(3, body, config=StoreConfig(log_bytes_max=256 << 10))
