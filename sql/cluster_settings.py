@@ -92,7 +92,7 @@ CLUSTER_SETTINGS = {
             default=3.0,
             least=0.5,
             most=600.0,
-            description="How far behind now follower_read_timestamp() reads; transactions that take longer to commit are delayed.",
+            description="A timestamp is closed so long after it was issued; follower_read_timestamp() reads two seconds further back.",
         ),
         ClusterSetting(
             name="dead_after",

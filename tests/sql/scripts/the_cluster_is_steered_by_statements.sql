@@ -2,7 +2,7 @@ SHOW ALL CLUSTER SETTINGS;
 ---
 name | value | default_value | description
 check_bytes_per_s | 8MiB | 8MiB | What a store reads at most, in a second, to compare its replicas with others.
-closed_lag | 3s | 3s | How far behind now follower_read_timestamp() reads; transactions that take longer to commit are delayed.
+closed_lag | 3s | 3s | A timestamp is closed so long after it was issued; follower_read_timestamp() reads two seconds further back.
 dead_after | 300s | 300s | A store that does not answer for so long is dead: its replicas are replaced.
 rebalance_moves_max | 64 | 64 | Ranges of the cluster whose replicas are being moved at a time.
 version_age | 600s | 600s | How long old versions of rows are kept at least, and AS OF SYSTEM TIME reads back.
