@@ -87,6 +87,14 @@ CLUSTER_SETTINGS = {
             description="What a store reads at most, in a second, to compare its replicas with others.",
         ),
         ClusterSetting(
+            name="check_interval",
+            kind=SettingKind.DURATION,
+            default=86_400.0,
+            least=10.0,
+            most=365 * 86_400.0,
+            description="In about this time the replicas of every range that has changed are compared.",
+        ),
+        ClusterSetting(
             name="closed_lag",
             kind=SettingKind.DURATION,
             default=3.0,
@@ -109,6 +117,14 @@ CLUSTER_SETTINGS = {
             least=1,
             most=1000,
             description="Ranges of the cluster whose replicas are being moved at a time.",
+        ),
+        ClusterSetting(
+            name="snapshot_bytes_per_s",
+            kind=SettingKind.BYTES,
+            default=32 << 20,
+            least=64 << 10,
+            most=16 << 30,
+            description="What a store sends, and what it takes, at most, in a second, of whole replicas for other stores.",
         ),
         ClusterSetting(
             name="version_age",

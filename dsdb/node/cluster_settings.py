@@ -111,5 +111,8 @@ class ClusterSettings:
         self._coordinator.use(dead_after_s=values.get("dead_after"), moves_max=None if moves is None else int(moves))
         self._store.closing.use_lag(values.get("closed_lag"))
         self._store.consistency.throttle.bytes_per_s = values.get("check_bytes_per_s", CLUSTER_SETTINGS["check_bytes_per_s"].default)
+        self._store.consistency.interval_s = values.get("check_interval", CLUSTER_SETTINGS["check_interval"].default)
+        for throttle in self._store.snapshot_rates:
+            throttle.bytes_per_s = values.get("snapshot_bytes_per_s", CLUSTER_SETTINGS["snapshot_bytes_per_s"].default)
         self._cleanup.use_age(values.get("version_age"))
         self._version_collector.use_age(values.get("version_age"))

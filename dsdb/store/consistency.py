@@ -46,6 +46,8 @@ QUEUE_FACTOR = 4.0
 """By so much reading may take longer, as other ranges' checks are before it."""
 URGENT_TIMES = 8.0
 """An urgent check reads so many times faster than the rate allows."""
+PAUSE_MAX_S = 5.0
+"""A change of the interval is seen so soon."""
 LOOKS = 24
 """Looks for changed ranges in one interval, if there are none."""
 
@@ -121,6 +123,8 @@ class Consistency:
         self._loop = loop
         self._repairing = repairing
         self.throttle = Throttle(context.clock, context.config.check_bytes_per_s)
+        self.interval_s = context.config.check_interval_s
+        """May be changed at any time, like the throttle's rate."""
         self._jobs: deque[_Job] = deque()
         self._job_waiter: Waiter[None] | None = None
         self._collections: dict[int, _Collection] = {}
@@ -265,18 +269,25 @@ class Consistency:
 
     async def _run_passes(self) -> NoReturn:
         """Check what has changed, with pauses of one length, so that a pass takes the interval."""
-        interval_s = self._context.config.check_interval_s
         while True:
             waiting = self._unchecked()
             if not waiting:
-                await trio.sleep(interval_s / LOOKS)
+                await self._pause(1 / LOOKS)
                 continue
             for range_id in waiting:
-                await trio.sleep(interval_s / len(waiting))
+                await self._pause(1 / len(waiting))
                 try:
                     await self.check(range_id)
                 except KvError as error:
                     log.info("range %d: not checked: %s", range_id, _said(error.detail))
+
+
+    async def _pause(self, part: float) -> None:
+        """Wait for a part of the interval, which may be set anew meanwhile."""
+        clock = self._context.clock
+        began = clock.now()
+        while (left_s := began + self.interval_s * part - clock.now()) > 0:  # noqa: ASYNC110 (nothing says that time has passed)
+            await trio.sleep(min(left_s, PAUSE_MAX_S))
 
 
 def _said(detail: KvErrorDetail) -> str:
