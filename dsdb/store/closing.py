@@ -29,6 +29,8 @@ from dsdb.store.outbox import Outbox
 from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
 
+PROMISED_MAX = 256
+"""Ranges whose leases are looked at in one tick, some milliseconds; of more, some in each."""
 BEHIND_MAX = from_milliseconds(10_000)
 """How much older than usual reads of followers are made for the sake of replicas that are behind."""
 SCAN_ROWS = 4_096
@@ -59,6 +61,10 @@ class Closing:
         self._repeat_at = 0.0
         self._must_tell = False
         """Somebody must be told though no timestamp was issued."""
+        self._walk: list[Replica] = []
+        """Replicas still to be looked at for the present promise, and …"""
+        self._indexes: dict[StoreId, dict[RangeId, int]] = {}
+        """… what was found: store that has replicas → ranges and indexes to tell it."""
         self._unscanned: list[Replica] = []
         self._scan_waiter: Waiter[None] | None = None
         context.on_intents_wanted = self._want_intents
@@ -79,6 +85,9 @@ class Closing:
         """Promise what is due, and tell the peers with the next frames."""
         context = self._context
         self._outbox.issued = context.timestamps.latest
+        if self._walk:
+            self._promise(now)
+            return
         if now < self._next:
             return
         self._next = now + context.config.closed_interval_s
@@ -89,25 +98,34 @@ class Closing:
         self._must_tell = False
         self._repeat_at = now + context.config.closed_repeat_s
         context.closing = target
+        self._walk, self._indexes = list(reversed(self._replicas.values())), {context.store_id: {}}
         self._promise(now)
 
     def _promise(self, now: float) -> None:
-        context = self._context
-        own = context.store_id
-        indexes: dict[StoreId, dict[RangeId, int]] = {own: {}}
-        for range_id, replica in self._replicas.items():
-            if replica.low_term != replica.lease_term or not replica.holds_lease(now):
+        """Promise for some more of the ranges led here; tell of it once all are through.
+
+        What is told late is as true: whatever a range has evaluated since it promised lies above.
+        """
+        indexes = self._indexes
+        for _ in range(min(PROMISED_MAX, len(self._walk))):
+            replica = self._walk.pop()
+            if replica.is_destroyed or replica.low_term != replica.lease_term or not replica.holds_lease(now):
                 continue
             replica.promise()
             last = replica.raft.log.last_index
             for member in replica.descriptor.replicas:
                 of_store = indexes.setdefault(member.store_id, {})
                 if len(of_store) < RANGES_MAX:
-                    of_store[range_id] = last
+                    of_store[replica.range_id] = last
+        if not self._walk:
+            self._tell()
+
+    def _tell(self) -> None:
+        context, indexes = self._context, self._indexes
         for store in sorted({*indexes, *self._telling.peers()}):
             update = self._telling.update(store, context.closing, indexes.get(store, {}))
-            if store == own:
-                context.promises.take(own, update)
+            if store == context.store_id:
+                context.promises.take(store, update)
             else:
                 self._outbox.tell_closed(store, update)
 

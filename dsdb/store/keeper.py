@@ -28,6 +28,8 @@ from dsdb.store.replica import Replica
 
 log = logging.getLogger("dsdb.store")
 
+PEERS_PAUSE_S = 0.0001
+"""Least time, for each replica, between two looks at all of them for the stores whose support is needed."""
 TICKED_MAX = 512
 """Groups ticked at a time: about 10 ms."""
 WOKEN_AT_ONCE = 64
@@ -50,8 +52,11 @@ class Keeper:
         self._closing = closing
         self._is_barred = True
         self._next_request = 0.0
-        self._peers: list[StoreId] | None = None
-        """Stores with replicas of groups led here, ascending; None when it must be found out again."""
+        self._peers: list[StoreId] = []
+        """Stores with replicas of groups led here, ascending; for a moment also some that have none any more."""
+        self._are_peers_doubted = True
+        self._peers_at = 0.0
+        """When to look again, if they are doubted: it takes a look at all replicas."""
         self._unsupporting: set[StoreId] = set()
         """Of those stores the ones whose support of ours was over when it was last looked at."""
         self._incarnations: dict[StoreId, int] = {}
@@ -117,8 +122,8 @@ class Keeper:
                 self._wake_at(replica, when)
 
     def forget_peers(self) -> None:
-        """Find out again whose support is needed: leadership or membership has changed."""
-        self._peers = None
+        """Find out again whose support is needed, before long: leadership or membership has changed."""
+        self._are_peers_doubted = True
 
     def _jitter(self) -> float:
         return self._context.chance.random() * self._context.config.campaign_jitter_s
@@ -274,35 +279,35 @@ class Keeper:
 
     # ---- Support ----
 
-    def _needed_peers(self) -> list[StoreId]:
-        if self._peers is None:
-            own = self._context.store_id
+    def _needed_peers(self, now: float) -> list[StoreId]:
+        if self._are_peers_doubted and now >= self._peers_at:
+            self._are_peers_doubted = False
+            self._peers_at = now + len(self._replicas) * PEERS_PAUSE_S
             needed: set[StoreId] = set()
             for replica in self._replicas.values():
                 if replica.is_leader:
-                    needed.update(member.store_id for member in replica.descriptor.replicas)
-            needed.discard(own)
+                    needed.update([member.store_id for member in replica.descriptor.replicas])
+            needed.discard(self._context.store_id)
             self._peers = sorted(needed)
         return self._peers
 
     def _ask_support(self, now: float) -> None:
         request = self._context.liveness.request(now)
-        for store in self._needed_peers():
+        for store in self._needed_peers(now):
             self._loop.outbox.request(store, request)
 
     def _ask_support_for(self, replica: Replica, now: float) -> None:
-        """Ask for what a new leader lacks."""
+        """Ask for what a leader of now, or of other members, lacks."""
         liveness = self._context.liveness
         stores = {member.store_id for member in replica.descriptor.replicas} - {self._context.store_id}
-        if self._peers is not None:
-            self._peers = sorted(stores.union(self._peers))
+        self._peers = sorted(stores.union(self._peers))
         for store in sorted(stores):
             if liveness.supported_until(store) <= now:
                 self._loop.outbox.request(store, liveness.request(now))
 
     def _wake_unsupported(self, now: float) -> None:
         """Wake the groups led here that have just lost a store's support: those without a quorum's are ticked until they step down."""
-        over = {store for store in self._needed_peers() if self._context.liveness.supported_until(store) <= now}
+        over = {store for store in self._needed_peers(now) if self._context.liveness.supported_until(store) <= now}
         lost, self._unsupporting = over - self._unsupporting, over
         if not lost:
             return

@@ -18,6 +18,8 @@ from dsdb.store.replica import Replica
 
 NEWS_PART = 0.2
 """By this part a load must have changed to be told."""
+LOADS_S = 1.0
+"""Least time between two looks at ranges only because they are in use."""
 NEWS_BYTES = 64 * 1024
 """By so much, and by a twentieth, a size must have changed to be told."""
 
@@ -58,6 +60,7 @@ class Reporting:
         """Range → version of its last news, ascending."""
         self._told: dict[RangeId, ReplicaReport] = {}
         self._had_load: list[RangeId] = []
+        self._loads_at = 0.0
         self._is_first = True
 
     def report(self, life: int, since: int, count_max: int) -> StoreReport:
@@ -94,9 +97,12 @@ class Reporting:
         if self._is_first:
             touched.update(self._replicas)
             self._is_first = False
-        has_load = self._loads.in_use()
-        touched.update(self._had_load, has_load)
-        self._had_load = has_load
+        now = context.clock.now()
+        if now >= self._loads_at:
+            self._loads_at = now + LOADS_S
+            has_load = self._loads.in_use()
+            touched.update(self._had_load, has_load)
+            self._had_load = has_load
         for range_id in sorted(touched):
             replica = self._replicas.get(range_id)
             if replica is None or replica.is_destroyed:
