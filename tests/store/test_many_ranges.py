@@ -2,12 +2,12 @@
 
 import pytest
 import trio
+from store_cluster import Cluster, simulate
 
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, RangeId, StoreId
 from dsdb.kv.requests import ReadRequest, SplitRequest
 from dsdb.store.config import StoreConfig
-from store_cluster import Cluster, simulate
 
 RANGES = 120
 WAKES_PER_S = 20.0
