@@ -7,7 +7,7 @@ Invariants:
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import trio
@@ -22,6 +22,8 @@ log = logging.getLogger("dsdb.coordinator")
 
 RETRY_S = 0.2
 """Pause after an entry that could not be written."""
+WRITTEN_AT_ONCE = 64
+"""Entries that are looked at together."""
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE = msgspec.msgpack.Decoder(RangeDescriptor).decode
@@ -48,16 +50,22 @@ class MetaWriter:
             await self._wakeup.wait()
             self._wakeup = trio.Event()
             while self._waiting:
-                range_id = min(self._waiting)
-                desc = self._waiting.pop(range_id)
-                if not self._is_leaseholder(range_id):
-                    continue
+                some = [self._waiting.pop(range_id) for range_id in sorted(self._waiting)[:WRITTEN_AT_ONCE]]
                 try:
-                    await self.write(desc)
+                    await self._write_some([desc for desc in some if self._is_leaseholder(desc.range_id)])
                 except PortError as error:
-                    log.info("range %d: the addressing entry was not written yet: %s", range_id, error)
-                    self._waiting.setdefault(range_id, desc)
+                    log.info("%d addressing entries were not written yet: %s", len(some), error)
+                    for desc in some:
+                        self._waiting.setdefault(desc.range_id, desc)
                     await trio.sleep(RETRY_S)
+
+    async def _write_some(self, descs: Sequence[RangeDescriptor]) -> None:
+        """Write those of some entries that are not as they should be: after a restart nearly all are.  Raises PortError."""
+        if len(descs) > 1:
+            stored = await self._transactions.begin().get([meta_key(desc.end_key) for desc in descs])
+            descs = [desc for desc, value in zip(descs, stored) if value is None or _DECODE(value) != desc]
+        for desc in descs:
+            await self.write(desc)
 
     async def write(self, desc: RangeDescriptor) -> None:
         """Write a range's entry unless a newer one is there.  Raises PortError."""

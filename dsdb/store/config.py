@@ -21,9 +21,11 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How much faster or slower than ours another store's clock may run, as a fraction."""
     campaign_jitter_s: float = 0.15
     """Replicas that lost their leader campaign after a random part of this, so that they do not split the votes."""
-    wakes_per_s: float = 400.0
+    wakes_per_s: float = 100.0
     """If something befalls very many replicas at once, so many are woken in a second, besides those that are asked for: an election
     costs three stores about a millisecond together."""
+    wakes_wanted_per_s: float = 300.0
+    """So many of those that are asked for, at most."""
     inquiry_interval_s: float = 2.0
     """How long a replica without a leader waits before it asks, again and again, whether it was removed."""
     closed_lag_s: float = 3.0

@@ -67,6 +67,8 @@ class Keeper:
         """When resting replicas are woken: a heap; an entry counts if its replica's `wake_at` still says so."""
         self._ticked_last = RangeId(0)
         self._barred_until = 0.0
+        self._wanted_at = 0.0
+        """Before then enough replicas are woken because they were asked for."""
         self._tick_at = 0.0
         """When groups are ticked next; in between only those in line are woken, as replicas that campaign in one moment split the votes."""
         context.on_wanted = self.want
@@ -116,10 +118,14 @@ class Keeper:
     def want(self, range_id: int) -> None:
         """Have a replica that was asked for, and waits to be woken, woken next."""
         replica = self._replicas.get(RangeId(range_id))
-        if replica is not None:
-            when = max(self._context.clock.now(), self._barred_until) + self._jitter()
-            if when < replica.wake_at:
-                self._wake_at(replica, when)
+        now = self._context.clock.now()
+        if replica is None or replica.wake_at <= max(now, self._wanted_at):
+            return
+        when = max(now, self._barred_until) + self._jitter()
+        if when < replica.wake_at:
+            # A scan asks for all of very many: they too come a few at a time.
+            self._wanted_at = max(now, self._wanted_at) + 1 / self._context.config.wakes_wanted_per_s
+            self._wake_at(replica, min(max(when, self._wanted_at), replica.wake_at))
 
     def forget_peers(self) -> None:
         """Find out again whose support is needed, before long: leadership or membership has changed."""
