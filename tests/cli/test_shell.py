@@ -153,7 +153,7 @@ def test_a_pipe_and_a_file(node: Node, tmp_path: Path) -> None:
     assert piped.returncode == 0
     assert b"-[ RECORD 2 ]\nn | 1\n(2 rows)" in piped.stdout
     assert b"Time: " in piped.stdout
-    assert b"NOTICE: slept" in piped.stderr
+    assert b"WARNING: slept" in piped.stderr
     assert run_shell(node, "-f", str(script)).returncode == 0
     assert run_shell(node, text="\\nonsense\nrows 1").returncode == 1
     assert run_shell(node, text="\\q\nnonsense").returncode == 0

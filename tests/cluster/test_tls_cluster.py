@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,6 +230,19 @@ def test_calls_between_nodes_need_a_nodes_certificate(secure: ProcessCluster, ce
     assert frame.kind == FrameKind.PONG
 
 
+def open_soon(url: str) -> None:
+    """Open a session; while hundreds of others are only just being taken in, it may be among those that make room."""
+    deadline = time.monotonic() + OPENING_S / 2
+    while True:
+        try:
+            dsdb.connect(url).close()
+        except dsdb.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
 def test_strangers_and_those_who_say_nothing_do_not_keep_others_out(secure: ProcessCluster) -> None:
     node = secure.nodes[1]
     silent = [raw_connection(node) for _ in range(400)]
@@ -237,7 +251,7 @@ def test_strangers_and_those_who_say_nothing_do_not_keep_others_out(secure: Proc
             if number % 2:
                 sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01")  # the beginning of a handshake
         for _ in range(3):
-            dsdb.connect(secure.url_of([node])).close()
+            open_soon(secure.url_of([node]))
         silent[0].settimeout(OPENING_S / 2)
         assert silent[0].recv(1) == b""  # the oldest made room, long before its time was over
     finally:

@@ -35,10 +35,12 @@ def test_properties_hold_under_faults() -> None:
 
 
 def test_hosts_that_leave_and_come_back_lose_nothing_and_leave_nothing_behind() -> None:
-    model = simulate(4, 8, ("members",), clients=("insert", "count"))
-    assert model.events["rare: host was to be decommissioned"] >= 1, model.events
-    assert model.events["rare: host was away for long"] >= 1, model.events
-    assert model.events["insert acknowledged"] > 100, model.events
+    events: Counter[str] = Counter()
+    for seed in (1, 2, 3, 4):
+        events.update(simulate(seed, 8, ("members",), clients=("insert", "count")).events)
+    assert events["rare: host was to be decommissioned"] >= 1, events
+    assert events["rare: host was away for long"] >= 1, events
+    assert events["insert acknowledged"] > 100, events
 
 
 def test_without_a_quorum_statements_fail_in_time_and_all_comes_back() -> None:
@@ -76,4 +78,4 @@ def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
 def test_changes_of_the_catalogue_in_transactions() -> None:
     model = simulate(12, 3, ("transfer", "crash"), clients=("ddl",))
     assert model.events["jobs drained"] >= 1, model.events
-    assert model.events["table made: there"] >= 5, model.events
+    assert model.events["table made: there"] >= 2, model.events

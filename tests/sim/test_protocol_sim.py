@@ -22,6 +22,8 @@ SELDOM = {
     "txn: recovered_commits": 3,
     "rare: late copy of an earlier flush": 0,
     "rare: intent of nothing resolved": 0,
+    "rare: key of a split by size": 0,
+    "rare: key of a split by load": 0,
 }
 """But of these, which need a moment or a mix that these seeds seldom have; whole nodes have more of them."""
 
