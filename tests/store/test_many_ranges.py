@@ -82,3 +82,20 @@ def test_leases_of_very_many_ranges_come_back_with_a_store() -> None:
         await cluster.eventually(lambda: led(cluster, range_ids) == RANGES, timeout_s=2 * RANGES / WAKES_PER_S + 4)
 
     simulate(3, body, config=StoreConfig(wakes_per_s=WAKES_PER_S))
+
+
+def test_who_asks_for_all_of_very_many_ranges_gets_them_a_few_at_a_time() -> None:
+    async def body(cluster: Cluster) -> None:
+        range_ids = await split(cluster)
+        cluster.kill(StoreId(1))
+        await trio.sleep(cluster.config.support_duration_s * 1.1)
+        for number, range_id in enumerate(range_ids):
+            for store in cluster.network.stores.values():
+                if cluster.leaseholder(range_id) is None:
+                    with pytest.raises(KvError):
+                        await store.serve(ReadRequest(range_id, (key(number),), None))
+        await trio.sleep(1.0)
+        assert 0 < led(cluster, range_ids) < RANGES * 3 / 4
+        await cluster.eventually(lambda: led(cluster, range_ids) == RANGES, timeout_s=RANGES / WAKES_PER_S + 2)
+
+    simulate(3, body, config=StoreConfig(wakes_per_s=WAKES_PER_S, wakes_wanted_per_s=WAKES_PER_S))
