@@ -187,6 +187,14 @@ def get_intent(reader: Reader, key: bytes) -> Intent | None:
     return decode_intent(stored)
 
 
+def stored_within(reader: Reader, key: bytes) -> bytes | None:
+    """Give the stored key that goes on as `key`, if there is one: a range that began at `key` would part it from its versions."""
+    for length in range(1, len(key)):
+        if _first_from(reader, key[:length], INTENT_SUFFIX) is not None:
+            return key[:length]
+    return None
+
+
 # ---- Writes ----
 
 

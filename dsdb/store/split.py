@@ -9,7 +9,7 @@ which covers every read that the left side served, and all that it said of attem
 Invariants:
 - No read or write of the range, and nothing about a txn record, is evaluated between the evaluation of the split and its application.
 - A right side is made only where its replica was not removed already; else its keys are cleared.
-- Nobody splits the system range, or at a key that is not inside.
+- Nobody splits the system range, or at a key that is not inside, or inside a row: its versions would lie in another range than it.
 """
 
 import msgspec
@@ -20,6 +20,7 @@ from dsdb.kv.requests import Reply, SplitRequest
 from dsdb.raft.messages import HardState, Vote
 from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.keys import Span
+from dsdb.storage.mvcc import stored_within
 from dsdb.storage.timestamp import MIN_TIMESTAMP
 from dsdb.store.command import SplitCommand
 from dsdb.store.context import StoreContext
@@ -83,6 +84,8 @@ class Splitting:
         replica.require_keys(request.key, request.key)
         if request.key == descriptor.start_key:
             raise KvError(InvalidRequest(f"range {replica.range_id} starts at the key of the split"))
+        if (row := stored_within(self._context.engine, request.key)) is not None:
+            raise KvError(InvalidRequest(f"range {replica.range_id} cannot be split inside the row {row.hex()}"))
         if request.right_range_id in self._replicas:
             raise KvError(InvalidRequest(f"range {request.right_range_id} is there already"))
         if replica.is_changing or replica.raft.membership.is_joint:

@@ -278,10 +278,11 @@ def simulate(
     clients: tuple[str, ...] | None = None,
     events: Counter[str] | None = None,
     closed_lag_s: float | None = None,
+    kind: type[Simulation] = Simulation,
 ) -> Model:
     """Run one seed.  Raises Violation, or whatever else went wrong; a history that is wrong is kept.
 
-    faults, clients, closed_lag_s: instead of the seed's own; events: counts what happens, also in a run that fails.
+    faults, clients, closed_lag_s: instead of the seed's own; events: counts what happens, also in a run that fails; kind: what runs.
     """
     _seed_trio(seed)
     mix = draw(seed, faults, clients, closed_lag_s)
@@ -289,7 +290,7 @@ def simulate(
     hooks = Hooks(model.events)
     hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys, splits_soon=mix.splits_soon)
     try:
-        simulation = Simulation(seed, seconds, mix, hooks, model, keep)
+        simulation = kind(seed, seconds, mix, hooks, model, keep)
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))
     except BaseExceptionGroup as group:
         raise _first(group) from group

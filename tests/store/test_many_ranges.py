@@ -99,3 +99,31 @@ def test_who_asks_for_all_of_very_many_ranges_gets_them_a_few_at_a_time() -> Non
         await cluster.eventually(lambda: led(cluster, range_ids) == RANGES, timeout_s=RANGES / WAKES_PER_S + 2)
 
     simulate(3, body, config=StoreConfig(wakes_per_s=WAKES_PER_S, wakes_wanted_per_s=WAKES_PER_S))
+
+
+def test_very_many_idle_ranges_cost_what_one_costs() -> None:
+    """B25: an idle cluster burns CPU.  Stores speak to each other; ranges, of which nobody wants anything, do nothing at all."""
+    costs: list[list[float]] = []
+
+    def of_idle(cluster: Cluster) -> list[float]:
+        told = [store.statistics() for store in cluster.network.stores.values()]
+        return [cluster.network.frames, sum(one["turns"] for one in told), sum(one["syncs"] for one in told)]
+
+    async def idle(cluster: Cluster) -> None:
+        await trio.sleep(30)
+        before = of_idle(cluster)
+        await trio.sleep(120)
+        assert all(store.statistics()["groups_awake"] == 0 for store in cluster.network.stores.values())
+        costs.append([after - then for then, after in zip(before, of_idle(cluster))])
+
+    async def one(cluster: Cluster) -> None:
+        await cluster.replicate(FIRST_TABLE_RANGE, [2, 3])
+        await idle(cluster)
+
+    async def many(cluster: Cluster) -> None:
+        await split(cluster)
+        await idle(cluster)
+
+    simulate(3, one)
+    simulate(3, many)
+    assert all(of_many <= of_one * 1.05 for of_one, of_many in zip(*costs)), costs
