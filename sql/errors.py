@@ -125,6 +125,12 @@ class InvalidOffsetError(SqlError):
     sqlstate = "2201X"
 
 
+class InvalidDataError(SqlError):
+    """Data that comes with a statement holds what its type does not."""
+
+    sqlstate = "22000"
+
+
 class InvalidTextError(SqlError):
     """Text is not a value of the wanted type."""
 

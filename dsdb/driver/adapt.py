@@ -2,7 +2,7 @@
 
     bool BOOL │ int INT, BIGINT or NUMERIC by its size, as a literal │ float DOUBLE │ Decimal NUMERIC │ str UNKNOWN: its context decides
     bytes BYTEA │ date DATE │ time TIME │ naive datetime TIMESTAMP │ aware datetime TIMESTAMPTZ │ timedelta INTERVAL │ uuid.UUID UUID
-    None UNKNOWN
+    None UNKNOWN │ tables (`dsdb.driver.tables`) go by themselves, behind the statement
 
 Subclasses count as their base; NumPy's scalars as the Python value that they hold.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from dsdb.driver.errors import DataError, ProgrammingError
+from dsdb.driver.tables import is_table
 from dsdb.sql.types import TypeName
 from dsdb.storage.datum import DAY_MICROSECONDS, INT64_MAX, INT64_MIN
 
@@ -31,8 +32,12 @@ _EPOCH_UTC = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
+class TableParameterError(ProgrammingError):
+    """A parameter is a table, where only values can be."""
+
+
 def dump_parameters(parameters: Sequence[Any]) -> tuple[bytes, list[Any]]:
-    """Give the types and the wire values of parameters.  Raises DataError, ProgrammingError."""
+    """Give the types and the wire values of parameters.  Raises DataError, ProgrammingError, TableParameterError."""
     if not isinstance(parameters, list | tuple):
         raise ProgrammingError(
             f"parameters are given as {type(parameters).__name__}", hint="Give a list or tuple, one value for each `?` or `$1`."
@@ -135,7 +140,11 @@ def _dump_other(value: Any) -> tuple[int, Any]:
         plain = value.item()
         if type(plain) in _DUMPERS:
             return _DUMPERS[type(plain)](plain)
+    if is_table(value):
+        raise TableParameterError(
+            f"a table ({type(value).__module__}.{type(value).__qualname__}) cannot be a parameter here", hint="Use execute or adbc_ingest."
+        )
     raise ProgrammingError(
         f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be a parameter",
-        hint="Give None, bool, int, float, Decimal, str, bytes, date, time, datetime, timedelta or UUID.",
+        hint="Give None, bool, int, float, Decimal, str, bytes, date, time, datetime, timedelta, UUID, or a table for FROM.",
     )

@@ -34,8 +34,9 @@ from dsdb.driver.blocks import TransactionBlock
 from dsdb.driver.cursor import Cursor
 from dsdb.driver.embedded import open_node
 from dsdb.driver.errors import InterfaceError, OperationalError, SerializationFailure, error_of
+from dsdb.driver.giving import Given, dump_given, first_answer
 from dsdb.driver.hosts import open_wire
-from dsdb.driver.outcomes import LOST, encode_execute, error_of_message, lost_alone, lost_in_transaction
+from dsdb.driver.outcomes import LOST, UNDONE, encode_execute, error_of_message, lost_alone, lost_in_transaction
 from dsdb.driver.results import INLINE_ROWS_MAX, Answer, Streamed
 from dsdb.driver.target import Target, parse_target
 from dsdb.driver.text import is_setting
@@ -248,14 +249,14 @@ class Connection:
 
     # What cursors call.
 
-    def run_statement(self, sql: str, parameters: Sequence[Any]) -> Answer:
-        """Send a statement and read its answer up to what streams."""
-        types, values = dump_parameters(parameters) if parameters else (b"", [])
+    def run_statement(self, sql: str, parameters: Sequence[Any], given: Sequence[Given] = ()) -> Answer:
+        """Send a statement, and what it is given besides its parameters, and read its answer up to what streams."""
+        types, values, tables = dump_given(parameters) if parameters else (b"", [], [])
         with self._lock:
             self._check_open()
             if self._streaming is not None:
                 self._settle()
-            stream, first = self._exchange(sql, types, values)
+            stream, first = self._exchange(sql, types, values, (*tables, *given))
             self._current_stream = stream
             assert type(first) is Rows or type(first) is Schema, first
             if self._new_settings and type(first) is Rows and first.tag in ("COMMIT", "ROLLBACK"):
@@ -347,7 +348,7 @@ class Connection:
         if self._is_closed:
             raise InterfaceError("the connection is closed")
 
-    def _exchange(self, sql: str, types: bytes, values: list[Any]) -> tuple[int, ServerMessage]:
+    def _exchange(self, sql: str, types: bytes, values: list[Any], tables: Sequence[Given] = ()) -> tuple[int, ServerMessage]:
         """Send a statement and read the first message of its answer; once more elsewhere if it surely has not run."""
         last_chance = False
         begin = self._begins()
@@ -365,6 +366,7 @@ class Connection:
                         inline_rows_max=INLINE_ROWS_MAX,
                         credit_bytes=results.CREDIT_BYTES,
                         begin=begin,
+                        tables=tuple([table.announced() for table in tables]),
                     ),
                 )
             except errors.DatabaseError:
@@ -372,20 +374,30 @@ class Connection:
                 raise
             self._current_stream = stream
             has_left = False
+
+            def sent() -> None:
+                nonlocal has_left
+                has_left = True
+
             try:
                 wire.send(data)
-                has_left = True
-                message = wire.receive()
+                message = first_answer(wire, stream, tables, sent)
             except WireClosedError as error:
                 self._current_stream = 0
                 # A node that says its last word before any answer has not begun the statement, nor will it.
                 was_begun = has_left and error.last_word is None
                 if wire.transaction:
                     raise self._lost(sql if was_begun else "", error, begin) from None
+                if not was_begun and any(table.is_spent for table in tables):
+                    raise OperationalError(f"the connection broke while rows were sent: {error}", sqlstate="08006", hint=UNDONE) from None
                 if last_chance or was_begun:
                     raise self._lost(sql, error, begin) from None
                 last_chance = True
                 continue
+            except BaseException:
+                # A table could not be given: the statement has been ended, or the wire is closed.
+                self._current_stream = 0
+                raise
             if type(message) is ErrorMessage:
                 self._current_stream = 0
                 raise error_of_message(message)

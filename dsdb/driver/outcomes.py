@@ -5,6 +5,7 @@ from dsdb.driver.text import is_read_only, may_commit
 from dsdb.driver.wire import Wire, WireClosedError
 from dsdb.protocol.messages import ErrorMessage, Execute, encode_request
 
+UNDONE = "Nothing of the statement took effect; its rows are to be given anew."
 LOST = "The transaction is lost: nothing of it took effect."
 
 

@@ -10,6 +10,11 @@
     Credit 2         ──────────────────▶   … more batches, never beyond the credit
     Cancel 2         ──────────────────▶
                      ◀──────────────────   ErrorMessage 2
+    Execute 3        ──────────────────▶                                              one that is given tables
+    TableBatch 3 …   ──────────────────▶                                              never beyond INPUT_BYTES and what is allowed
+                     ◀──────────────────   TableCredit 3 …
+    TableEnd 3       ──────────────────▶
+                     ◀──────────────────   Rows 3
     Bye              ──────────────────▶
 
 Statements of a session run one after another, in the order of their Execute; more of them may be sent before the first is answered.  A
@@ -19,6 +24,8 @@ result, and each error of a statement, says how the session stands to transactio
 
 Invariants:
 - Every Execute is answered by exactly one ErrorMessage or result without `more`, in order.
+- Behind an Execute with tables come their batches, table by table, each with its TableEnd, before any other statement; also if the
+  statement has failed meanwhile: what comes then is dropped.
 - Messages are arrays that begin with their tag; fields are added at the end only, with defaults; tags are never reused.
 """
 
@@ -41,6 +48,21 @@ class Column(msgspec.Struct, frozen=True, array_like=True):
     type: SqlType
 
 
+INPUT_BYTES = 1 << 20
+"""Of a statement's tables that may come unasked: small ones need no round trip."""
+
+
+class TableInput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A table that a statement is given: as a parameter (number, from 1), by a name that no table has, or (neither) as what COPY reads.
+
+    columns: any types, UNKNOWN is text whose context decides; batches have the Arrow types that belong to them (`dsdb.sql.types`).
+    """
+
+    columns: tuple[Column, ...]
+    number: int = 0
+    name: str = ""
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     """Open a session.  options: settings as SET would give them."""
 
@@ -53,7 +75,8 @@ class Execute(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2)
     """Run a text of statements.
 
     types: one TypeName a parameter, as a byte; values: their values (`datums`); inline_rows_max: larger results come as batches;
-    timeout_ms: 0 for the session's own; credit_bytes: of batches that may come unasked; begin: what is begun if no transaction is open.
+    timeout_ms: 0 for the session's own; credit_bytes: of batches that may come unasked; begin: what is begun if no transaction is open;
+    tables: what it is given besides; a parameter that is a table has type UNKNOWN and no value.
     """
 
     stream: int
@@ -65,6 +88,7 @@ class Execute(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2)
     credit_bytes: int = 4 << 20
     chained: bool = False
     begin: Begin = Begin.NO
+    tables: tuple[TableInput, ...] = ()
 
 
 class Credit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
@@ -88,6 +112,22 @@ class Ping(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=5):
 
 class Bye(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=6):
     """End the session."""
+
+
+class TableBatch(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=7):
+    """Rows of a statement's table, as an Arrow IPC message of a record batch.  table: its place in `Execute.tables`."""
+
+    stream: int
+    table: int
+    arrow: memoryview
+
+
+class TableEnd(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=8):
+    """The end of a statement's table.  failure: why the client cannot give the rest of it; the statement then fails."""
+
+    stream: int
+    table: int
+    failure: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=64):
@@ -167,8 +207,15 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=71):
     token: int = 0
 
 
-ClientMessage: TypeAlias = Hello | Execute | Credit | Cancel | Ping | Bye
-ServerMessage: TypeAlias = Welcome | Rows | Schema | Batch | Complete | ErrorMessage | Notice | Pong
+class TableCredit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=72):
+    """Allow more bytes of a statement's tables."""
+
+    stream: int
+    credit_bytes: int
+
+
+ClientMessage: TypeAlias = Hello | Execute | Credit | Cancel | Ping | Bye | TableBatch | TableEnd
+ServerMessage: TypeAlias = Welcome | Rows | Schema | Batch | Complete | ErrorMessage | Notice | Pong | TableCredit
 
 _ENCODER = msgspec.msgpack.Encoder()
 _CLIENT_DECODER = msgspec.msgpack.Decoder(ClientMessage)

@@ -1,6 +1,7 @@
 """Which message may come when, as two tables: one of the session, one of each statement's stream.
 
     session   OPENING ─ Hello ▸ Welcome ─▶ READY ─ Bye, or ErrorMessage on stream 0 ─▶ CLOSED
+              READY ─ Execute with tables ─▶ GIVING ─ TableBatch*, the last TableEnd ─▶ READY        (at the node)
     stream    RUNNING ─ Rows ─▶ ENDED
               RUNNING ─ Schema ─▶ STREAMING ─ Batch* ─ Complete ─▶ ENDED        with `more`: back to RUNNING
               RUNNING, STREAMING ─ ErrorMessage ─▶ ENDED
@@ -8,6 +9,7 @@
 Invariants:
 - A message that is in neither table for its state is a ProtocolError; nothing is ignored but a Cancel or Credit that came too late.
 - Stream ids rise with every Execute.
+- Tables come in order, and no statement comes between them.
 """
 
 import enum
@@ -30,6 +32,9 @@ from dsdb.protocol.messages import (
     Rows,
     Schema,
     ServerMessage,
+    TableBatch,
+    TableCredit,
+    TableEnd,
     Welcome,
 )
 
@@ -39,6 +44,7 @@ class SessionPhase(enum.Enum):
 
     OPENING = "opening"
     READY = "ready"
+    GIVING = "giving a statement its tables"
     CLOSED = "closed"
 
 
@@ -51,6 +57,7 @@ class StreamPhase(enum.Enum):
 
 
 _OPENING, _READY, _CLOSED = SessionPhase.OPENING, SessionPhase.READY, SessionPhase.CLOSED
+_GIVING = SessionPhase.GIVING
 _RUNNING, _STREAMING, _ENDED = StreamPhase.RUNNING, StreamPhase.STREAMING, StreamPhase.ENDED
 
 CLIENT_MOVES: dict[tuple[SessionPhase, type], SessionPhase] = {
@@ -60,8 +67,13 @@ CLIENT_MOVES: dict[tuple[SessionPhase, type], SessionPhase] = {
     (_READY, Cancel): _READY,
     (_READY, Ping): _READY,
     (_READY, Bye): _CLOSED,
+    (_GIVING, TableBatch): _GIVING,
+    (_GIVING, TableEnd): _GIVING,
+    (_GIVING, Credit): _GIVING,
+    (_GIVING, Cancel): _GIVING,
+    (_GIVING, Bye): _CLOSED,
 }
-"""What a node may hear, and what follows."""
+"""What a node may hear, and what follows: but for an Execute with tables, and the last TableEnd."""
 
 NODE_MOVES: dict[tuple[SessionPhase, type], SessionPhase] = {
     (_OPENING, Welcome): _READY,
@@ -74,6 +86,7 @@ NODE_MOVES: dict[tuple[SessionPhase, type], SessionPhase] = {
 
 STREAM_MOVES: dict[tuple[StreamPhase, type], StreamPhase] = {
     (_RUNNING, Notice): _RUNNING,
+    (_RUNNING, TableCredit): _RUNNING,
     (_RUNNING, Rows): _ENDED,
     (_RUNNING, Schema): _STREAMING,
     (_RUNNING, ErrorMessage): _ENDED,
@@ -87,11 +100,19 @@ STREAM_MOVES: dict[tuple[StreamPhase, type], StreamPhase] = {
 class NodeSide:
     """What a node has heard in a session."""
 
-    __slots__ = ("last_stream", "phase")
+    __slots__ = ("_table", "_tables", "last_stream", "phase")
 
     def __init__(self) -> None:
         self.phase = SessionPhase.OPENING
         self.last_stream = SESSION_STREAM
+        # Of the last Execute: how many tables it is given, and which of them comes now.
+        self._tables = 0
+        self._table = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether the client may say more."""
+        return self.phase is not SessionPhase.CLOSED
 
     def heard(self, message: ClientMessage) -> None:
         """Take note of a client's message.  Raises ProtocolError if it may not come now."""
@@ -105,6 +126,17 @@ class NodeSide:
             if stream <= self.last_stream:
                 raise ProtocolError(f"stream {stream} is not above stream {self.last_stream}, the one before it")
             self.last_stream = stream
+            self._tables, self._table = len(message.tables), 0  # type: ignore[union-attr]
+            if self._tables:
+                self.phase = SessionPhase.GIVING
+        elif kind is TableBatch or kind is TableEnd:
+            stream, table = message.stream, message.table  # type: ignore[union-attr]
+            if stream != self.last_stream or table != self._table:
+                raise ProtocolError(f"table {table} of stream {stream} may not come where table {self._table} of {self.last_stream} is due")
+            if kind is TableEnd:
+                self._table += 1
+                if self._table == self._tables:
+                    self.phase = SessionPhase.READY
 
 
 class ClientSide:

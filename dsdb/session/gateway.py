@@ -5,7 +5,7 @@ connection.  Only when it is still running at the server's next sweep, or stream
 that a Cancel, a Credit or the client's end is heard:
 
     session   ─ read ─ run 1 ─ send ─ read ─ run 2 ─────────────────────────── send ─ (waits for the watcher's message) ─ run 3 …
-    sweeper                                  ┊ still running: watch
+    sweeper                                  ┊ still running, or given tables: watch
     watcher                                  └─ read ─ Cancel 2 ▸ interrupt ─ read ─ Execute 3 ▸ hand over, end
 
 Invariants:
@@ -15,7 +15,8 @@ Invariants:
 - A statement that is answered with 57014 has had no effect; one that was cut after a commit of its own (a change of the catalogue that
   waits for the other nodes, rows of RETURNING on their way) is answered with 40003.
 - A statement that ends without success leaves an open transaction failed; the session's end rolls it back.
-- Held for a client at most: one read, `waiting_statements_max` messages, one answer (or one message of a stream).
+- Held for a client at most: one read, `waiting_statements_max` messages, one answer (or one message of a stream), and what it gives
+  one statement (`inputs`).
 
 Not here: who may connect (`dsdb.node`); timeouts are noticed by the server's sweep (`server`).
 """
@@ -45,11 +46,15 @@ from dsdb.protocol.messages import (
     Ping,
     Pong,
     ServerMessage,
+    TableBatch,
+    TableCredit,
+    TableEnd,
     decode_client_message,
     encode_message,
 )
-from dsdb.protocol.states import NodeSide, SessionPhase
+from dsdb.protocol.states import NodeSide
 from dsdb.session.answer import bug_message, error_message, pieces, rows_message, schema_message
+from dsdb.session.inputs import GivenRows
 from dsdb.session.limits import SessionLimits
 from dsdb.session.link import Link
 from dsdb.session.port import StatementPort
@@ -64,6 +69,7 @@ from dsdb.sql.errors import (
     StatementTooComplexError,
     UnknownOutcomeError,
 )
+from dsdb.sql.execute.inputs import NO_INPUTS
 from dsdb.sql.execute.result import Parameter, Result, batch_of_rows, rows_of_batch
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.ports import OpenTransactionInfo
@@ -134,6 +140,8 @@ class GatewaySession:
         # Bytes of batches that the client still takes, and what wakes a stream that waits for more.
         self._credit_bytes = 0
         self._credit_given = trio.Event()
+        # What the statement that runs is given.
+        self._given: GivenRows | None = None
         self._nursery: trio.Nursery | None = None
         self._is_watching = False
         self._watcher_ended = trio.Event()
@@ -244,7 +252,7 @@ class GatewaySession:
         return self._ending is None
 
     async def _serve(self) -> None:
-        while self._side.phase is SessionPhase.READY or self._inbox:
+        while self._side.is_open or self._inbox:
             if self._inbox:
                 # Statements of a pipeline may all run without waiting for anything: let the others have their turns.
                 await trio.lowlevel.checkpoint()
@@ -300,6 +308,12 @@ class GatewaySession:
         datums = parameter_datums(types, message.values)
         parameters = [Parameter(sql_type, value) for sql_type, value in zip(types, datums)]
         statements = await self._executor.prepared(message.sql)
+        if self._given is not None:
+            if len(statements) > 1:
+                raise FeatureNotSupportedError(
+                    "tables cannot be given to several statements at once", hint="Send each statement on its own."
+                )
+            self.state.inputs = await self._given.inputs()
         if not statements:
             self._queue(rows_message(message.stream, (), [], tag="", row_count=None, more=False, transaction=self.state.status))
         elif len(statements) > 1 and parameters:
@@ -328,14 +342,39 @@ class GatewaySession:
         self._deadline = self._began + timeout_ms / 1000 if timeout_ms else NEVER
         self._credit_bytes = message.credit_bytes
         self._running_statements.statement_began(self)
+        if message.tables:
+            self._begin_giving(message)
 
     def _end_statement(self) -> int:
         stream, self._running_stream = self._running_stream, 0
         self.state.statement_txn = None
+        self._given, self.state.inputs = None, NO_INPUTS
         if self.state.transaction is not None:
             self._idle_since = trio.current_time()
         self._running_statements.statement_ended(self)
         return stream
+
+    # Tables that come with a statement.
+
+    def _begin_giving(self, message: Execute) -> None:
+        """Expect a statement's tables: what has come of them, then what a watcher reads."""
+        stream = message.stream
+
+        async def allow(credit_bytes: int) -> None:
+            self._queue(TableCredit(stream=stream, credit_bytes=credit_bytes))
+            await self._flush_whole()
+
+        self._given = GivenRows(message.tables, self._limits, allow)
+        while self._inbox and isinstance(self._inbox[0], TableBatch | TableEnd):
+            self._given.put(self._inbox.popleft())  # type: ignore[arg-type]
+        self._watch()
+
+    def _take_given(self, message: TableBatch | TableEnd) -> None:
+        """Keep rows for the statement that they are for; if it has ended already, nobody wants them."""
+        if message.stream == self._running_stream and self._given is not None:
+            self._given.put(message)
+        elif any(type(waiting) is Execute and waiting.stream == message.stream for waiting in reversed(self._inbox)):
+            self._inbox.append(message)
 
     # Answers.
 
@@ -459,6 +498,8 @@ class GatewaySession:
                     self._add_credit(message)
                 elif type(message) is Cancel:
                     self._cancel(message.stream)
+                elif type(message) is TableBatch or type(message) is TableEnd:
+                    self._take_given(message)
                 else:
                     self._inbox.append(message)
         except ProtocolError as error:

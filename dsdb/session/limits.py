@@ -12,6 +12,10 @@ class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions served at once; one more is refused with 53300."""
     request_bytes_max: int = REQUEST_BYTES_MAX
     """Of one message of a client."""
+    input_window_bytes: int = 4 << 20
+    """Of tables that a client gives a statement, on their way or waiting to be read."""
+    given_bytes_max: int = 256 << 20
+    """Of all tables given to one statement that are not streamed, as Arrow in the gateway's memory."""
     waiting_statements_max: int = 1_024
     """Statements sent ahead of their turn; beyond it the gateway reads no more, and a Cancel cannot overtake."""
     read_bytes: int = 64 << 10

@@ -15,6 +15,7 @@ from sqlglot import exp
 from dsdb.sql.bind.bound import mark
 from dsdb.sql.bind.coerce import ParameterTypes, coerce, coerce_condition
 from dsdb.sql.errors import FeatureNotSupportedError
+from dsdb.sql.given_tables import NO_TABLES, GivenTables
 from dsdb.sql.parse import position_of
 from dsdb.sql.types import TIMESTAMPTZ, SqlType
 
@@ -49,7 +50,7 @@ class BindContext:
 
     parameters: declared types, and those decided on the way; parameter_count: of the statement's own parameters; clause: for messages;
     bind_subquery: binds a query inside an expression and gives it with the type of its one column (None: refused);
-    settings: current_database, current_user and so on, by function name.
+    settings: current_database, current_user and so on, by function name; given: the tables that come with the statement.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class BindContext:
         bind_subquery: SubqueryBinder | None = None,
         settings: Mapping[str, str] | None = None,
         named_windows: Mapping[str, exp.Window] | None = None,
+        given: GivenTables = NO_TABLES,
     ) -> None:
         self.parameters = parameters or ParameterTypes()
         self.parameter_count = parameter_count
@@ -72,6 +74,7 @@ class BindContext:
         self.bind_subquery = bind_subquery
         self.settings = settings or {}
         self.named_windows = named_windows or {}
+        self.given = given
 
     def within(
         self, clause: str, *, allow_aggregates: bool = False, allow_windows: bool = False, bind_subquery: SubqueryBinder | None = None
@@ -86,6 +89,7 @@ class BindContext:
             bind_subquery=bind_subquery or self.bind_subquery,
             settings=self.settings,
             named_windows=self.named_windows,
+            given=self.given,
         )
 
 

@@ -29,6 +29,7 @@ from dsdb.sql.errors import (
     SqlSyntaxError,
     UndefinedColumnError,
 )
+from dsdb.sql.given_tables import is_given
 from dsdb.sql.parse import position_of
 from dsdb.sql.system_tables import SYSTEM_SCHEMA, is_virtual
 
@@ -118,7 +119,8 @@ def _bind_item(state: QueryState, node: exp.Expr, before: FromItem, environment:
 
 def _bind_table(state: QueryState, node: exp.Table, environment: Environment) -> FromItem:
     refuse_clauses(node, "this", "db", "catalog", "alias", "joins", "only")
-    name, alias = node.name, node.args.get("alias")
+    # A parameter has no name of its own.
+    name, alias = "" if isinstance(node.this, exp.Parameter) else node.name, node.args.get("alias")
     cte = environment.ctes.get(name) if not node.args.get("db") else None
     if cte is not None:
         columns = tuple(msgspec.structs.replace(column, engine_name=state.engine_name()) for column in cte.columns)
@@ -146,11 +148,11 @@ def _bind_table(state: QueryState, node: exp.Table, environment: Environment) ->
     relation = Relation(
         alias=alias.name if alias else name,
         columns=_renamed(columns, alias, name),
-        qualifier=() if alias else (state.database, SYSTEM_SCHEMA if is_virtual(table) else "public"),
+        qualifier=() if alias or is_given(table) else (state.database, SYSTEM_SCHEMA if is_virtual(table) else "public"),
     )
     tree = exp.Table(this=exp.to_identifier(source.input_name))
-    # All rows of a virtual table are gathered: nobody below the gateway's query would apply a condition.
-    filterable = () if is_virtual(table) else (source,)
+    # All rows of a virtual or given table are at the gateway: nobody below its query would apply a condition.
+    filterable = () if is_virtual(table) or is_given(table) else (source,)
     return FromItem(tree=tree, joins=[], relations=(relation,), visible=relation.columns, filterable=filterable)
 
 

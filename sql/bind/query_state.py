@@ -16,7 +16,8 @@ from dsdb.sql.bind.bound import mark, type_of
 from dsdb.sql.bind.query_rows import expand_rows
 from dsdb.sql.bind.query_scope import BaseSource, BoundQuery, QueryScope, Relation, RelationColumn
 from dsdb.sql.bind.scalar import BindContext, Scope, bind_scalar, coerce_condition, common_type
-from dsdb.sql.errors import FeatureNotSupportedError, SqlSyntaxError, UndefinedTableError
+from dsdb.sql.errors import DatatypeMismatchError, FeatureNotSupportedError, SqlSyntaxError, UndefinedTableError
+from dsdb.sql.given_tables import given_descriptor
 from dsdb.sql.parse import position_of
 from dsdb.sql.ports import CatalogSnapshot
 from dsdb.sql.schema import TableDescriptor
@@ -104,7 +105,17 @@ class QueryState:
         return f"t{next(self._inputs)}"
 
     def table(self, node: exp.Table) -> TableDescriptor:
-        """Find a table of the catalogue, or a virtual one.  Raises UndefinedTableError, FeatureNotSupportedError."""
+        """Find a table of the catalogue, a virtual or a given one.  Raises UndefinedTableError, FeatureNotSupportedError."""
+        given = self.context.given
+        if isinstance(node.this, exp.Parameter):
+            number = int(node.this.this.this)
+            if number not in given:
+                raise DatatypeMismatchError(
+                    f"parameter ${number} stands in FROM and is no table",
+                    hint="Give it an Arrow table, or a data frame of pandas or Polars.",
+                    position=position_of(node),
+                )
+            return given_descriptor(given[number][0], f"${number}", given[number][1])
         schema, database = node.db or "public", node.catalog or self.database
         if schema in ("information_schema", "pg_catalog"):
             raise FeatureNotSupportedError(f'schema "{schema}" is not supported', hint="use SHOW", position=position_of(node))
@@ -115,6 +126,8 @@ class QueryState:
         if schema == SYSTEM_SCHEMA:
             return system_table(node.name, position=position_of(node))
         table = self.catalog.table(self.database_id, node.name)
+        if table is None and node.name in given and not node.db:
+            return given_descriptor(given[node.name][0], node.name, given[node.name][1])
         if table is None:
             raise UndefinedTableError(f'relation "{node.name}" does not exist', position=position_of(node))
         return table

@@ -6,7 +6,7 @@ from sqlglot import exp
 
 from dsdb.sql.bind.binder import Binder, parameter_node, rule
 from dsdb.sql.bind.bound import column, constant, decimal_type, integer_type
-from dsdb.sql.errors import FeatureNotSupportedError, UndefinedParameterError
+from dsdb.sql.errors import DatatypeMismatchError, FeatureNotSupportedError, UndefinedParameterError
 from dsdb.sql.parse import position_of
 from dsdb.sql.text import EXACT
 from dsdb.sql.types import BOOL, UNKNOWN
@@ -65,6 +65,10 @@ def _bind_parameter(node: exp.Expr, binder: Binder) -> exp.Expr:
     context = binder.context
     if number > context.parameter_count:
         raise UndefinedParameterError(f"there is no parameter ${number}", position=position_of(node))
+    if number in context.given:
+        raise DatatypeMismatchError(
+            f"parameter ${number} is a table, not a value", hint="A table stands in FROM.", position=position_of(node)
+        )
     return parameter_node(number, context.parameters.get(number), context.parameters)
 
 

@@ -25,6 +25,7 @@ from dsdb.sql.execute.services import Execution, current_database, find_table, s
 from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.slices import SLICE_ROWS_MAX
 from dsdb.sql.execute.system_rows import system_rows
+from dsdb.sql.given_tables import by_key
 from dsdb.sql.parse import position_of
 from dsdb.sql.plan.select import SelectPlan, plan_select
 from dsdb.sql.rows import Row
@@ -56,6 +57,7 @@ class StatementBinder:
         self.context = BindContext(
             parameters=self.parameter_types,
             parameter_count=parameter_count,
+            given=by_key(session.inputs.tables),
             settings={
                 "current_database": session.database,
                 "current_catalog": session.database,
@@ -70,7 +72,7 @@ class StatementBinder:
         """Give the table that a statement writes.  Raises UndefinedTableError, FeatureNotSupportedError."""
         from dsdb.sql.execute.target import Target
 
-        if type(node) is not exp.Table or isinstance(node.this, exp.Func):
+        if type(node) is not exp.Table or isinstance(node.this, exp.Func | exp.Parameter):
             raise FeatureNotSupportedError("only a table can be written to", position=position_of(node))
         alias = node.args.get("alias")
         table = find_table(table_parts(node), self.catalog, self.session, position=position_of(node))
@@ -163,7 +165,8 @@ class StatementBinder:
         """Run a query to its end, as columns, then give its rows some at a time: who writes between two parts is not read."""
         services = execution.services
         virtual_rows = partial(system_rows, execution)
-        result = await run_select(plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows)
+        given = execution.session.inputs.tables
+        result = await run_select(plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows, given)
         if result.rows is not None:
             yield result.rows
             return

@@ -121,7 +121,7 @@ class StatementPlanner:
     def plan(self, session: SessionState, statement: ParsedStatement, parameters: Sequence[Parameter], catalog: Catalog) -> CachedPlan:
         """Give the plan of a statement for a catalogue.  Raises SqlError's about the statement."""
         types = tuple([parameter.type for parameter in parameters])
-        key = (statement.text, types, session.database, session.user)
+        key = (statement.text, types, session.database, session.user, session.inputs.shape)
         cached = self._plans.get(key)
         if cached is not None and cached.version == catalog.version:
             return cached
@@ -203,7 +203,8 @@ class QueryPlan:
         if self.is_reading:
             await execution.settle_catalog()
         virtual_rows = partial(system_rows, execution)
-        return await run_select(self._plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows)
+        given = execution.session.inputs.tables
+        return await run_select(self._plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows, given)
 
 
 class SequencePlan:

@@ -2,7 +2,8 @@
 
     streaming     leaf ══ batches ══▶ result                         the leaf's query is the whole query
     gathering     leaves ══▶ tables t1, t2, … ─▶ engine ─▶ result    all leaves at once, bounded in bytes
-                  virtual tables ─┘                                  before them
+                  virtual tables ─┤                                  before them
+                  given tables ───┘                                  there already
 
 Invariants:
 - A result's batches have exactly the schema of its columns.
@@ -21,7 +22,8 @@ import trio
 from dsdb.sql.errors import OutOfMemoryError
 from dsdb.sql.execute.engine import QueryEngine
 from dsdb.sql.execute.result import Result, ResultColumn, arrow_schema, batch_of_rows
-from dsdb.sql.plan.select import LeafPlan, SelectPlan
+from dsdb.sql.given_tables import GivenTable
+from dsdb.sql.plan.select import GivenInput, LeafPlan, SelectPlan
 from dsdb.sql.plan.stages import gateway_sql, leaf_schema, leaf_stage, row_count
 from dsdb.sql.ports import LeafStage, StageRunner, Transaction
 from dsdb.sql.rows import Row
@@ -42,17 +44,18 @@ async def run_select(
     runner: StageRunner,
     engine: QueryEngine,
     virtual_rows: VirtualRows | None = None,
+    given: Sequence[GivenTable] = (),
 ) -> Result:
     """Run a planned query.
 
     parameters: the statement's, and the statement values behind them (`STATEMENT_VALUES`); virtual_rows: gives the rows of the virtual
-    tables, if the plan reads some.
+    tables, if the plan reads some; given: the tables that came with the statement.
 
     Raises SqlError's; of a streaming plan those of its leaf come from the batches.
     """
     if plan.gateway is None:
         return _streamed(plan, parameters, txn, runner)
-    table = await run_table(plan, parameters, txn, runner, engine, virtual_rows)
+    table = await run_table(plan, parameters, txn, runner, engine, virtual_rows, given)
     return Result("SELECT", columns=plan.columns, batches=_batches_of(table), row_count=table.num_rows)
 
 
@@ -63,6 +66,7 @@ async def run_table(
     runner: StageRunner,
     engine: QueryEngine,
     virtual_rows: VirtualRows | None = None,
+    given: Sequence[GivenTable] = (),
 ) -> pa.Table:
     """Run a planned query to its end; give all rows as a table of `arrow_schema(plan.columns)`."""
     if plan.gateway is None:
@@ -72,6 +76,7 @@ async def run_table(
     stages = {leaf.input_name: leaf_stage(leaf, parameters) for leaf in plan.leaves}
     sql = gateway_sql(plan, parameters)
     inputs = await _virtual_inputs(plan, virtual_rows)
+    inputs |= {use.input_name: _given_rows(use, given[use.place]) for use in plan.given}
     inputs |= await _gather(plan.leaves, stages, txn, runner, engine.exchange_bytes_max)
     table = await engine.run(sql, inputs)
     schema = arrow_schema(plan.columns)
@@ -93,6 +98,11 @@ async def _virtual_inputs(plan: SelectPlan, virtual_rows: VirtualRows | None) ->
         taken = [tuple([row[position] for _, position in virtual.columns]) for row in rows[name]]
         inputs[virtual.input_name] = pa.Table.from_batches([batch_of_rows(taken, columns)])
     return inputs
+
+
+def _given_rows(use: GivenInput, given: GivenTable) -> pa.Table:
+    table = given.table
+    return pa.Table.from_arrays([table.column(at) for _, at in use.columns], [name for name, _ in use.columns])
 
 
 async def _batches_of(table: pa.Table) -> AsyncIterator[pa.RecordBatch]:

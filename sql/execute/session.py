@@ -7,6 +7,7 @@ Invariants:
 from collections.abc import Mapping
 
 from dsdb.sql.errors import InvalidParameterError, UndefinedObjectError
+from dsdb.sql.execute.inputs import NO_INPUTS, StatementInputs
 from dsdb.sql.execute.open_transaction import OpenTransaction
 from dsdb.sql.ports import Transaction
 from dsdb.sql.schema import DEFAULT_DATABASE
@@ -82,7 +83,7 @@ class SessionState:
     database: name of the current database; user: for messages and `current_user`; settings: by lower-case name, as text;
     sequence_values: by sequence id, what nextval gave last here; last_sequence: id of the sequence used last, or None;
     transaction: the open one, or None; read_only: whether a new transaction is READ ONLY by itself;
-    statement_txn: of the statement that runs outside one, for those who look on;
+    statement_txn: of the statement that runs outside one, for those who look on; inputs: what comes with the statement that runs;
     has_committed: whether the statement that runs has committed something, so that cancelling it does not undo it all (set by the
     statement, reset by who runs it; what sequences give and setval sets does not count, as it never comes back).
     """
@@ -94,6 +95,7 @@ class SessionState:
         """Replaced as a whole by each change, so that a transaction keeps the ones before it for free."""
         self.transaction: OpenTransaction | None = None
         self.statement_txn: Transaction | None = None
+        self.inputs: StatementInputs = NO_INPUTS
         self.read_only = False
         self.sequence_values: dict[int, int] = {}
         self.last_sequence: int | None = None

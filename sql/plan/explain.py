@@ -48,6 +48,9 @@ async def explain_select(plan: SelectPlan, parameters: Sequence[Datum], runner: 
         lines.append(f"{virtual.input_name}: Virtual table {SYSTEM_SCHEMA}.{virtual.table.name}")
         shown = ", ".join(f"{name} = {virtual.table.columns[position].name}" for name, position in virtual.columns)
         lines.append(f"  columns: {shown}")
+    for given in plan.given:
+        lines.append(f"{given.input_name}: rows given with the statement as {given.name}")
+        lines.append(f"  columns: {', '.join(name for name, _ in given.columns)}")
     return lines
 
 

@@ -9,7 +9,8 @@
 A query of one table that neither sorts, groups nor combines rows has no query at the gateway: its leaf computes the outputs, and
 batches stream through.
 
-A virtual table's rows come from the cluster, not from ranges: they are one more input of the gateway's query (`VirtualInput`).
+A virtual table's rows come from the cluster, those of a given one with the statement, not from ranges: each is one more input of the
+gateway's query (`VirtualInput`, `GivenInput`).
 
 Invariants:
 - Each condition of the text stands in exactly one place: a leaf's spans, a leaf's query, or the gateway's query.
@@ -29,6 +30,7 @@ from dsdb.sql.bind.query_scope import BaseSource, BoundQuery
 from dsdb.sql.bind.query_state import Environment, QueryState
 from dsdb.sql.bind.scalar import BindContext, contains_aggregate
 from dsdb.sql.execute.result import ResultColumn
+from dsdb.sql.given_tables import is_given
 from dsdb.sql.plan.spans import KeyAccess, key_access
 from dsdb.sql.ports import CatalogSnapshot
 from dsdb.sql.schema import TableDescriptor
@@ -68,17 +70,27 @@ class VirtualInput(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[tuple[str, int], ...]
 
 
+class GivenInput(msgspec.Struct, frozen=True, kw_only=True):
+    """One use of a given table.  place: among the statement's given tables; name: for people; columns: as of a `VirtualInput`."""
+
+    input_name: str
+    place: int
+    name: str
+    columns: tuple[tuple[str, int], ...]
+
+
 class SelectPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A planned query.
 
     columns: of the result; leaves: in the order of their input names; gateway: the bound query over them, or None if the only leaf
-    streams; virtual: what else that query reads; limit, offset: bound, of a streaming plan (the gateway's query has its own inside).
+    streams; virtual, given: what else that query reads; limit, offset: bound, of a streaming plan (the gateway's query has its own inside).
     """
 
     columns: tuple[ResultColumn, ...]
     leaves: tuple[LeafPlan, ...]
     gateway: exp.Query | None
     virtual: tuple[VirtualInput, ...] = ()
+    given: tuple[GivenInput, ...] = ()
     limit: exp.Expr | None = None
     offset: exp.Expr | None = None
 
@@ -122,15 +134,20 @@ def plan_bound(state: QueryState, bound: BoundQuery) -> SelectPlan:
         )
     _keep_spellings(bound.tree, state.sources)
     used = _column_names([bound.tree])
-    leaves = tuple(_leaf(source, used) for source in state.sources if not is_virtual(source.table))
+    leaves = tuple(_leaf(source, used) for source in state.sources if not _is_at_gateway(source))
     virtual = tuple(_virtual_input(source, used) for source in state.sources if is_virtual(source.table))
-    return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree, virtual=virtual)
+    given = tuple(_given_input(source, used) for source in state.sources if is_given(source.table))
+    return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree, virtual=virtual, given=given)
+
+
+def _is_at_gateway(source: BaseSource) -> bool:
+    return is_virtual(source.table) or is_given(source.table)
 
 
 def _streaming(sources: Sequence[BaseSource], bound: BoundQuery) -> tuple[exp.Select, BaseSource] | None:
     """Give the SELECT and its source if rows of the one table become rows of the result one by one."""
     tree = bound.tree
-    if len(sources) != 1 or is_virtual(sources[0].table) or not isinstance(tree, exp.Select):
+    if len(sources) != 1 or _is_at_gateway(sources[0]) or not isinstance(tree, exp.Select):
         return None
     if any(tree.args.get(name) for name in ("with_", "joins", "where", "group", "having", "distinct", "order")):
         return None
@@ -203,9 +220,17 @@ def _leaf(source: BaseSource, used: set[str], outputs: tuple[exp.Expr, ...] | No
 
 
 def _virtual_input(source: BaseSource, used: set[str]) -> VirtualInput:
+    return VirtualInput(input_name=source.input_name, table=source.table, columns=_used_columns(source, used))
+
+
+def _given_input(source: BaseSource, used: set[str]) -> GivenInput:
+    table = source.table
+    return GivenInput(input_name=source.input_name, place=table.table_id, name=table.name, columns=_used_columns(source, used))
+
+
+def _used_columns(source: BaseSource, used: set[str]) -> tuple[tuple[str, int], ...]:
     # Rows are counted by some column.
-    columns = tuple((name, at) for name, at in source.positions.items() if name in used) or (_cheapest(source),)
-    return VirtualInput(input_name=source.input_name, table=source.table, columns=columns)
+    return tuple((name, at) for name, at in source.positions.items() if name in used) or (_cheapest(source),)
 
 
 def _cheapest(source: BaseSource) -> tuple[str, int]:
