@@ -33,6 +33,7 @@ from dsdb.kv.ids import NodeId, RangeId
 from dsdb.kv.requests import ChangeReplicasRequest, TransferLeaseRequest
 from dsdb.raft.messages import ReplicaId
 from dsdb.ranges import Router
+from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import PortError
 from dsdb.txn import TransactionFactory
 
@@ -122,7 +123,7 @@ class Coordinator:
                 if self._is_leader():
                     try:
                         pause_max_s = await self._round()
-                    except (KvError, PortError) as error:
+                    except (KvError, PortError, SqlError) as error:
                         log.info("the coordinator pauses: %s", error)
                 else:
                     self._gathering = None
@@ -267,7 +268,7 @@ class Coordinator:
                 self.wake()
 
     async def set_node_state(self, node_id: NodeId, state: NodeState) -> list[NodeStatus]:
-        """Set what is wanted of a node, where this node coordinates.  Raises KvError with a sentence, PortError."""
+        """Set what is wanted of a node, where this node coordinates.  Raises KvError with a sentence, PortError, SqlError."""
         view = (await self._fresh()).view
         reason = refusal_of(view, node_id, state)
         if reason is not None:

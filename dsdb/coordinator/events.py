@@ -17,6 +17,7 @@ import trio
 
 from dsdb.env import Clock
 from dsdb.kv.ids import RangeId
+from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import AmbiguousCommitError, PortError
 from dsdb.storage.keys import decode_id, prefix_span, system_key
 from dsdb.txn import TransactionFactory
@@ -94,7 +95,7 @@ class EventLog:
             except AmbiguousCommitError as error:
                 log.info("%d events were perhaps not written: %s", len(batch), error)
                 return
-            except PortError as error:
+            except (PortError, SqlError) as error:
                 log.info("%d events were not written yet: %s", len(batch), error)
                 await trio.sleep(PAUSE_S)
 

@@ -14,6 +14,7 @@ import trio
 
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import RangeId
+from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import PortError
 from dsdb.storage.keys import meta_key
 from dsdb.txn import TransactionFactory
@@ -53,14 +54,14 @@ class MetaWriter:
                 some = [self._waiting.pop(range_id) for range_id in sorted(self._waiting)[:WRITTEN_AT_ONCE]]
                 try:
                     await self._write_some([desc for desc in some if self._is_leaseholder(desc.range_id)])
-                except PortError as error:
+                except (PortError, SqlError) as error:
                     log.info("%d addressing entries were not written yet: %s", len(some), error)
                     for desc in some:
                         self._waiting.setdefault(desc.range_id, desc)
                     await trio.sleep(RETRY_S)
 
     async def _write_some(self, descs: Sequence[RangeDescriptor]) -> None:
-        """Write those of some entries that are not as they should be: after a restart nearly all are.  Raises PortError."""
+        """Write those of some entries that are not as they should be: after a restart nearly all are.  Raises PortError, SqlError."""
         if len(descs) > 1:
             stored = await self._transactions.begin().get([meta_key(desc.end_key) for desc in descs])
             descs = [desc for desc, value in zip(descs, stored) if value is None or _DECODE(value) != desc]
@@ -68,7 +69,7 @@ class MetaWriter:
             await self.write(desc)
 
     async def write(self, desc: RangeDescriptor) -> None:
-        """Write a range's entry unless a newer one is there.  Raises PortError."""
+        """Write a range's entry unless a newer one is there.  Raises PortError, SqlError."""
         key = meta_key(desc.end_key)
         txn = self._transactions.begin()
         (stored,) = await txn.get([key])

@@ -22,6 +22,7 @@ from dsdb.env import Clock
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import RangeId
 from dsdb.ranges import Router
+from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import PortError
 from dsdb.store.load import LoadWatch, SplitWish
 from dsdb.store.range_settings import SettingsBook, StoredSettings
@@ -43,7 +44,7 @@ class Splitter:
     def __init__(
         self, *, loads: LoadWatch, split: Callable[[bytes], Awaitable[None]], router: Router, clock: Clock, events: EventSink
     ) -> None:
-        """split: makes a key the start of a range; raises PortError."""
+        """split: makes a key the start of a range; raises PortError, SqlError."""
         self._loads = loads
         self._split = split
         self._router = router
@@ -94,7 +95,7 @@ class Splitter:
             what = f"range {wish.range_id}: split by {wish.kind.value} at {key.hex()}: {wish.reason}"
             try:
                 await self._split(key)
-            except PortError as error:
+            except (PortError, SqlError) as error:
                 self._loads.let_rest(wish.range_id, FAILED_REST_S)
                 log.warning("%s (failed: %s)", what, error)
             else:

@@ -58,7 +58,7 @@ async def _read(router: Router, tag: str, decoder: "msgspec.msgpack.Decoder[T]")
 
 
 async def write_node_state(transactions: TransactionFactory, node_id: NodeId, state: NodeState) -> None:
-    """Write what is wanted of a node.  Raises PortError."""
+    """Write what is wanted of a node.  Raises PortError, SqlError."""
     txn = transactions.begin()
     txn.put(system_key("node", node_id), _ENCODE(state))
     await txn.commit()

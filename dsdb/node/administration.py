@@ -20,6 +20,7 @@ from dsdb.kv.errors import KvError, KvErrorDetail, Unavailable
 from dsdb.kv.ids import NodeId
 from dsdb.rpc import Method, MethodKind, Peers, RpcError
 from dsdb.rpc.server import Hello
+from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import PortError
 
 TRIES_S = 8.0
@@ -99,7 +100,7 @@ class Administration:
         if request.is_forwarded or self._coordinates:
             try:
                 return NodesReply(tuple(await self._coordinator.set_node_state(request.node_id, request.state)))
-            except PortError as error:
+            except (PortError, SqlError) as error:
                 raise KvError(Unavailable(str(error))) from error
         forwarded = SetNodeStateRequest(request.node_id, request.state, is_forwarded=True)
         try:

@@ -22,6 +22,7 @@ from dsdb.node.config import StartError
 from dsdb.node.directory import Directory, NodeEntry
 from dsdb.ranges import RangeCache
 from dsdb.rpc import CallFailed, Method, MethodKind, NotSent, NotTrusted, Peers, Refused, ReplyLost, RpcError
+from dsdb.sql.errors import SqlError
 from dsdb.sql.ports import PortError, TransactionRetryError
 from dsdb.storage.keys import system_key
 from dsdb.txn import TransactionFactory
@@ -89,7 +90,7 @@ _ENCODE = msgspec.msgpack.Encoder().encode
 
 
 async def take_id(transactions: TransactionFactory, name: str, *, first: int) -> int:
-    """Take the next value of a counter in the system range, which starts at `first`.  Raises PortError."""
+    """Take the next value of a counter in the system range, which starts at `first`.  Raises PortError, SqlError."""
     for _ in range(20):
         txn = transactions.begin()
         key = system_key("next_id", name)
@@ -135,7 +136,7 @@ class Membership:
             raise KvError(Unavailable(f"the joining node understands format {request.format}, this cluster uses {FORMAT}: upgrade it"))
         try:
             number = await take_id(self._transactions, "node", first=2)
-        except PortError as error:
+        except (PortError, SqlError) as error:
             raise KvError(Unavailable(str(error))) from error
         log.info("node %d joins the cluster", number)
         return JoinReply(self._cluster_id, NodeId(number), StoreId(number), self._directory.entries(), self._system_range())
