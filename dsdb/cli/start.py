@@ -2,16 +2,24 @@
 
 first signal: stop taking sessions, let statements finish, hand leases over, end
 second signal: end at once
-SIGHUP, with certificates: look at their files now, not at the next connection
+SIGHUP, with certificates: look at their files now, not at the next connection; without: as SIGTERM, as its terminal is gone
+
+Invariants:
+- However the process ends, the log says it: its last line is LAST_WORDS, or what a library or the interpreter died of.  Only SIGKILL and a
+  loss of power leave nothing; then the next process to have the store says so.
 """
 
+import faulthandler
 import gc
+import io
 import ipaddress
 import logging
 import logging.handlers
 import os
 import signal
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,8 +33,17 @@ from dsdb.node.node import Node
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread of the engine or the disk may keep the event loop from running; Python's own 5 ms cost half the durable writes."""
+EXIT_UNEXPECTED = 70
+"""An error in dsdb itself (EX_SOFTWARE)."""
+LAST_WORDS = "the process ends with code"
+ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGXCPU")
+"""Each is a wish to stop."""
 LOG_BYTES_MAX, LOG_FILES = 16 * 1024 * 1024, 5
 """Size of a store's log file, and how many old ones are kept."""
+LINE_BYTES_MAX = 4096
+"""The end of a log, which is looked at for LAST_WORDS."""
+
+log = logging.getLogger("dsdb")
 
 
 def _addresses(text: str | None) -> tuple[Address, ...]:
@@ -123,16 +140,28 @@ def start_command(
     gc.freeze()
     try:
         trio.run(_serve, config)
-    except* StartError as group:
-        message = str(_first(group))
-        logging.getLogger("dsdb").error("%s", message)
-        click.echo(f"dsdb: {message}", err=True)
-        _leave(1)
+    except BaseException as error:  # the process's root: whatever it is, the log has it
+        _leave(_told(error))
     _leave(0)
+
+
+def _told(error: BaseException) -> int:
+    """Say why the node ends, in its log and at the terminal; give the exit code."""
+    first = _first(error)
+    if isinstance(first, StartError):
+        log.error("%s", first)
+        click.echo(f"dsdb: {first}", err=True)
+        return 1
+    if isinstance(first, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    log.critical("the node ends by an error that nobody expected", exc_info=error)
+    click.echo(f"dsdb: the node ends by an error that nobody expected: {type(first).__name__}: {first}; its log has more.", err=True)
+    return EXIT_UNEXPECTED
 
 
 def _leave(code: int) -> NoReturn:
     """End the process without taking the interpreter apart: the engine's bindings would report every object that is still there."""
+    log.info("%s %d", LAST_WORDS, code)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -142,7 +171,7 @@ def _leave(code: int) -> NoReturn:
 async def _serve(config: NodeConfig) -> None:
     node = Node(config)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_obey_signals, node)
+        nursery.start_soon(_obey_signals, node, ENDING_SIGNALS if config.certs_dir is not None else (*ENDING_SIGNALS, "SIGHUP"))
         if config.certs_dir is not None and hasattr(signal, "SIGHUP"):
             nursery.start_soon(_read_certificates_on_hangup, node)
         await nursery.start(node.run)
@@ -162,21 +191,38 @@ async def _read_certificates_on_hangup(node: Node) -> None:
             node.refresh_certificates()
 
 
-async def _obey_signals(node: Node) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _obey_signals(node: Node, names: Sequence[str]) -> None:
+    """Stop at the first of some signals, those of them that the system has, and at once at the second."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    with trio.open_signal_receiver(*numbers) as signals:
         count = 0
-        async for _ in signals:
+        async for number in signals:
             count += 1
+            log.info("%s: the node is to stop%s", signal.Signals(number).name, " at once" if count > 1 else "")
             node.stop(at_once=count > 1)
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """The store's log, which also gets what a library or the interpreter dies of."""
+
+    def _open(self) -> io.TextIOWrapper:
+        stream = super()._open()
+        faulthandler.enable(stream)
+        return stream
 
 
 def _log_to(config: NodeConfig) -> None:
     """Send log lines to the store's file, or to the terminal for a node in memory."""
     handler: logging.Handler = logging.StreamHandler()
-    if config.store is not None:
+    left = None
+    if config.store is None:
+        faulthandler.enable()
+    else:
+        path = config.store / "dsdb.log"
         try:
             config.store.mkdir(parents=True, exist_ok=True)
-            handler = logging.handlers.RotatingFileHandler(config.store / "dsdb.log", maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES)
+            left = _last_line(path)
+            handler = _LogFile(path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES)
         except OSError as error:
             click.echo(f"dsdb: the store {config.store} cannot be written: {error.strerror}.", err=True)
             sys.exit(1)
@@ -184,10 +230,21 @@ def _log_to(config: NodeConfig) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    threading.excepthook = lambda args: log.critical("a thread ended by an error: %s", args.thread, exc_info=args.exc_value)
+    if left and LAST_WORDS not in left:
+        log.warning("the process before this one was killed, or the machine lost its power, unless the lines above say why it ended")
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
+def _last_line(path: Path) -> str:
+    """Give the last line of a log; empty if there is none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - LINE_BYTES_MAX, 0))
+        return (file.read().splitlines() or [b""])[-1].decode(errors="replace")
+
+
+def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

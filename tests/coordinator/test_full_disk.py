@@ -15,6 +15,8 @@ from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.errors import DiskFullError
 
+TOLD = "what happened while the disk was full"
+
 
 class SmallEngine(MemoryEngine):
     """Refuses writes while it is full."""
@@ -36,6 +38,10 @@ async def refused(parts: NodeParts) -> bool:
     return False
 
 
+async def is_told(parts: NodeParts) -> bool:
+    return any(event.what == TOLD for _, event in await read_events(parts.transactions))
+
+
 def test_events_addresses_and_states_that_find_no_room_are_written_later() -> None:
     async def main() -> None:
         engine = SmallEngine()
@@ -48,14 +54,14 @@ def test_events_addresses_and_states_that_find_no_room_are_written_later() -> No
             with trio.fail_after(20):
                 while not await refused(parts):
                     pass
-            parts.events.record("split", RangeId(2), "told while the disk was full")
+            parts.events.record("split", RangeId(2), TOLD)
             (desc,) = [desc for desc in parts.store.descriptors() if desc.range_id == RangeId(2)]
             parts.meta.changed(desc)
             parts.coordinator.wake()
             await trio.sleep(0.3)  # all of them have tried, and were refused
             engine.is_full = False
             with trio.fail_after(20):
-                while not any(event.what == "told while the disk was full" for _, event in await read_events(parts.transactions)):
+                while not await is_told(parts):  # noqa: ASYNC110  # what is waited for has no event
                     await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
 
