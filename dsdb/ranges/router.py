@@ -10,6 +10,8 @@
 Invariants:
 - A request whose effect would be different the second time is sent again only under the same attempt id (`kv.requests`): commits and
   refusals, whose first outcome stands, and everything about intents and records, which decide and not the order of requests.
+- A request is sent to replicas of the range that it names only: one that was built for a range which does not hold its key any more goes
+  back to the caller, who cuts it anew. (Any other range's leaseholder would say that it is not the leaseholder, for ever.)
 - It ends within `deadline_s`: with an answer, with a KvError of the range, or with Unavailable (known to have had no effect) or
   AmbiguousResult (not known). Never a hang (B22).
 
@@ -150,6 +152,8 @@ class Router:
         while True:
             entry = await self._entry(key, search)
             request = make(entry.desc)
+            if request.range_id != entry.desc.range_id:
+                raise KvError(RangeKeyMismatch((entry.desc,)))
             search.is_commit = isinstance(request, _Commit)
             near = self._near_replica(entry, request, search)
             target = near or search.next_replica(entry)

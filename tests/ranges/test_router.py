@@ -6,18 +6,19 @@ import trio.testing
 
 from dsdb.env import TcpNetwork
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
-from dsdb.kv.errors import AmbiguousResult, Conflict, KeyExists, KvError, KvErrorDetail, NotLeaseholder, Unavailable
-from dsdb.kv.ids import AttemptId, NodeId, RangeId, StoreId
+from dsdb.kv.errors import AmbiguousResult, Conflict, KeyExists, KvError, KvErrorDetail, NotLeaseholder, RangeKeyMismatch, Unavailable
+from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, NodeId, RangeId, StoreId
 from dsdb.kv.requests import CommitReply, CommitRequest, ReadRequest, Reply, Request, Write
 from dsdb.raft.messages import ReplicaId
 from dsdb.ranges import Router
 from dsdb.rpc import Peers
-from dsdb.storage.keys import KEY_MAX
+from dsdb.storage.keys import KEY_MAX, SYSTEM_END
 from dsdb.storage.timestamp import Timestamp
 
 RANGE = RangeId(2)
 KEY = b"\x10k"
 COMMIT = CommitRequest(RANGE, AttemptId(b"a" * 16), Timestamp(5), None, (Write(KEY, b"v", True),))
+HERE = ReplicaDescriptor(ReplicaId(1), NodeId(1), StoreId(1))
 LOST = AmbiguousResult("the leaseholder was lost")
 
 
@@ -50,13 +51,16 @@ class ScriptedStore:
         return answer
 
 
-async def send(store: ScriptedStore, request: Request = COMMIT) -> Reply:
+def router_to(store: ScriptedStore) -> Router:
     clock = MockedTime()
-    node = NodeId(1)
-    router = Router(node_id=node, local=store, peers=Peers(TcpNetwork(), clock, address_of=lambda _: None), clock=clock)
-    replica = ReplicaDescriptor(ReplicaId(1), node, StoreId(1))
-    router.cache.update(RangeDescriptor(RANGE, b"", KEY_MAX, 1, (replica,), ReplicaId(2)), StoreId(1))
-    return await router.send(KEY, lambda _: request)
+    router = Router(node_id=HERE.node_id, local=store, peers=Peers(TcpNetwork(), clock, address_of=lambda _: None), clock=clock)
+    router.cache.update(RangeDescriptor(SYSTEM_RANGE, b"", SYSTEM_END, 1, (HERE,), ReplicaId(2)), StoreId(1))
+    router.cache.update(RangeDescriptor(RANGE, SYSTEM_END, KEY_MAX, 1, (HERE,), ReplicaId(2)), StoreId(1))
+    return router
+
+
+async def send(store: ScriptedStore, request: Request = COMMIT) -> Reply:
+    return await router_to(store).send(KEY, lambda _: request)
 
 
 def answer_to(*answers: Reply | KvErrorDetail, request: Request = COMMIT) -> Reply | KvErrorDetail:
@@ -95,6 +99,26 @@ def test_the_answer_to_the_only_copy_stands() -> None:
 def test_a_read_is_never_ambiguous() -> None:
     read = ReadRequest(RANGE, (KEY,), Timestamp(5), None)
     assert isinstance(answer_to(Unavailable("no quorum"), request=read), Unavailable)
+
+
+def test_what_was_built_for_a_range_that_lost_the_key_to_a_split_goes_back_at_once() -> None:
+    left = RangeDescriptor(RANGE, SYSTEM_END, b"\x10a", 2, (HERE,), ReplicaId(2))
+    right = RangeDescriptor(RangeId(3), b"\x10a", KEY_MAX, 2, (HERE,), ReplicaId(2))
+    store = ScriptedStore(NotLeaseholder(RANGE, None, left))
+
+    async def main() -> None:
+        router = router_to(store)
+
+        def built_before(_: RangeDescriptor) -> Request:
+            router.cache.update(right, StoreId(1))  # another request hears of the split meanwhile
+            return COMMIT
+
+        with pytest.raises(KvError) as caught:
+            await router.send(KEY, built_before)
+        assert caught.value.detail == RangeKeyMismatch((right,))
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert store.asked == 1
 
 
 class StuckStore(ScriptedStore):
