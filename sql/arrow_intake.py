@@ -137,7 +137,7 @@ def taken(batch: pa.RecordBatch, columns: Columns, schema: pa.Schema, *, first_r
 
 
 def _converted(array: pa.Array, *, wanted: pa.DataType, sql_type: SqlType) -> pa.Array:
-    return _checked(_plain(array, wanted), sql_type)
+    return checked(_plain(array, wanted), sql_type)
 
 
 def _said(error: Exception) -> str:
@@ -172,8 +172,8 @@ def _intervals(array: pa.Array) -> pa.Array:
     return pa.array(values, pa.month_day_nano_interval())
 
 
-def _checked(array: pa.Array, sql_type: SqlType) -> pa.Array:
-    """Refuse what an Arrow type holds and the SQL type does not.  Raises ValueError."""
+def checked(array: pa.Array, sql_type: SqlType) -> pa.Array:
+    """Give the array, of the Arrow type that belongs to a SQL type, if the SQL type holds all its values.  Raises ValueError."""
     if sql_type.is_text or sql_type.name is TypeName.UNKNOWN:
         if pc.any(pc.match_substring(array, "\0")).as_py():
             raise ValueError("text with a NUL character")

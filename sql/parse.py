@@ -27,6 +27,7 @@ from sqlglot.tokenizer_core import Token, TokenType
 
 from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError, SqlError, SqlSyntaxError
 from dsdb.sql.parse_cluster import ClusterStatement, parse_cluster
+from dsdb.sql.parse_copy import CopyStatement, parse_copy
 from dsdb.sql.parse_limits import check_parsed_text, check_text, check_tokens
 from dsdb.sql.parse_ranges import ConfigureRangesStatement, configures_ranges, parse_configure_ranges
 from dsdb.sql.parse_transaction import TRANSACTION_VERBS, TransactionStatement, parse_set_transaction, parse_transaction, take_as_of
@@ -98,6 +99,7 @@ OwnStatement: TypeAlias = (
     | ConfigureRangesStatement
     | SetStatement
     | ClusterStatement
+    | CopyStatement
     | TransactionStatement
     | ExplainStatement
 )
@@ -132,7 +134,7 @@ _SPECIAL_SYNTAX = _words(
 _KNOWN_CALLS = (frozenset(_PARSER.FUNCTIONS) | frozenset(_PARSER.FUNCTION_PARSERS)) - _SPECIAL_SYNTAX
 _PARSED_VERBS = _words("SELECT WITH VALUES INSERT UPDATE DELETE CREATE DROP ALTER TABLE (")
 _REFUSED_VERBS = _words(
-    "GRANT REVOKE COPY VACUUM ANALYZE LISTEN NOTIFY UNLISTEN LOCK CLUSTER REINDEX COMMENT PREPARE EXECUTE DEALLOCATE DECLARE FETCH MOVE "
+    "GRANT REVOKE VACUUM ANALYZE LISTEN NOTIFY UNLISTEN LOCK CLUSTER REINDEX COMMENT PREPARE EXECUTE DEALLOCATE DECLARE FETCH MOVE "
     "CLOSE CHECKPOINT DISCARD CALL DO MERGE IMPORT SECURITY REFRESH REASSIGN LOAD USE PRAGMA ATTACH DETACH"
 )
 
@@ -413,6 +415,8 @@ def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
         return steering
     if verb == "SHOW":
         return _parse_show(words)
+    if verb == "COPY":
+        return parse_copy(words)
     if verb == "TRUNCATE":
         return _parse_truncate(words)
     if verb in ("EXPLAIN", "DESCRIBE"):

@@ -14,6 +14,8 @@ Invariants:
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import pyarrow as pa
+
 from dsdb.sql.errors import NumericOutOfRangeError, ProgramLimitError
 from dsdb.sql.schema import ColumnDescriptor, TableDescriptor
 from dsdb.sql.types import SqlType, TypeName
@@ -47,7 +49,7 @@ class TableRows:
     """Encodes and decodes the rows of one version of a table.
 
     prefix, span: of all keys of the primary index; key_positions: where the key's columns stand in a row, in key order; layout: of the
-    row values; decode: value → row, raises CorruptionError.
+    row values; decode: value → row, raises CorruptionError; encode_batch: record batch of the layout → values, raises ValueRangeError.
     """
 
     def __init__(self, table: TableDescriptor) -> None:
@@ -65,6 +67,12 @@ class TableRows:
         self.layout = row_layout(table)
         self._codec = codec_for(self.layout)
         self.decode: Callable[[bytes], Row] = self._codec.decode
+        self.encode_batch: Callable[[pa.RecordBatch], list[bytes]] = self._codec.encode_batch
+
+    @property
+    def has_padded_key(self) -> bool:
+        """Say whether a column of the key is a CHAR, which compares without its padding: only `key_of` knows how."""
+        return bool(self._char_positions)
 
     def key(self, row: Sequence[Datum]) -> bytes:
         """Give the key of a row.  Raises ProgramLimitError on a key that is too long."""

@@ -175,6 +175,11 @@ class Connection:
         return self._wire.notices
 
     @property
+    def database(self) -> str:
+        """The database that the session is in."""
+        return self._target.database
+
+    @property
     def node_id(self) -> int:
         """The node that the session is at."""
         return self._wire.welcome.node_id

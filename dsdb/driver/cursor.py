@@ -5,6 +5,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsdb.driver.errors import InterfaceError, NotSupportedError, ProgrammingError
+from dsdb.driver.giving import Given
+from dsdb.driver.ingest import Ingesting, ingest
 from dsdb.driver.many import run_many
 from dsdb.driver.results import Answer, Inline, Streamed, loaded_rows
 from dsdb.driver.values import Description
@@ -16,15 +18,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Statements(Protocol):
+class Statements(Ingesting, Protocol):
     """The connection, as a cursor sees it."""
 
     @property
     def transaction_status(self) -> TransactionStatus:
         """How the session stands to transactions."""
 
-    def run_statement(self, sql: str, parameters: Sequence[Any]) -> Answer:
-        """Send a statement and read its answer up to what streams."""
+    def run_statement(self, sql: str, parameters: Sequence[Any], given: Sequence[Given] = ()) -> Answer:
+        """Send a statement, and what it is given besides its parameters, and read its answer up to what streams."""
 
     def run_pipeline(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
         """Run one statement with many lists of parameters; give the rows touched."""
@@ -189,6 +191,37 @@ class Cursor:
         frame = polars.from_arrow(self.fetch_arrow_table())
         assert isinstance(frame, polars.DataFrame)
         return frame
+
+    def adbc_ingest(
+        self,
+        table_name: str,
+        data: Any,
+        mode: str = "create",
+        *,
+        catalog_name: str | None = None,
+        db_schema_name: str | None = None,
+        temporary: bool = False,
+        primary_key: Sequence[str] = (),
+    ) -> int:
+        """Put rows into a table, all of them or none; give their number.
+
+        data: an Arrow table, reader or data set, or a data frame of pandas or Polars; what streams is sent as it is read.
+        mode: "create" the table, "append" to it, "replace" it, or "create_append": make it if it is not there.
+        primary_key: of a table that is made; without one it gets a hidden key.
+        Columns go by their names.  Raises IntegrityError, DataError, …; without autocommit the rows wait for `commit`.
+        """
+        self._forget()
+        self._row_count = ingest(
+            self._connection,
+            table_name,
+            data,
+            mode,
+            catalog_name=catalog_name,
+            db_schema_name=db_schema_name,
+            temporary=temporary,
+            primary_key=primary_key,
+        )
+        return self._row_count
 
     # What `run_many` calls.
 

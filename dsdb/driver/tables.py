@@ -3,7 +3,7 @@
     anything with __arrow_c_stream__ or __arrow_c_array__     pyarrow, Polars, DuckDB, …
     pandas.DataFrame                                          without its index
     pyarrow.dataset.Dataset, Scanner                          read while it is sent
-    pyarrow.RecordBatchReader, or an iterable of batches      read while it is sent, once
+    pyarrow.RecordBatchReader                                 read while it is sent, once
 
 Invariants:
 - No more than a few batches of a source that streams are in memory.

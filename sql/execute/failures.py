@@ -19,6 +19,7 @@ from dsdb.sql.errors import (
 )
 from dsdb.sql.execute.target import unique_violation
 from dsdb.sql.parse import ParsedStatement
+from dsdb.sql.parse_copy import CopyStatement
 from dsdb.sql.ports import (
     AmbiguousCommitError,
     DeadlineExceededError,
@@ -150,7 +151,9 @@ def _row_of(key: bytes, catalog: Catalog) -> tuple[TableRows, Sequence[Datum]] |
 def tables_in(statements: Sequence[ParsedStatement]) -> str:
     """Name the tables of some statements, as what was changed."""
     trees = [statement.tree for statement in statements if isinstance(statement.tree, exp.Expr)]
-    names = sorted({table.name for tree in trees for table in tree.find_all(exp.Table) if table.name})
+    found = {table.name for tree in trees for table in tree.find_all(exp.Table) if table.name}
+    found |= {statement.tree.table[-1] for statement in statements if isinstance(statement.tree, CopyStatement)}
+    names = sorted(found)
     if not names:
         return "the catalogue was"
     return "rows of " + ", ".join(f'"{name}"' for name in names) + " were"

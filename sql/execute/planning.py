@@ -16,6 +16,7 @@ from sqlglot import exp
 from dsdb.sql.catalog import Catalog
 from dsdb.sql.errors import FeatureNotSupportedError, IndeterminateTypeError, UndefinedParameterError
 from dsdb.sql.execute.binding import StatementBinder
+from dsdb.sql.execute.copy_in import CopyPlan
 from dsdb.sql.execute.ddl import plan_create, plan_create_database, plan_drop, plan_drop_database, plan_truncate
 from dsdb.sql.execute.dml_insert import InsertPlan
 from dsdb.sql.execute.dml_update import DeletePlan, UpdatePlan
@@ -44,6 +45,7 @@ from dsdb.sql.parse import (
     parse_statements,
 )
 from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement, ShowClusterStatement
+from dsdb.sql.parse_copy import CopyStatement
 from dsdb.sql.parse_ranges import ConfigureRangesStatement
 from dsdb.sql.parse_transaction import TransactionStatement
 from dsdb.sql.plan.select import SelectPlan
@@ -253,6 +255,8 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
             return SetPlan(tree)
         case AlterNodeStatement() | ScatterStatement() | SetClusterStatement() | ShowClusterStatement():
             return SteeringPlan(tree, binder)
+        case CopyStatement():
+            return CopyPlan(tree, binder)
         case SplitAtStatement():
             return SplitPlan(tree, binder)
         case ConfigureRangesStatement():

@@ -27,7 +27,7 @@ from dsdb.sql.execute.planning import StatementPlanner
 from dsdb.sql.execute.result import Parameter, Result
 from dsdb.sql.execute.services import Execution, Services
 from dsdb.sql.execute.session import SessionState
-from dsdb.sql.execute.statement_kinds import check_reads_only, is_create_as
+from dsdb.sql.execute.statement_kinds import check_reads_only, runs_in_block
 from dsdb.sql.execute.transactions import SessionTransactions
 from dsdb.sql.parse import ParsedStatement
 from dsdb.sql.parse_transaction import TransactionStatement
@@ -67,7 +67,7 @@ class StatementExecutor:
             result = await self._transactions.run(session, statement, parameters, begin)
             if result is not None:
                 return result
-        if is_create_as(statement):
+        if runs_in_block(statement):
             return await self._transactions.run_alone(session, statement, parameters)
         past: Timestamp | None = None
         if session.read_only:

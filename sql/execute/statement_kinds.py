@@ -5,6 +5,7 @@ from sqlglot import exp
 from dsdb.sql.errors import ReadOnlyTransactionError
 from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, ParsedStatement, SplitAtStatement, TruncateStatement
 from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement
+from dsdb.sql.parse_copy import CopyStatement
 from dsdb.sql.parse_ranges import ConfigureRangesStatement
 
 _OWN_CHANGES: dict[type, str] = {
@@ -35,10 +36,13 @@ def must_be_alone(change: str) -> bool:
     return change.endswith((" DATABASE", "SPLIT AT", "CONFIGURE RANGES", " NODE", " SCATTER", " CLUSTER SETTING"))
 
 
-def is_create_as(statement: ParsedStatement) -> bool:
-    """Say whether a statement is CREATE TABLE … AS, which makes a table and writes its rows."""
+def runs_in_block(statement: ParsedStatement) -> bool:
+    """Say whether a statement outside a transaction runs as the only one of a block.
+
+    CREATE TABLE … AS makes a table and writes its rows; COPY writes for so long that no change of other tables must disturb it.
+    """
     tree = statement.tree
-    return isinstance(tree, exp.Create) and isinstance(tree.expression, exp.Query)
+    return isinstance(tree, CopyStatement) or (isinstance(tree, exp.Create) and isinstance(tree.expression, exp.Query))
 
 
 def lock_words(node: exp.Expr) -> str | None:
@@ -60,6 +64,8 @@ def check_reads_only(statement: ParsedStatement) -> None:
     name = catalog_change(statement)
     if name is None and isinstance(tree, exp.Insert | exp.Update | exp.Delete):
         name = tree.key.upper()
+    if name is None and isinstance(tree, CopyStatement):
+        name = "COPY FROM"
     if name is None and isinstance(tree, exp.Query):
         words = lock_words(tree)
         name = None if words is None else f"SELECT {words}"

@@ -105,7 +105,8 @@ class SessionTransactions:
                 await self._commit(session)
                 return result
             except SerializationError:
-                if attempt == FIRST_ATTEMPTS_MAX:
+                stream = session.inputs.stream
+                if attempt == FIRST_ATTEMPTS_MAX or (stream is not None and stream.is_begun):
                     raise
             finally:
                 await self.end(session)

@@ -160,3 +160,8 @@ def test_pandas_gives_its_columns_without_the_index(connection: Connection) -> N
 def test_explain_shows_what_is_given(connection: Connection) -> None:
     lines = [line for (line,) in connection.execute("EXPLAIN SELECT count(*) FROM $1 f JOIN t USING (id)", [ROWS]).fetchall()]
     assert any("rows given with the statement as $1" in line for line in lines)
+
+
+def test_midnight_at_the_end_of_the_day_comes_back(connection: Connection) -> None:
+    given = pa.table({"t": pa.array([86_400_000_000], pa.int64()).view(pa.time64("us"))})
+    assert connection.execute("SELECT t::text FROM $1", [given]).fetchall() == [("24:00:00",)]
