@@ -5,6 +5,7 @@
     system_key("database" | "table" | "sequence", id)     descriptors, as MessagePack
     system_key("namespace", parent id, name)    id: of a database (parent 0), of a table or sequence (parent: its database)
     system_key("garbage", database id, table id, index id)   an index that no descriptor names any more: its keys may be removed
+    system_key("ranges", table id)              what ALTER TABLE … CONFIGURE said; here only removed, with the table
     system_key("fence", table id)               a table that nobody but one transaction may use: it is about to empty it
 
 Invariants:
@@ -297,6 +298,8 @@ def write_changes(txn: Transaction, catalog: Catalog, changes: Changes, discarde
         txn.delete(_key_of_name(old))
         if kind == "sequence":
             txn.delete(sequence_value_key(number))
+        if kind == "table":
+            txn.delete(system_key("ranges", number))
     for (kind, number), (_, new) in changes.items():
         if new is not None:
             txn.put(system_key(kind, number), _encode(new))

@@ -29,7 +29,7 @@ from dsdb.sql.errors import FeatureNotSupportedError, ProgramLimitError, SqlErro
 from dsdb.sql.parse_cluster import ClusterStatement, parse_cluster
 from dsdb.sql.parse_copy import CopyStatement, parse_copy
 from dsdb.sql.parse_limits import check_parsed_text, check_text, check_tokens
-from dsdb.sql.parse_ranges import ConfigureRangesStatement, configures_ranges, parse_configure_ranges
+from dsdb.sql.parse_ranges import ConfigureStatement, configures_ranges, parse_configure
 from dsdb.sql.parse_transaction import TRANSACTION_VERBS, TransactionStatement, parse_set_transaction, parse_transaction, take_as_of
 from dsdb.sql.parse_values import read_values
 from dsdb.sql.parse_words import CALL_MARK, DESCENDING_MARK, TableName, Words, syntax_error
@@ -96,7 +96,7 @@ OwnStatement: TypeAlias = (
     | CreateDatabaseStatement
     | DropDatabaseStatement
     | SplitAtStatement
-    | ConfigureRangesStatement
+    | ConfigureStatement
     | SetStatement
     | ClusterStatement
     | CopyStatement
@@ -426,7 +426,7 @@ def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
     if verb in ("CREATE", "DROP") and len(tokens) > 1 and tokens[1].text.upper() == "DATABASE":
         return _parse_database(words, verb)
     if verb == "ALTER" and configures_ranges(words):
-        return parse_configure_ranges(words)
+        return parse_configure(words)
     if verb == "ALTER" and any(token.text.upper() == "SPLIT" for token in tokens[2:9]):
         return _parse_split(words, sql)
     return None

@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 import pyarrow as pa
 
+from dsdb.sql.constraints import Constraints
 from dsdb.sql.schema import DatabaseDescriptor, SequenceDescriptor, TableDescriptor
 from dsdb.storage.keys import Span
 from dsdb.storage.rowcodec import LayoutColumn, RowLayout
@@ -191,11 +192,14 @@ class ClusterView(Protocol):
     async def ranges(self, span: Span) -> list["RangeInfo"]:
         """Describe the ranges that overlap a span, in key order."""
 
-    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | None]) -> None:
-        """Set some of when the ranges of a table are split (fields of RangeSettingsInfo), None: as the cluster; ids of 0: of all tables."""
+    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | Constraints | None]) -> list[str]:
+        """Set some of what holds for the ranges of a table (fields of RangeSettingsInfo), None: as the cluster; ids of 0: of all tables.
+
+        Give sentences about what cannot come true with the nodes there are.  Raises RefusedError: it speaks of what no node has.
+        """
 
     async def range_settings(self) -> list["RangeSettingsInfo"]:
-        """Describe when ranges are split: first the cluster's defaults, under table id 0, then the tables that differ, by id."""
+        """Describe what holds for ranges: first the cluster's defaults, under table id 0, then the tables that say something, by id."""
 
     async def nodes(self) -> list["NodeInfo"]:
         """Describe the nodes of the cluster, by id."""
@@ -233,12 +237,16 @@ class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RangeSettingsInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """When ranges are split: above max_bytes, or above so many requests, or bytes, a second; 0: never for that reason."""
+    """What holds for ranges: when they are split (above max_bytes, or above so many requests, or bytes, a second; 0: never for that
+    reason), and where they are (replicas; constraints of all of them; what the leaseholder should meet)."""
 
     table_id: int
     max_bytes: int
     load_requests: int
     load_bytes: int
+    replicas: int = 3
+    constraints: Constraints = ()
+    lease_preference: Constraints = ()
 
 
 class ProblemInfo(msgspec.Struct, frozen=True, kw_only=True, order=True):

@@ -29,7 +29,7 @@ class StoreInfo(msgspec.Struct, frozen=True, kw_only=True):
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the cluster is doing, for people.
 
-    kind: replicas, lease, drain, decommission or drop; started_us: wall clock of the node that does it, None if that is not known;
+    kind: replicas, lease, split, drain, decommission or drop; started_us: wall clock of the node that does it, None if that is not known;
     left: how much is to be done still, in `unit`.
     """
 

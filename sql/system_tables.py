@@ -84,6 +84,9 @@ _COLUMNS: dict[str, tuple[tuple[str, SqlType], ...]] = {
         ("max_bytes", BIGINT),
         ("load_requests", BIGINT),
         ("load_bytes", BIGINT),
+        ("replicas", BIGINT),
+        ("constraints", TEXT),
+        ("lease_preference", TEXT),
     ),
     "settings": (("name", TEXT), ("value", TEXT), ("description", TEXT), ("scope", TEXT), ("default_value", TEXT)),
     "stores": (

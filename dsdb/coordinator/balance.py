@@ -5,7 +5,7 @@
 Invariants:
 - A move makes the sum of the squares of all weights smaller, by a margin: so there is no circle of moves, and a view in which stores
   differ by less than the margin gives none, nor does small noise.
-- A replica never moves nearer to the others of its range, and never from its leaseholder's store.
+- A replica never moves nearer to the others of its range, never from its leaseholder's store, and never where a placement minds.
 - A lease moves to a store only that has a voter of the range, and takes leases; at most one a plan from, or to, a store.
 - The system range's lease counts for nothing and is not moved: where it is, few leases stay, which saves statements a message.
 """
@@ -100,13 +100,19 @@ def _replica_for(scene: Scene, source: StoreView, target: StoreView, difference:
 
 def _fits(scene: Scene, found: RangeView, source: StoreView, target: StoreView) -> bool:
     stores = scene.view.stores
-    if not scene.view.placement_of(found).allows(target):
+    placement = scene.view.placements.of(found.desc)
+    if not placement.allows(target.locality):
         return False
     voters = voters_of(found.desc)
     if source.store_id not in voters:
         return False
     rest = [stores[store_id] for store_id in voters if store_id != source.store_id and store_id in stores]
     if any(store.host == target.host for store in rest):
+        return False
+    if 2 * sum(store.state is StoreState.LIVE for store in [*rest, target]) <= len(voters):
+        return False
+    is_preferred = placement.prefers(source.locality) and placement.lease_preference
+    if is_preferred and not any(placement.prefers(store.locality) for store in [*rest, target]):
         return False
     leaseholder = stores.get(found.leaseholder or StoreId(0))
     if leaseholder is None or leaseholder.state is not StoreState.LIVE:
@@ -153,12 +159,12 @@ def _lease_for(scene: Scene, source: StoreId, weights: dict[StoreId, float], sca
         if range_id == SYSTEM_RANGE or range_id in scene.busy or found.is_changing or is_joint(found.desc):
             continue
         weight = scale.one + found.requests_per_s * scale.unit
-        placement = view.placement_of(found)
-        keeps_to = bool(placement.lease_preference) and placement.prefers(view.stores[source])
+        placement = view.placements.of(found.desc)
+        keeps_to = bool(placement.lease_preference) and placement.prefers(view.stores[source].locality)
         for to in voters_of(found.desc):
             if to == source or to not in weights or to in scene.lease_movers:
                 continue
-            if keeps_to and not placement.prefers(view.stores[to]):
+            if keeps_to and not placement.prefers(view.stores[to].locality):
                 continue
             # What the sum of squares would lose.
             gain = 2 * weight * (weights[source] - weights[to] - weight)

@@ -11,7 +11,7 @@ Invariants:
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import assert_never
 
 import msgspec
@@ -19,13 +19,14 @@ import trio
 
 from dsdb.coordinator.events import EventSink
 from dsdb.coordinator.gathering import AskForReport, Gathering, Member
-from dsdb.coordinator.moves import ChangeReplicas, Move, TransferLease
+from dsdb.coordinator.moves import ChangeReplicas, Move, SplitRange, TransferLease, kind_of
+from dsdb.coordinator.placement import PlacementBook
 from dsdb.coordinator.plan import steps
 from dsdb.coordinator.scatter import scatter
 from dsdb.coordinator.scene import Scene, Settings
 from dsdb.coordinator.status import NodeStatus, node_statuses, refusal_of
 from dsdb.coordinator.view import ClusterView, NodeState, RangeView
-from dsdb.coordinator.wanted import read_node_states, read_placements, write_node_state
+from dsdb.coordinator.wanted import read_node_states, read_range_settings, write_node_state
 from dsdb.env import Clock
 from dsdb.kv.descriptor import ReplicaDescriptor
 from dsdb.kv.errors import InvalidRequest, KvError, Unavailable
@@ -67,10 +68,13 @@ class Coordinator:
         is_leader: Callable[[], bool],
         members: Callable[[], Sequence[Member]],
         ask: AskForReport,
+        split: Callable[[bytes], Awaitable[None]],
         events: EventSink,
         dead_after_s: float = DEAD_AFTER_S,
         settings: Settings | None = None,
     ) -> None:
+        """split: makes a key the start of a range; raises PortError."""
+        self._split = split
         self._router = router
         self._transactions = transactions
         self._clock = clock
@@ -146,7 +150,7 @@ class Coordinator:
         gathering.dead_after_s = self._dead_after_s
         view = gathering.view
         states = await read_node_states(self._router)
-        view.set_placements(await read_placements(self._router))
+        view.set_placements(PlacementBook(await read_range_settings(self._router)))
         members = self._members()
         await gathering.gather(members, states)
         if not gathering.is_complete or not self._is_leader():
@@ -181,13 +185,15 @@ class Coordinator:
     async def _carry_out(self, move: Move) -> None:
         """Have a range make a move, and wait until it is seen."""
         range_id = move.range_id
-        kind = "lease" if isinstance(move, TransferLease) else "replicas"
+        kind = kind_of(move)
         reason = None
         try:
             try:
                 await self._send(move)
             except KvError as error:
                 reason = str(getattr(error.detail, "reason", error))
+            except PortError as error:
+                reason = str(error)
             if reason is not None and isinstance(move, ChangeReplicas) and await self._goes_on(move):
                 reason = None
             if reason is not None:
@@ -219,6 +225,8 @@ class Coordinator:
             case TransferLease():
                 transfer = TransferLeaseRequest(desc.range_id, move.to)
                 await self._router.send(desc.start_key, lambda _: transfer)
+            case SplitRange():
+                await self._split(move.key)
             case never:
                 assert_never(never)
 
@@ -245,6 +253,8 @@ class Coordinator:
             return True
         if isinstance(move, TransferLease):
             return now.leaseholder not in (None, move.leaseholder)
+        if isinstance(move, SplitRange):
+            return now.desc.end_key <= move.key
         return now.desc.generation > move.desc.generation and not now.is_changing
 
     def _let_rest(self, range_id: RangeId) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import trio
 
-from dsdb.coordinator.view import ClusterView, Locality, NodeState, RangeView, StoreState, StoreView
+from dsdb.coordinator.placement import Locality
+from dsdb.coordinator.view import ClusterView, NodeState, RangeView, StoreState, StoreView
 from dsdb.env import Clock
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import NodeId, RangeId, StoreId

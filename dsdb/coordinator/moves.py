@@ -1,6 +1,6 @@
 """Moves: what a plan asks of ranges, each with its reason in words, which the log of events keeps."""
 
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import msgspec
 
@@ -53,4 +53,35 @@ class TransferLease(msgspec.Struct, frozen=True, kw_only=True):
         return f"range {self.range_id}: lease {self.leaseholder} to {self.to}: {self.reason}"
 
 
-Move: TypeAlias = ChangeReplicas | TransferLease
+class SplitRange(msgspec.Struct, frozen=True, kw_only=True):
+    """Cut a range in two."""
+
+    desc: RangeDescriptor
+    leaseholder: StoreId
+    key: bytes
+    """Where the right side begins."""
+    reason: str
+
+    @property
+    def range_id(self) -> RangeId:
+        """Give the range."""
+        return self.desc.range_id
+
+    def __str__(self) -> str:
+        return f"range {self.range_id}: split at {self.key.hex()}: {self.reason}"
+
+
+Move: TypeAlias = ChangeReplicas | TransferLease | SplitRange
+
+
+def kind_of(move: Move) -> str:
+    """Give what a move is called in the log of events, and among jobs."""
+    match move:
+        case ChangeReplicas():
+            return "replicas"
+        case TransferLease():
+            return "lease"
+        case SplitRange():
+            return "split"
+        case never:
+            assert_never(never)

@@ -44,10 +44,10 @@ def _move_replica(scene: Scene, found: RangeView, counts: dict[StoreId, int]) ->
     """Plan to move a replica from the store with most of these ranges to that with fewest; say whether one should be moved."""
     view = scene.view
     members = voters_of(found.desc)
-    placement = view.placement_of(found)
+    placement = view.placements.of(found.desc)
     stores = {store_id: view.stores[store_id] for store_id in members if store_id in view.stores}
     fullest = sorted(stores, key=lambda store_id: (-counts.get(store_id, 0), store_id == found.leaseholder, store_id))
-    takers = [store for store in scene.takers if store.store_id not in members and placement.allows(store)]
+    takers = [store for store in scene.takers if store.store_id not in members and placement.allows(store.locality)]
     takers.sort(key=lambda store: (counts[store.store_id], scene.replicas[store.store_id], store.store_id))
     for taker in takers:
         for source in fullest:
@@ -55,6 +55,8 @@ def _move_replica(scene: Scene, found: RangeView, counts: dict[StoreId, int]) ->
                 break
             kept = [store for store_id, store in sorted(stores.items()) if store_id != source]
             if taker.host in {store.host for store in kept}:
+                continue
+            if placement.lease_preference and not any(placement.prefers(store.locality) for store in [*kept, taker]):
                 continue
             if overlap_of([*kept, taker]) > overlap_of([*kept, stores[source]]):
                 continue
@@ -70,10 +72,10 @@ def _move_lease(scene: Scene, found: RangeView, counts: dict[StoreId, int]) -> N
     """Plan to move the lease to the voter that leads fewest of these ranges."""
     view, holder = scene.view, found.leaseholder
     assert holder is not None, found
-    placement = view.placement_of(found)
+    placement = view.placements.of(found.desc)
     stores = [view.stores[store_id] for store_id in voters_of(found.desc) if store_id in view.stores]
-    is_preferred = placement.prefers(view.stores[holder])
-    takers = [store for store in stores if store.takes_replicas and (placement.prefers(store) or not is_preferred)]
+    is_preferred = placement.prefers(view.stores[holder].locality)
+    takers = [store for store in stores if store.takes_replicas and (placement.prefers(store.locality) or not is_preferred)]
     if not takers:
         return
     best = min(takers, key=lambda store: (counts.get(store.store_id, 0), scene.leases.get(store.store_id, 0), store.store_id)).store_id

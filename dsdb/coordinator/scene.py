@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from dsdb.coordinator.moves import ChangeReplicas, Move, Target, TransferLease
-from dsdb.coordinator.view import ClusterView, Locality, Placement, RangeView, StoreView
+from dsdb.coordinator.moves import ChangeReplicas, Move, SplitRange, Target, TransferLease
+from dsdb.coordinator.placement import Locality, Placement
+from dsdb.coordinator.view import ClusterView, RangeView, StoreView
 from dsdb.kv.ids import RangeId, StoreId
 
 FULL_PART = 0.9
@@ -28,6 +29,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """By this part of the mean two stores may differ in replicas before one is moved, and by two of them."""
     lease_part: float = 0.05
     """The same of leases."""
+    splits_max: int = 16
+    """Ranges that are cut at a time because a table is to have its own."""
     load_part: float = 0.15
     """What is allowed beside where load counts: it never stands still."""
     load_min: float = 100.0
@@ -37,10 +40,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a placement comes to: the voters that a range can have, and how little their localities need to have in common."""
+    """What a placement comes to with the stores there are.
+
+    factor: voters that a range gets; hosts: that they may be on; factor_anywhere: the factor if there were no constraints;
+    least_overlap: how little the localities of voters need to have in common; is_preferred_there: some store that it allows it prefers.
+    """
 
     factor: int
+    hosts: int
+    factor_anywhere: int
     least_overlap: int
+    is_preferred_there: bool
 
 
 class Scene:
@@ -61,6 +71,7 @@ class Scene:
         self.leases: dict[StoreId, int] = {}
         self.changes = 0
         self.transfers = 0
+        self.splits = 0
         self._facts: dict[int, Facts] = {}
         """By identity of a placement: the view keeps each as long as the plan lasts."""
         for store_id in view.stores:
@@ -95,6 +106,9 @@ class Scene:
             self.leases[move.leaseholder] = self.leases.get(move.leaseholder, 0) - 1
             self.leases[move.to] = self.leases.get(move.to, 0) + 1
             return
+        if isinstance(move, SplitRange):
+            self.splits += 1
+            return
         self.changes += 1
         for target in move.add:
             self.receiving.add(target.store_id)
@@ -115,6 +129,11 @@ class Scene:
         assert view.leaseholder is not None, view
         self.plan(TransferLease(desc=view.desc, leaseholder=view.leaseholder, to=to, reason=reason))
 
+    def split(self, view: RangeView, key: bytes, reason: str) -> None:
+        """Plan to cut a range."""
+        assert view.leaseholder is not None, view
+        self.plan(SplitRange(desc=view.desc, leaseholder=view.leaseholder, key=key, reason=reason))
+
     @property
     def has_room(self) -> bool:
         """Say whether another change of replicas may begin."""
@@ -126,17 +145,25 @@ class Scene:
         """Give what a placement comes to with the stores there are."""
         found = self._facts.get(id(placement))
         if found is None:
-            stores = [store for store in self.keepers.values() if placement.allows(store)]
-            hosts = len({store.host for store in stores})
-            # Of fewer hosts an odd number: two are worse than one.
-            factor = placement.replicas if hosts >= placement.replicas else max(hosts - 1 + hosts % 2, 1)
-            found = self._facts[id(placement)] = Facts(factor=factor, least_overlap=_least_overlap(stores, factor))
+            keepers = list(self.keepers.values())
+            stores = [store for store in keepers if placement.allows(store.locality)]
+            factor = _factor(placement, stores)
+            found = self._facts[id(placement)] = Facts(
+                factor=factor,
+                hosts=len({store.host for store in stores}),
+                factor_anywhere=_factor(placement, keepers),
+                least_overlap=_least_overlap(stores, factor),
+                is_preferred_there=any(store.takes_replicas and placement.prefers(store.locality) for store in stores),
+            )
         return found
 
-    def best_store(self, view: RangeView, kept: Sequence[StoreView], placement: Placement) -> tuple[StoreView | None, bool]:
+    def best_store(
+        self, view: RangeView, kept: Sequence[StoreView], placement: Placement, *, must_lead: bool = False
+    ) -> tuple[StoreView | None, bool]:
         """Give the store that should get a replica beside those that stay, None if there is none now; and whether there would be later.
 
-        The farthest from the others; of equals one with a learner of the range; of equals the emptiest.
+        The farthest from the others; of equals one with a learner of the range; of equals the emptiest.  must_lead: one that the
+        placement prefers for the lease.
         """
         hosts = {store.host for store in kept}
         members = {member.store_id for member in view.desc.voters}
@@ -146,7 +173,9 @@ class Scene:
         is_possible = False
         for store in self.takers:
             store_id = store.store_id
-            if store_id in members or store.host in hosts or not placement.allows(store):
+            if store_id in members or store.host in hosts or not placement.allows(store.locality):
+                continue
+            if must_lead and not placement.prefers(store.locality):
                 continue
             is_possible = True
             if store_id in self.receiving:
@@ -157,6 +186,12 @@ class Scene:
                 if key == (0, not learners):
                     break
         return best, is_possible
+
+
+def _factor(placement: Placement, stores: Sequence[StoreView]) -> int:
+    """Give the voters that a range gets on some stores: of fewer hosts than replicas an odd number, as two are worse than one."""
+    hosts = len({store.host for store in stores})
+    return placement.replicas if hosts >= placement.replicas else max(hosts - 1 + hosts % 2, 1)
 
 
 def _least_overlap(stores: Sequence[StoreView], count: int) -> int:

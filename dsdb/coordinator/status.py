@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from dsdb.coordinator.view import REPLICAS, ClusterView, Locality, NodeState, StoreState
+from dsdb.coordinator.placement import REPLICAS, Locality
+from dsdb.coordinator.view import ClusterView, NodeState, StoreState
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
 
 

@@ -18,13 +18,10 @@ import enum
 
 import msgspec
 
+from dsdb.coordinator.placement import Locality, PlacementBook
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
-from dsdb.storage.errors import KeyFormatError
-from dsdb.storage.keys import TABLE_PREFIX, decode_id
 
-REPLICAS = 3
-"""Voters of a range whose placement says nothing else."""
 MACHINE = "machine"
 """The key of a locality tier whose value names what fails as one."""
 
@@ -49,10 +46,6 @@ class NodeState(enum.Enum):
     """It gives its replicas away as well."""
     DECOMMISSIONED = "decommissioned"
     """It had no replica left."""
-
-
-Locality = tuple[tuple[str, str], ...]
-"""Where a node is, from the widest tier to the narrowest: ((region, eu), (zone, a), (machine, m1))."""
 
 
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,28 +75,6 @@ class StoreView(msgspec.Struct, frozen=True, kw_only=True):
     def keeps_replicas(self) -> bool:
         """Say whether its replicas may stay where they are."""
         return self.state is not StoreState.DEAD and self.node_state in (NodeState.ACTIVE, NodeState.DRAINING)
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the replicas of a table are to be.
-
-    constraints: tiers that every replica's locality must have; lease_preference: tiers that the leaseholder's should have.
-    """
-
-    replicas: int = REPLICAS
-    constraints: Locality = ()
-    lease_preference: Locality = ()
-
-    def allows(self, store: StoreView) -> bool:
-        """Say whether a replica may be on a store."""
-        return all(tier in store.locality for tier in self.constraints)
-
-    def prefers(self, store: StoreView) -> bool:
-        """Say whether the lease should rather be on a store than elsewhere."""
-        return all(tier in store.locality for tier in self.lease_preference)
-
-
-DEFAULT_PLACEMENT = Placement()
 
 
 class RangeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,8 +109,7 @@ class ClusterView:
     def __init__(self) -> None:
         self.stores: dict[StoreId, StoreView] = {}
         self.ranges: dict[RangeId, RangeView] = {}
-        self.placements: dict[int, Placement] = {}
-        """By table id; a table that is not there has the default one."""
+        self.placements = PlacementBook({})
         self.figures: dict[StoreId, Figures] = {}
         self.replicas_on: dict[StoreId, set[RangeId]] = {}
         self.leases_on: dict[StoreId, set[RangeId]] = {}
@@ -171,7 +141,7 @@ class ClusterView:
             self.version += 1
             self.unjudged.update(self.ranges)
 
-    def set_placements(self, placements: dict[int, Placement]) -> None:
+    def set_placements(self, placements: PlacementBook) -> None:
         """Take what the tables ask for."""
         if placements != self.placements:
             self.placements = placements
@@ -219,19 +189,6 @@ class ClusterView:
             self.replicas_on[store_id] = set()
             self.leases_on[store_id] = set()
         return figures, self.replicas_on[store_id], self.leases_on[store_id]
-
-    # ---- What is asked ----
-
-    def placement_of(self, view: RangeView) -> Placement:
-        """Give what the table at a range's start asks for."""
-        if not self.placements or not view.desc.start_key.startswith(TABLE_PREFIX):
-            return DEFAULT_PLACEMENT
-        try:
-            _, offset = decode_id(view.desc.start_key, 1)
-            table_id, _ = decode_id(view.desc.start_key, offset)
-        except KeyFormatError:
-            return DEFAULT_PLACEMENT  # the range of all tables begins before the first one
-        return self.placements.get(table_id, DEFAULT_PLACEMENT)
 
 
 def voters_of(desc: RangeDescriptor) -> list[StoreId]:

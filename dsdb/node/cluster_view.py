@@ -7,8 +7,9 @@ import trio
 
 from dsdb.coordinator import MetaWriter
 from dsdb.coordinator.events import read_events
-from dsdb.coordinator.view import Locality, StoreState
-from dsdb.coordinator.wanted import change_range_settings, read_range_settings
+from dsdb.coordinator.placement import Locality, Place, Placement, doubts_about, placement_over, refusal_of_placement
+from dsdb.coordinator.view import NodeState, StoreState, StoreView
+from dsdb.coordinator.wanted import change_range_settings, read_node_states, read_range_settings
 from dsdb.flow import Gatherer
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import InvalidRequest, KvError, RangeKeyMismatch
@@ -21,9 +22,11 @@ from dsdb.node.directory import Directory, NodeEntry
 from dsdb.node.membership import take_id
 from dsdb.ranges import Router
 from dsdb.rpc import RpcError
+from dsdb.sql.constraints import Constraints
 from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeSettingsInfo, RangeUnavailableError, TransactionRetryError
+from dsdb.sql.ports_steering import RefusedError
 from dsdb.storage.keys import EVERYTHING, Span
-from dsdb.store.range_settings import CLUSTER_TABLE, SettingsBook
+from dsdb.store.range_settings import CLUSTER_TABLE, RangeSettings, StoredSettings
 from dsdb.txn import TransactionFactory
 
 log = logging.getLogger("dsdb.node")
@@ -35,6 +38,7 @@ IN_VAIN_MAX_S = 3.0
 HURRIED_ANSWER_S = 0.1
 META_TRIES = 5
 """An entry that another writes at the same time is there after the second."""
+PLACEMENT_FIELDS = {"replicas", "constraints", "lease_preference"}
 COUNT_S = 5.0
 """How long ranges are counted for a list of nodes."""
 
@@ -105,24 +109,53 @@ class NodeClusterView:
             else:
                 return
 
-    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | None]) -> None:
-        """Set when the ranges of a table, or with 0 of all tables, are split.  Raises PortError."""
-        await change_range_settings(self._transactions, database_id, table_id, changes)
+    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | Constraints | None]) -> list[str]:
+        """Set when the ranges of a table, or with 0 of all tables, are split, and where they are to be; give doubts in sentences.
+
+        Raises PortError, RefusedError.
+        """
+        places = await self._places()
+        asked = placement_over(Placement(), StoredSettings(**{name: value for name, value in changes.items() if name in PLACEMENT_FIELDS}))  # type: ignore[arg-type]
+        if (reason := refusal_of_placement(asked, places)) is not None:
+            raise RefusedError(reason)
+        if not await change_range_settings(self._transactions, database_id, table_id, changes):
+            raise RefusedError("the table was dropped meanwhile")
         self._hurry_splitter()
+        self._wake_coordinator()
+        if not PLACEMENT_FIELDS & changes.keys():
+            return []
+        stored = await self._range_settings()
+        placement = placement_over(Placement(), stored.get(CLUSTER_TABLE, StoredSettings()))
+        return doubts_about(placement_over(placement, stored.get(table_id, StoredSettings())), places)
+
+    async def _range_settings(self) -> dict[int, StoredSettings]:
+        """Read what is set.  Raises PortError."""
+        try:
+            return await read_range_settings(self._router)
+        except KvError as error:
+            raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
+
+    async def _places(self) -> list[Place]:
+        """Give where stores are that keep what they have.  Raises PortError."""
+        try:
+            states = await read_node_states(self._router)
+        except KvError as error:
+            raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
+        stores = [
+            StoreView(store_id=entry.store_id, node_id=entry.node_id, locality=entry.locality)
+            for entry in self._directory.entries()
+            if states.get(entry.node_id, NodeState.ACTIVE) in (NodeState.ACTIVE, NodeState.DRAINING)
+        ]
+        return [Place(store.locality, store.host) for store in stores]
 
     async def range_settings(self) -> list[RangeSettingsInfo]:
         """Describe what is set, the cluster's defaults first.  Raises PortError."""
-        try:
-            stored = await read_range_settings(self._router)
-        except KvError as error:
-            raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
-        default = SettingsBook(stored).default
-        found = {CLUSTER_TABLE: default, **{table_id: said.over(default) for table_id, said in stored.items() if table_id != CLUSTER_TABLE}}
+        stored = await self._range_settings()
+        cluster = stored.pop(CLUSTER_TABLE, StoredSettings())
+        default, anywhere = cluster.over(RangeSettings()), placement_over(Placement(), cluster)
         return [
-            RangeSettingsInfo(
-                table_id=table_id, max_bytes=settings.max_bytes, load_requests=settings.load_requests, load_bytes=settings.load_bytes
-            )
-            for table_id, settings in sorted(found.items())
+            _settings_info(CLUSTER_TABLE, default, anywhere),
+            *[_settings_info(table_id, said.over(default), placement_over(anywhere, said)) for table_id, said in sorted(stored.items())],
         ]
 
     async def ranges(self, span: Span) -> list[RangeInfo]:
@@ -217,6 +250,18 @@ class NodeClusterView:
 
 def _locality_text(locality: Locality) -> str:
     return ",".join(f"{key}={value}" for key, value in locality)
+
+
+def _settings_info(table_id: int, settings: RangeSettings, placement: Placement) -> RangeSettingsInfo:
+    return RangeSettingsInfo(
+        table_id=table_id,
+        max_bytes=settings.max_bytes,
+        load_requests=settings.load_requests,
+        load_bytes=settings.load_bytes,
+        replicas=placement.replicas,
+        constraints=placement.constraints,
+        lease_preference=placement.lease_preference,
+    )
 
 
 def _range_info(desc: RangeDescriptor, said: DescribeReply | None) -> RangeInfo:

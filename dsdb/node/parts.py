@@ -162,6 +162,7 @@ class NodeParts:
             is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE),
             members=self.members,
             ask=self._ask_for_report,
+            split=lambda key: self.cluster.split(key),
             events=self.events,
             dead_after_s=self._config.dead_after_s,
         )
@@ -239,7 +240,7 @@ class NodeParts:
             transactions=self.transactions,
             directory=self.directory,
         )
-        cluster = NodeClusterView(
+        self.cluster = NodeClusterView(
             router=self.router,
             gatherer=self.gatherer,
             transactions=self.transactions,
@@ -253,7 +254,7 @@ class NodeParts:
             checking=self.checking,
         )
         self.splitter = Splitter(
-            loads=self.store.loads, split=cluster.split, router=self.router, clock=self._clock, events=self.events
+            loads=self.store.loads, split=self.cluster.split, router=self.router, clock=self._clock, events=self.events
         )
         self.executor = StatementExecutor(
             Services(
@@ -261,7 +262,7 @@ class NodeParts:
                 begin=self.transactions.begin,
                 runner=self.gatherer,
                 engine=self.engine,
-                cluster=cluster,
+                cluster=self.cluster,
                 steering=self.steering,
                 now=lambda: self._clock.wall_ms() * 1000,
                 issued=lambda: self.oracle.latest,

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from dsdb.coordinator import Coordinator
-from dsdb.coordinator.moves import TransferLease
+from dsdb.coordinator.moves import kind_of
 from dsdb.coordinator.status import NodeStatus
 from dsdb.coordinator.view import NodeState, RangeView
 from dsdb.env import Clock
@@ -48,7 +48,7 @@ class UnderwayRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MoveUnderway(msgspec.Struct, frozen=True, array_like=True):
-    """A move.  kind: replicas or lease; node_id: of the leaseholder's store, which carries it out."""
+    """A move.  kind: replicas, lease or split; node_id: of the leaseholder's store, which carries it out."""
 
     kind: str
     range_id: RangeId
@@ -173,7 +173,7 @@ class Steering:
         """Give the moves under way.  Raises KvError."""
         return UnderwayReply(
             tuple(
-                MoveUnderway("lease" if isinstance(move, TransferLease) else "replicas", move.range_id, str(move), began_ms)
+                MoveUnderway(kind_of(move), move.range_id, str(move), began_ms)
                 for move, began_ms in await self._coordinator.underway()
             )
         )

@@ -1,17 +1,20 @@
-"""When ranges are split: the cluster's defaults, and what tables say of their own.
+"""What is set for the ranges of tables, and of the cluster: when they are split, and where their replicas are to be.
 
     product ◂ cluster (CLUSTER_TABLE) ◂ table          each leaves open what the one before it says
 
 Invariants:
 - A range that holds one table's rows obeys that table; one that tables share is split by the lowest limit of any that is set, or shared.
 - What is not set anywhere is the product's default: a cluster that was never told anything needs no settings.
+
+Not here: who obeys where replicas are to be (`dsdb.coordinator.placement`); here only when to split.
 """
 
 from collections.abc import Mapping
 
 import msgspec
 
-from dsdb.storage.keys import Span, prefix_span, table_prefix
+from dsdb.sql.constraints import Constraints
+from dsdb.storage.keys import Span, table_prefix
 
 CLUSTER_TABLE = 0
 """In the place of a table's id: the cluster's defaults.  Real ids begin at 1."""
@@ -42,6 +45,19 @@ class StoredSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int | None = None
     load_requests: int | None = None
     load_bytes: int | None = None
+    replicas: int | None = None
+    constraints: Constraints | None = None
+    lease_preference: Constraints | None = None
+
+    @property
+    def says_when_to_split(self) -> bool:
+        """Say whether something is set about splits."""
+        return any(value is not None for value in (self.max_bytes, self.load_requests, self.load_bytes))
+
+    @property
+    def says_where_to_be(self) -> bool:
+        """Say whether something is set about replicas and leases."""
+        return any(value is not None for value in (self.replicas, self.constraints, self.lease_preference))
 
     def over(self, settings: RangeSettings) -> RangeSettings:
         """Give settings with what is set here in their place."""
@@ -52,15 +68,20 @@ class StoredSettings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def table_span(database_id: int, table_id: int) -> Span:
+    """Give all keys of a table; both bounds read as prefixes of tables."""
+    return Span(table_prefix(database_id, table_id), table_prefix(database_id, table_id + 1))
+
+
 class SettingsBook:
     """All that is set, as a store looks at it."""
 
     def __init__(self, stored: Mapping[int, StoredSettings]) -> None:
         self.default = stored.get(CLUSTER_TABLE, StoredSettings()).over(RangeSettings())
         self._tables = sorted(
-            (prefix_span(table_prefix(said.database_id, table_id)), said.over(self.default))
+            (table_span(said.database_id, table_id), said.over(self.default))
             for table_id, said in stored.items()
-            if table_id != CLUSTER_TABLE
+            if table_id != CLUSTER_TABLE and said.says_when_to_split
         )
 
     def of(self, span: Span) -> RangeSettings:

@@ -7,7 +7,7 @@ from dsdb.sql.rows import rows_of
 from dsdb.sql.schema import DatabaseDescriptor, TableDescriptor
 from dsdb.sql.text import format_text
 from dsdb.storage.errors import KeyFormatError
-from dsdb.storage.keys import KEY_MAX, KEY_MIN, META_PREFIX, SYSTEM_PREFIX, TABLE_PREFIX, Span, decode_index_prefix
+from dsdb.storage.keys import KEY_MAX, KEY_MIN, META_PREFIX, SYSTEM_PREFIX, TABLE_PREFIX, Span, decode_id, decode_index_prefix
 
 
 def bound_text(key: bytes, catalog: Catalog) -> str:
@@ -21,7 +21,7 @@ def bound_text(key: bytes, catalog: Catalog) -> str:
     try:
         database_id, table_id, index_id, offset = decode_index_prefix(key)
     except KeyFormatError:
-        return f"/{key.hex()}"
+        return _table_bound_text(key, catalog)
     tables = [table for table in catalog.tables(database_id) if table.table_id == table_id]
     if not tables:
         return f"/table/{database_id}/{table_id}/{index_id}/{key[offset:].hex()}".rstrip("/")
@@ -31,6 +31,19 @@ def bound_text(key: bytes, catalog: Catalog) -> str:
     except KeyFormatError:
         return f"{text}/{key[offset:].hex()}"
     return "/".join([text, *values])
+
+
+def _table_bound_text(key: bytes, catalog: Catalog) -> str:
+    """Spell the bound of a table, which has no index: `/table/t`, else its bytes."""
+    try:
+        database_id, offset = decode_id(key, len(TABLE_PREFIX))
+        table_id, offset = decode_id(key, offset)
+    except KeyFormatError:
+        return f"/{key.hex()}"
+    if offset < len(key) or not key.startswith(TABLE_PREFIX):
+        return f"/{key.hex()}"
+    names = [table.name for table in catalog.tables(database_id) if table.table_id == table_id]
+    return f"/table/{names[0]}" if names else f"/table/{database_id}/{table_id}"
 
 
 def _spelled(table: TableDescriptor, key: bytes, offset: int) -> list[str]:

@@ -23,7 +23,7 @@ from dsdb.sql.execute.dml_update import DeletePlan, UpdatePlan
 from dsdb.sql.execute.explain import ExplainPlan
 from dsdb.sql.execute.locking import plan_locking_select
 from dsdb.sql.execute.point import plan_point_select
-from dsdb.sql.execute.range_settings import ConfigureRangesPlan
+from dsdb.sql.execute.range_settings import ConfigurePlan
 from dsdb.sql.execute.result import Parameter, Result
 from dsdb.sql.execute.select import run_select
 from dsdb.sql.execute.sequence_calls import has_sequence_calls, with_calls_made
@@ -46,7 +46,7 @@ from dsdb.sql.parse import (
 )
 from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement, ShowClusterStatement
 from dsdb.sql.parse_copy import CopyStatement
-from dsdb.sql.parse_ranges import ConfigureRangesStatement
+from dsdb.sql.parse_ranges import ConfigureStatement
 from dsdb.sql.parse_transaction import TransactionStatement
 from dsdb.sql.plan.select import SelectPlan
 from dsdb.sql.schema import TableDescriptor
@@ -242,7 +242,7 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
             case exp.Drop():
                 return plan_drop(tree, binder)
             case exp.Alter():
-                raise FeatureNotSupportedError("ALTER TABLE is only supported with SPLIT AT and CONFIGURE RANGES")
+                raise FeatureNotSupportedError("ALTER TABLE is only supported with SPLIT AT, SCATTER and CONFIGURE")
             case exp.Select() if lock_words(tree) is not None:
                 return plan_locking_select(tree, binder)
             case exp.Query() | exp.Values():
@@ -259,8 +259,8 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
             return CopyPlan(tree, binder)
         case SplitAtStatement():
             return SplitPlan(tree, binder)
-        case ConfigureRangesStatement():
-            return ConfigureRangesPlan(tree, binder)
+        case ConfigureStatement():
+            return ConfigurePlan(tree, binder)
         case TruncateStatement():
             return plan_truncate(tree, binder)
         case CreateDatabaseStatement():

@@ -6,7 +6,7 @@ from dsdb.sql.errors import ReadOnlyTransactionError
 from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, ParsedStatement, SplitAtStatement, TruncateStatement
 from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement
 from dsdb.sql.parse_copy import CopyStatement
-from dsdb.sql.parse_ranges import ConfigureRangesStatement
+from dsdb.sql.parse_ranges import ConfigureStatement
 
 _OWN_CHANGES: dict[type, str] = {
     TruncateStatement: "TRUNCATE TABLE",
@@ -16,7 +16,6 @@ _OWN_CHANGES: dict[type, str] = {
     AlterNodeStatement: "ALTER NODE",
     ScatterStatement: "ALTER … SCATTER",
     SetClusterStatement: "SET CLUSTER SETTING",
-    ConfigureRangesStatement: "ALTER TABLE … CONFIGURE RANGES",
 }
 _SETTING_CALLS = frozenset({"nextval", "setval"})
 
@@ -28,12 +27,14 @@ def catalog_change(statement: ParsedStatement) -> str | None:
         return f"{tree.key.upper()} {str(tree.args.get('kind') or '').upper()}".strip()
     if isinstance(tree, exp.Alter):
         return "ALTER TABLE"
+    if isinstance(tree, ConfigureStatement):
+        return f"ALTER {'TABLE …' if tree.table else 'CLUSTER'} CONFIGURE {tree.subject.value}"
     return _OWN_CHANGES.get(type(tree))
 
 
 def must_be_alone(change: str) -> bool:
     """Say whether a change cannot be part of a transaction, as in PostgreSQL; and the cut into ranges is no part of the catalogue."""
-    return change.endswith((" DATABASE", "SPLIT AT", "CONFIGURE RANGES", " NODE", " SCATTER", " CLUSTER SETTING"))
+    return change.endswith((" DATABASE", "SPLIT AT", "CONFIGURE RANGES", "CONFIGURE PLACEMENT", " NODE", " SCATTER", " CLUSTER SETTING"))
 
 
 def runs_in_block(statement: ParsedStatement) -> bool:

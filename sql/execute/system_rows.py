@@ -7,6 +7,7 @@ Invariants:
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from dsdb.sql.constraints import spelled
 from dsdb.sql.execute.key_text import TableNames, bound_text
 from dsdb.sql.execute.result import Notice
 from dsdb.sql.execute.services import Execution
@@ -61,9 +62,17 @@ async def _range_settings(execution: Execution) -> list[Row]:
         for table in catalog.tables(database.database_id)
     }
     return [
-        (*names.get(info.table_id, (None, None)), info.max_bytes, info.load_requests, info.load_bytes)
+        (
+            *names.get(info.table_id, (None, None)),
+            info.max_bytes,
+            info.load_requests,
+            info.load_bytes,
+            info.replicas,
+            spelled(info.constraints),
+            spelled(info.lease_preference),
+        )
         for info in await execution.services.cluster.range_settings()
-        # Of a table that was dropped something may be left.
+        # What is read of the catalogue may be a little older.
         if info.table_id == 0 or info.table_id in names
     ]
 

@@ -2,7 +2,8 @@
 
 store 4 node 4 region=eu,zone=b dead decommissioning 100GiB
 range 7 on 1* 2 3 4(learner) table=5 size=64MiB load=200 changing
-placement 5 replicas=5 constraints=region=eu prefer=zone=a
+placement 5 replicas=5 constraints=region=eu,-zone=c prefer=zone=a      (placement 0: of the cluster)
+range 8 on 1* from=4 to=7                                       (all keys of tables 4 to 6; to=end: of those behind, too)
 range 10..99 on 1* 2 3
 underway range 7: …                  (as a plan prints its moves)
 """
@@ -11,11 +12,14 @@ import re
 from collections.abc import Iterable
 
 from dsdb.coordinator.moves import ChangeReplicas, Move, Target, TransferLease
-from dsdb.coordinator.view import ClusterView, Locality, NodeState, Placement, RangeView, StoreState, StoreView
+from dsdb.coordinator.placement import Locality, PlacementBook
+from dsdb.coordinator.view import ClusterView, NodeState, RangeView, StoreState, StoreView
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor, ReplicaKind
-from dsdb.kv.ids import NodeId, RangeId, StoreId
+from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 from dsdb.raft.messages import ReplicaId
-from dsdb.storage.keys import system_key, table_prefix
+from dsdb.sql.constraints import read_constraints
+from dsdb.storage.keys import KEY_MAX, KEY_MIN, SYSTEM_END, Span, index_prefix, table_prefix
+from dsdb.store.range_settings import StoredSettings
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 KINDS = {"learner": ReplicaKind.LEARNER, "incoming": ReplicaKind.VOTER_INCOMING, "outgoing": ReplicaKind.VOTER_OUTGOING}
@@ -32,7 +36,7 @@ def size(text: str) -> int:
 
 def parse(lines: Iterable[str]) -> tuple[ClusterView, list[Move]]:
     view, underway = ClusterView(), []
-    placements: dict[int, Placement] = {}
+    placements: dict[int, StoredSettings] = {}
     for line in lines:
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -45,16 +49,17 @@ def parse(lines: Iterable[str]) -> tuple[ClusterView, list[Move]]:
                     view.put_range(found)
             case "placement":
                 options = dict(word.partition("=")[::2] for word in words[2:])
-                placements[int(words[1])] = Placement(
-                    replicas=int(options.get("replicas", 3)),
-                    constraints=locality(options.get("constraints", "")),
-                    lease_preference=locality(options.get("prefer", "")),
+                placements[int(words[1])] = StoredSettings(
+                    database_id=1,
+                    replicas=int(options["replicas"]) if "replicas" in options else None,
+                    constraints=read_constraints("constraints", options["constraints"]) if "constraints" in options else None,
+                    lease_preference=read_constraints("prefer", options["prefer"]) if "prefer" in options else None,
                 )
             case "underway":
                 underway.append(_move(line, view))
             case other:
                 raise ValueError(f"what is {other}?")
-    view.set_placements(placements)
+    view.set_placements(PlacementBook(placements))
     return view, underway
 
 
@@ -99,15 +104,24 @@ def _range(
         ReplicaDescriptor(ReplicaId(at), view.stores[store_id].node_id if store_id in view.stores else NodeId(store_id), store_id, kind)
         for at, (store_id, kind) in enumerate(members, 1)
     )
-    start = table_prefix(1, int(more["table"])) if "table" in more else system_key("x", number)
+    start, end = _span(number, more)
     return RangeView(
-        desc=RangeDescriptor(RangeId(number), start, start + b"\xff", 1, replicas, ReplicaId(len(members) + 1)),
+        desc=RangeDescriptor(RangeId(number), start, end, 1, replicas, ReplicaId(len(members) + 1)),
         leaseholder=leaseholder,
         lease_term=6,
         is_changing="changing" in more,
         size_bytes=size(more["size"]) if "size" in more else 0,
         requests_per_s=float(more.get("load", 0)),
     )
+
+
+def _span(number: int, more: dict[str, str]) -> Span:
+    if number == SYSTEM_RANGE:
+        return Span(KEY_MIN, SYSTEM_END)
+    if "from" in more:
+        return Span(table_prefix(1, int(more["from"])), KEY_MAX if more["to"] == "end" else table_prefix(1, int(more["to"])))
+    prefix = index_prefix(1, int(more["table"]), number) if "table" in more else table_prefix(2, number)
+    return Span(prefix, prefix + b"\xff")
 
 
 def _move(line: str, view: ClusterView) -> Move:

@@ -2,8 +2,9 @@
 
     python -m tests.coordinator.simulation --stores 1000 --ranges 100000      times of plans, and what a dead store and new ones cost
 
-Checked of every plan: no two replicas of a range on one host, no live voters fewer than there were, one replica at a time received and
-sent by a store, one move a range, no more under way than allowed; and that a view in which all moves are through gives none.
+Checked of every plan: no two replicas of a range on one host, no live voters fewer than there were or are wanted, none where its placement
+does not allow it, one replica at a time received and sent by a store, one move a range, no more under way than allowed; and that a view
+in which all moves are through gives none.
 """
 
 import argparse
@@ -13,10 +14,11 @@ from collections import Counter
 
 import msgspec
 
-from dsdb.coordinator.moves import ChangeReplicas, Move, TransferLease
+from dsdb.coordinator.moves import ChangeReplicas, Move, SplitRange, TransferLease
+from dsdb.coordinator.placement import Locality
 from dsdb.coordinator.plan import steps
 from dsdb.coordinator.scene import Settings
-from dsdb.coordinator.view import ClusterView, Locality, NodeState, RangeView, StoreState, StoreView
+from dsdb.coordinator.view import ClusterView, NodeState, RangeView, StoreState, StoreView
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.ids import NodeId, RangeId, StoreId
 from dsdb.raft.messages import ReplicaId
@@ -117,6 +119,10 @@ class World:
             self.moves["lease"] += 1
             self.view.put_range(replace(found, leaseholder=move.to, lease_term=found.lease_term + 1))
             return
+        if isinstance(move, SplitRange):
+            self.moves["split"] += 1
+            self._split(found, move.key)
+            return
         self.moves["replica"] += max(len(move.add), 1)
         first = found.desc.next_replica_id
         added = tuple(ReplicaDescriptor(ReplicaId(first + at), to.node_id, to.store_id) for at, to in enumerate(move.add))
@@ -128,6 +134,14 @@ class World:
             next_replica_id=ReplicaId(first + len(added)),
         )
         self.view.put_range(replace(found, desc=desc))
+
+    def _split(self, found: RangeView, key: bytes) -> None:
+        desc, right_id = found.desc, RangeId(max(self.view.ranges) + 1)
+        assert desc.start_key < key < desc.end_key, (desc, key)
+        generation = desc.generation + 1
+        right = replace(desc, range_id=right_id, start_key=key, generation=generation)
+        self.view.put_range(replace(found, desc=replace(desc, end_key=key, generation=generation)))
+        self.view.put_range(replace(found, desc=right))
 
     # ---- Checks ----
 
@@ -154,9 +168,13 @@ class World:
         assert len(set(nodes)) == len(nodes), f"two replicas on one node: {move}"
         live_before, live_after = (sum(map(self._is_live, group)) for group in (before, after))
         assert 2 * live_after > len(after), f"no quorum: {move}"
-        assert live_after >= min(live_before, 3), f"fewer live replicas: {move}"
+        placement = self.view.placements.of(move.desc)
+        # One of an even number is no loss: as many others may die as before.
+        is_even = len(before) % 2 == 0 and bool(placement.constraints)
+        assert live_after >= min(live_before - is_even, placement.replicas), f"fewer live replicas: {move}"
         for target in move.add:
             assert stores[target.store_id].takes_replicas, move
+            assert placement.allows(stores[target.store_id].locality), f"not allowed there: {move}"
 
     def spread(self) -> tuple[int, int, int, int]:
         """Give the least and the greatest number of replicas, and of leases, of a store that takes them."""

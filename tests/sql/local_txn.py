@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 import duckdb
 import pyarrow as pa
 
+from dsdb.sql.constraints import Constraints
 from dsdb.sql.ports import (
     DeadlineExceededError,
     EventInfo,
@@ -255,7 +256,7 @@ class LocalCluster:
         self.held_locks: list[LockInfo] = []
         self.happened: list[EventInfo] = []
         self.missing: list[str] = []
-        self.configured = {0: {"max_bytes": 67108864, "load_requests": 1000, "load_bytes": 16777216}}
+        self.configured: dict[int, dict[str, int | Constraints]] = {0: {}}
 
     async def split(self, key: bytes) -> None:
         if key not in self._store.split_keys:
@@ -270,12 +271,19 @@ class LocalCluster:
         ]
         return [info for info in found if span.overlaps(Span(info.start_key, info.end_key))]
 
-    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | None]) -> None:
-        known = self.configured.setdefault(table_id, dict(self.configured[0]))
-        known.update({name: 0 if value is None else value for name, value in changes.items()})
+    async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | Constraints | None]) -> list[str]:
+        defaults = {"max_bytes": 67108864, "load_requests": 1000, "load_bytes": 16777216, "replicas": 3}
+        settings = {name: value for name, value in {**self.configured.get(table_id, {}), **changes}.items() if value is not None}
+        self.configured[table_id] = settings
+        return ["there is one node"] if {**defaults, **settings}["replicas"] != 3 else []
 
     async def range_settings(self) -> list[RangeSettingsInfo]:
-        return [RangeSettingsInfo(table_id=table_id, **settings) for table_id, settings in sorted(self.configured.items())]
+        defaults = {"max_bytes": 67108864, "load_requests": 1000, "load_bytes": 16777216, **self.configured[0]}
+        return [
+            RangeSettingsInfo(table_id=table_id, **{**defaults, **settings})  # type: ignore[arg-type]
+            for table_id, settings in sorted(self.configured.items())
+            if settings or not table_id
+        ]
 
     async def check_structure(self) -> list[ProblemInfo]:
         return []

@@ -12,9 +12,9 @@ ALTER CLUSTER
 
 SELECT * FROM system.range_settings;
 ---
-database_name | table_name | max_bytes | load_requests | load_bytes
-NULL | NULL | 67108864 | 0 | 1000000000
-defaultdb | t | 16777216 | 250 | 16777216
+database_name | table_name | max_bytes | load_requests | load_bytes | replicas | constraints | lease_preference
+NULL | NULL | 67108864 | 0 | 1000000000 | 3 |  | 
+defaultdb | t | 16777216 | 250 | 1000000000 | 3 |  | 
 SELECT 2
 
 ALTER TABLE t CONFIGURE RANGES (max_bytes = 1000);
@@ -46,14 +46,10 @@ ALTER TABLE nothing CONFIGURE RANGES (max_bytes = 0);
 ---
 42P01 relation "nothing" does not exist
 
-ALTER TABLE t CONFIGURE PLACEMENT (replicas = 5);
----
-0A000 this form of "ALTER TABLE t …" is not supported
-
 # A column may be called like a word of the statement.
 ALTER TABLE t ADD COLUMN configure INT;
 ---
-0A000 ALTER TABLE is only supported with SPLIT AT and CONFIGURE RANGES
+0A000 ALTER TABLE is only supported with SPLIT AT, SCATTER and CONFIGURE
 
 BEGIN;
 ---

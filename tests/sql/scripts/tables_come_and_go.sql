@@ -144,7 +144,7 @@ CREATE INDEX i ON t (name);
 
 ALTER TABLE t ADD COLUMN b INT;
 ---
-0A000 ALTER TABLE is only supported with SPLIT AT and CONFIGURE RANGES
+0A000 ALTER TABLE is only supported with SPLIT AT, SCATTER and CONFIGURE
 
 CREATE TABLE u (a nope);
 ---
