@@ -225,7 +225,7 @@ def measure(
 ) -> list[str]:
     """Run the phases; give what was missed."""
     changes_before = sum(read_metrics(node)[LEASE_CHANGES] for node in cluster.nodes)
-    with PacedClients(cluster.url, clients, mix) as pool:
+    with PacedClients([node.address for node in cluster.nodes], clients, mix) as pool:
         pool.run(2.0)
         found = pool.run(CAPACITY_S)
         capacity = len(found.statements()) / CAPACITY_S

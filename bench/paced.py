@@ -2,8 +2,8 @@
 
     due ─▶ statement ─▶ latency = its end − when it was due        (a client without a pace asks as fast as it is answered)
 
-A client names all hosts; when a statement fails it connects anew, to whichever host takes it, and goes on with the next one: nothing is
-repeated, so that every failure is counted.
+A client names all hosts, its own first; when a statement fails it connects anew, to whichever host takes it, and goes on with the next
+one: nothing is repeated, so that every failure is counted.
 
 Invariants:
 - Latencies count from when a statement was due: a pause shows in all that should have run in it.
@@ -15,7 +15,7 @@ import array
 import multiprocessing
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.process import BaseProcess
 
@@ -32,6 +32,9 @@ AGAIN_S = 0.01
 """Between two tries to connect."""
 VALUES = 16
 """Different values of rows; made once, as a client that makes texts while it is measured would be measured itself."""
+
+_ODD = 0x9E3779B97F4A7C15
+"""An odd number is invertible modulo 2**64."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["bench.paced", "dsdb.driver.connection"])
@@ -60,10 +63,15 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """What clients did.  due, latencies: doubles; written: keys that were acknowledged, and when: 64-bit integers and doubles."""
+    """What clients did.
+
+    due, latencies, answers: doubles, the last from when a statement was sent; written: keys that were acknowledged, and when: 64-bit
+    integers and doubles.
+    """
 
     due: bytes = b""
     latencies: bytes = b""
+    answers: bytes = b""
     written: bytes = b""
     written_at: bytes = b""
     failures: list[Failure] = []
@@ -77,6 +85,15 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
         """Give the keys that were acknowledged."""
         return array.array("q", self.written)
 
+    def slowest(self) -> list[tuple[float, float]]:
+        """Give (when it was sent, how long it took) of statements that succeeded, the slowest first."""
+        ends = map(sum, self.statements())
+        return sorted(((end - took, took) for end, took in zip(ends, array.array("d", self.answers))), key=lambda found: -found[1])
+
+    def moments(self) -> "array.array[float]":
+        """Give when each of them was acknowledged."""
+        return array.array("d", self.written_at)
+
     def latency_ms(self, part: float, since: float = 0.0, until: float = float("inf")) -> float:
         """Give a quantile of the latencies of what was due in a time; 0 if nothing was."""
         found = sorted(latency for due, latency in self.statements() if since <= due < until)
@@ -86,8 +103,9 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 class PacedClients:
     """Client processes, connected from `__enter__` to `__exit__`."""
 
-    def __init__(self, url: str, count: int, mix: Mix) -> None:
-        self._url, self._count, self._mix = url, count, mix
+    def __init__(self, hosts: Sequence[str], count: int, mix: Mix) -> None:
+        """hosts: each client's first is another one."""
+        self._hosts, self._count, self._mix = list(hosts), count, mix
         self._pipes: list[Pipe] = []
         self._processes: list[BaseProcess] = []
 
@@ -95,7 +113,9 @@ class PacedClients:
         try:
             for number in range(self._count):
                 ours, theirs = _CONTEXT.Pipe()
-                process = _CONTEXT.Process(target=_client_main, args=(self._url, self._mix, number, theirs), daemon=True)
+                first = number % len(self._hosts)
+                url = f"dsdb://{','.join(self._hosts[first:] + self._hosts[:first])}/?load_balance=first"
+                process = _CONTEXT.Process(target=_client_main, args=(url, self._mix, number, theirs), daemon=True)
                 process.start()
                 theirs.close()
                 self._pipes.append(ours)
@@ -125,6 +145,7 @@ class PacedClients:
         return Tally(
             due=b"".join(tally.due for tally in found),
             latencies=b"".join(tally.latencies for tally in found),
+            answers=b"".join(tally.answers for tally in found),
             written=b"".join(tally.written for tally in found),
             written_at=b"".join(tally.written_at for tally in found),
             failures=sorted((failure for tally in found for failure in tally.failures), key=lambda failure: failure.ended),
@@ -191,7 +212,7 @@ class _Client:
         if not mix.inserts:
             key = chance.randrange(mix.rows)
             return lambda cursor: void(cursor.execute(f"UPDATE {mix.table} SET v = ? WHERE id = ?", (value, key))), key
-        key = self._next
+        key = spread(self._next)
         self._next += 1
         return lambda cursor: void(cursor.execute(f"INSERT INTO {mix.table} VALUES (?, ?)", (key, value))), key
 
@@ -204,7 +225,7 @@ class _Client:
 
     def run(self, pipe: Pipe, interval_s: float, start_at: float) -> Tally:
         """Run until something comes through the pipe."""
-        due_at, latencies, written_at = array.array("d"), array.array("d"), array.array("d")
+        due_at, latencies, answers, written_at = array.array("d"), array.array("d"), array.array("d"), array.array("d")
         written = array.array("q")
         failures: list[Failure] = []
         clock = time.monotonic
@@ -225,6 +246,7 @@ class _Client:
                 ended = clock()
                 due_at.append(due)
                 latencies.append(ended - due)
+                answers.append(ended - begun)
                 if key is not None:
                     written.append(key)
                     written_at.append(ended)
@@ -234,6 +256,7 @@ class _Client:
         return Tally(
             due=due_at.tobytes(),
             latencies=latencies.tobytes(),
+            answers=answers.tobytes(),
             written=written.tobytes(),
             written_at=written_at.tobytes(),
             failures=failures,
@@ -243,6 +266,11 @@ class _Client:
 
 def void(_: object) -> None:
     """Give nothing."""
+
+
+def spread(number: int) -> int:
+    """Give a key for a number: neighbours lie far from each other, in the whole BIGINT, and no two are the same."""
+    return (number * _ODD & (1 << 64) - 1) - (1 << 63)
 
 
 def random_values(size: int, count: int) -> list[str]:
