@@ -36,6 +36,7 @@ from dsdb.driver.embedded import open_node
 from dsdb.driver.errors import InterfaceError, OperationalError, SerializationFailure, error_of
 from dsdb.driver.giving import Given, dump_given, first_answer
 from dsdb.driver.hosts import open_wire
+from dsdb.driver.naming import with_files
 from dsdb.driver.outcomes import LOST, UNDONE, encode_execute, error_of_message, lost_alone, lost_in_transaction
 from dsdb.driver.results import INLINE_ROWS_MAX, Answer, Streamed
 from dsdb.driver.target import Target, parse_target
@@ -175,6 +176,11 @@ class Connection:
         return self._wire.notices
 
     @property
+    def is_embedded(self) -> bool:
+        """Say whether the node is in this process."""
+        return self._node is not None
+
+    @property
     def database(self) -> str:
         """The database that the session is in."""
         return self._target.database
@@ -256,12 +262,13 @@ class Connection:
 
     def run_statement(self, sql: str, parameters: Sequence[Any], given: Sequence[Given] = ()) -> Answer:
         """Send a statement, and what it is given besides its parameters, and read its answer up to what streams."""
+        sql, files = with_files(sql)
         types, values, tables = dump_given(parameters) if parameters else (b"", [], [])
         with self._lock:
             self._check_open()
             if self._streaming is not None:
                 self._settle()
-            stream, first = self._exchange(sql, types, values, (*tables, *given))
+            stream, first = self._exchange(sql, types, values, (*tables, *files, *given))
             self._current_stream = stream
             assert type(first) is Rows or type(first) is Schema, first
             if self._new_settings and type(first) is Rows and first.tag in ("COMMIT", "ROLLBACK"):

@@ -8,6 +8,7 @@ from dsdb.driver.errors import InterfaceError, NotSupportedError, ProgrammingErr
 from dsdb.driver.giving import Given
 from dsdb.driver.ingest import Ingesting, ingest
 from dsdb.driver.many import run_many
+from dsdb.driver.naming import with_variables
 from dsdb.driver.results import Answer, Inline, Streamed, loaded_rows
 from dsdb.driver.values import Description
 from dsdb.sql.transaction_status import TransactionStatus
@@ -24,6 +25,10 @@ class Statements(Ingesting, Protocol):
     @property
     def transaction_status(self) -> TransactionStatus:
         """How the session stands to transactions."""
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the node is in this process."""
 
     def run_statement(self, sql: str, parameters: Sequence[Any], given: Sequence[Given] = ()) -> Answer:
         """Send a statement, and what it is given besides its parameters, and read its answer up to what streams."""
@@ -78,7 +83,8 @@ class Cursor:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> "Cursor":
         """Run a statement with parameters for its `?` or `$1`; give the cursor itself."""
         self._forget()
-        answer = self._answer = self._connection.run_statement(sql, parameters)
+        given = with_variables(sql, self._table_names) if self._connection.is_embedded else ()
+        answer = self._answer = self._connection.run_statement(sql, parameters, given)
         self._take(answer.next_result())
         return self
 
@@ -242,6 +248,14 @@ class Cursor:
         return self._connection.run_pipeline(sql, rows)
 
     # Within.
+
+    def _table_names(self) -> list[str]:
+        result = self._connection.run_statement("SHOW TABLES", ()).next_result()
+        assert result is not None, "SHOW gives rows"
+        at = [column.name for column in result.shape.columns].index("table_name")
+        if isinstance(result, Inline):
+            return [row[at] for row in result.rows]
+        return [row[at] for batch in _batches(result) for row in loaded_rows(result.shape, batch)]
 
     def _check_open(self) -> None:
         if self._is_closed:
