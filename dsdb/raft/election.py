@@ -126,9 +126,10 @@ class Election(Leading):
         elif message.transfer and message.term > self.followed_term and self.role is not Role.LEADER:
             # The leader of the term before gave up, and every earlier lead ended with that one's election.
             self._unfollow()
+        # Also where it is ignored: what is learnt may be that the leader who is protected was removed.
+        self._learn_commit(message)
         if self._must_ignore(message):
             return
-        self._learn_commit(message)
         if message.term > self.term and not message.pre:
             self._become_follower(message.term, NO_REPLICA)
         can_vote = self.vote == message.sender or (self.vote == NO_REPLICA and self.leader == NO_REPLICA) or message.term > self.term

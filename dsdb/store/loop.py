@@ -47,7 +47,7 @@ from dsdb.store.context import StoreContext
 from dsdb.store.frame import RaftEnvelope, ReplicaNotice, Transport
 from dsdb.store.outbox import Outbox
 from dsdb.store.replica import Replica
-from dsdb.store.state import META, encode
+from dsdb.store.state import META, encode, put_departing
 from dsdb.store.state_machine import PART_WRITES, Result, StateMachine
 
 log = logging.getLogger("dsdb.store")
@@ -479,9 +479,11 @@ class RaftLoop:
         proposal = replica.take_proposal(entry.index, entry.term)
         if proposal is not None:
             self._after_write.append(lambda: replica.finish(proposal, result))
-        if machine.descriptor.replica(replica.replica_id) is None:
+        if machine.descriptor.replica(replica.replica_id) is None and not replica.is_leader:
             self._after_write.append(self._events.on_removed(replica, self._batch))
         else:
+            if machine.descriptor.replica(replica.replica_id) is None:
+                put_departing(self._batch, replica.keys, replica.replica_id)
             self._after_write.append(lambda: self._events.on_descriptor(replica))
             self._after_write.append(lambda: self._tell_removed(replica, before))
 
@@ -489,7 +491,7 @@ class RaftLoop:
         """Tell those whom a change removed, once: the leader speaks to them no more, so they may never hear that it is committed."""
         if replica.is_leader:
             for member in before:
-                if replica.has_removed(member.replica_id):
+                if replica.has_removed(member.replica_id) and member.replica_id != replica.replica_id:
                     self.outbox.tell_removed(member.store_id, ReplicaNotice(replica.range_id, member.replica_id))
 
     def _truncate(self, replica: Replica) -> None:

@@ -8,6 +8,8 @@ Invariants:
 - A change that fails leaves voters as they were; its learners are removed again, or taken up by the next try.
 - Once it has begun it goes on without whoever asked for it, as long as this store leads the range.
 - No node has two voters of a range, and what is left of the voters is a quorum that lives.
+- A leader that is removed stays, also over a restart, until a quorum of the others knows it (`Replica.is_doomed`): they may wait for it
+  for as long as its store lives, and those who do not know may need its vote.
 """
 
 import logging

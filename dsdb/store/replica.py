@@ -146,8 +146,8 @@ class Replica:
         """A Raft snapshot that the core is offered, or that is being installed."""
         self.is_installing = False
         """The data of a Raft snapshot is being copied: the core is left alone until it is there."""
-        self.is_doomed = False
-        """Others say that it was removed from its range."""
+        self.told_removed: set[StoreId] = set()
+        """Stores that say that it was removed from its range."""
         self.is_destroyed = False
         self.is_halted = False
         """The core found that a peer or the disk broke its word: it is not asked any more."""
@@ -178,6 +178,18 @@ class Replica:
         """Take over where a descriptor says the replicas are."""
         for replica in descriptor.replicas:
             self.stores[replica.replica_id] = replica.store_id
+
+    @property
+    def is_doomed(self) -> bool:
+        """Say whether it is to go, as others say that it was removed from its range.
+
+        One that led when it was removed stays until a quorum of the others knows: they might wait for it as long as its store lives, or
+        need its vote.
+        """
+        if not self.told_removed or not self.has_removed(self.replica_id):
+            return bool(self.told_removed)
+        voters = {member.store_id for member in self.descriptor.voters}
+        return 2 * len(voters & self.told_removed) > len(voters)
 
     def has_removed(self, replica_id: ReplicaId) -> bool:
         """Say whether the applied descriptor shows that a replica was removed: ids are given in order, and never again."""

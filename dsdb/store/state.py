@@ -6,6 +6,7 @@
                       │ 04          start of the log: index and term of the last truncated entry
                       │ 05          installing: a Raft snapshot was switched to and its data is still being copied
                       │ 06          quarantined: why the replica is out of service, text
+                      │ 07          departing: the id of a replica that led when it was removed, and is needed still
                       │ 10 first_ts │ attempt → commit timestamp, or empty for a refusal
                       │ 11 attempt    → txn record (`records`)
           03 range id               tombstone: the least replica id that may come to this store
@@ -22,7 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from dsdb.kv.descriptor import RangeDescriptor
-from dsdb.kv.ids import AttemptId, RangeId
+from dsdb.kv.ids import AttemptId, RangeId, StoreId
 from dsdb.raft.messages import HardState, Membership, ReplicaId
 from dsdb.storage.engine.port import Family, Reader, WriteBatch
 from dsdb.storage.errors import CorruptionError
@@ -127,7 +128,10 @@ def replica_prefix(range_id: RangeId) -> bytes:
 class ReplicaKeys:
     """The META keys of one replica, made once."""
 
-    __slots__ = ("applied", "hard_state", "installing", "log_start", "outcomes", "prefix", "quarantined", "records", "replicated")
+    __slots__ = (
+        *("applied", "departing", "hard_state", "installing", "log_start"),
+        *("outcomes", "prefix", "quarantined", "records", "replicated"),
+    )
 
     def __init__(self, range_id: RangeId) -> None:
         self.prefix = replica_prefix(range_id)
@@ -137,6 +141,7 @@ class ReplicaKeys:
         self.log_start = self.prefix + b"\x04"
         self.installing = self.prefix + b"\x05"
         self.quarantined = self.prefix + b"\x06"
+        self.departing = self.prefix + b"\x07"
         self.outcomes = self.prefix + b"\x10"
         self.records = self.prefix + b"\x11"
 
@@ -191,6 +196,22 @@ def read_installing(reader: Reader, keys: ReplicaKeys) -> Installing | None:
     """Read the mark of an unfinished installation."""
     stored = reader.get(META, keys.installing)
     return None if stored is None else _decode(_installing_decoder, stored, "mark of an installation")
+
+
+def own_replica_id(reader: Reader, descriptor: RangeDescriptor, store_id: StoreId) -> ReplicaId:
+    """Give the id of a store's replica: the descriptor names it, unless it led when it was removed.  Raises CorruptionError."""
+    stored = reader.get(META, ReplicaKeys(descriptor.range_id).departing)
+    if stored is not None:
+        return ReplicaId(int.from_bytes(stored, "big"))
+    own = descriptor.replica_on(store_id)
+    if own is None:
+        raise CorruptionError(f"range {descriptor.range_id} has a replica here that its descriptor does not name")
+    return own.replica_id
+
+
+def put_departing(batch: WriteBatch, keys: ReplicaKeys, replica_id: ReplicaId) -> None:
+    """Note that a replica which its descriptor does not name any more is still needed."""
+    batch.put(META, keys.departing, replica_id.to_bytes(8, "big"))
 
 
 def read_quarantined(reader: Reader, keys: ReplicaKeys) -> str | None:

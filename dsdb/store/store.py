@@ -28,7 +28,7 @@ from dsdb.kv.errors import AmbiguousResult, KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, SYSTEM_RANGE, AttemptId, RangeId, StoreId
 from dsdb.kv.intents import RecordReply, TxnMeta
 from dsdb.kv.requests import ChangeReplicasRequest, Reply, Request, SplitRequest
-from dsdb.raft.messages import HardState, InstallSnapshot, Membership, ReplicaId, Vote
+from dsdb.raft.messages import HardState, InstallSnapshot, Membership, ReplicaId, TimeoutNow, Vote
 from dsdb.raft.ready import Ready, Role, RoleChange
 from dsdb.raft.status import Status
 from dsdb.storage import mvcc
@@ -67,6 +67,7 @@ from dsdb.store.state import (
     ReplicatedState,
     clear_replica,
     encode_descriptor,
+    own_replica_id,
     put_new_replica,
     put_tombstone,
     range_ids,
@@ -186,10 +187,7 @@ class Store(LoopEvents):
             state = read_replicated(engine, ReplicaKeys(range_id))
             if state is None:
                 raise CorruptionError(f"range {range_id} has a replica without a descriptor")
-            own = state.descriptor.replica_on(self.identity.store_id)
-            if own is None:
-                raise CorruptionError(f"range {range_id} has a replica here that its descriptor does not name")
-            replica = Replica(self._context, own.replica_id, state)
+            replica = Replica(self._context, own_replica_id(engine, state.descriptor, self.identity.store_id), state)
             replica.damage = read_quarantined(engine, replica.keys)
             if replica.damage is not None:
                 self._repairing.announce(replica)
@@ -264,7 +262,7 @@ class Store(LoopEvents):
             if message.to != replica.replica_id or is_busy or isinstance(message, InstallSnapshot):
                 # A Raft snapshot comes with its data, by `receive_snapshot`, or not at all.
                 continue
-            if replica.has_removed(message.sender):
+            if replica.has_removed(message.sender) and not isinstance(message, TimeoutNow):
                 self._loop.outbox.tell_removed(frame.sender, ReplicaNotice(range_id, message.sender))
                 self._loop.schedule()
                 continue
@@ -281,7 +279,7 @@ class Store(LoopEvents):
         for notice in frame.removed:
             replica = self._replicas.get(notice.range_id)
             if replica is not None and replica.replica_id == notice.replica_id:
-                replica.is_doomed = True
+                replica.told_removed.add(frame.sender)
                 self._loop.note(notice.range_id)
         self.consistency.receive(frame.checksums)
         self._repairing.receive(frame)

@@ -1,12 +1,14 @@
 """Changes of replicas outlive whoever asked, leave a quorum and no remains; and reports tell what has changed, and nothing else."""
 
+import contextlib
+
 import pytest
 import trio
 from store_cluster import Cluster, simulate
 
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import InvalidRequest, KvError
-from dsdb.kv.ids import NodeId, RangeId, StoreId
+from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 from dsdb.kv.requests import ChangeReplicasRequest
 from dsdb.raft.messages import ReplicaId
 from dsdb.store import Store
@@ -120,3 +122,67 @@ def test_a_report_tells_what_has_changed_and_an_idle_store_has_nothing_to_tell()
         assert len(anew.replicas) == 2, "of another life everything is told"
 
     simulate(3, body)
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_leader_that_is_removed_leaves_a_range_that_others_lead_soon(seed: int, is_joint: bool) -> None:
+    """Its store lives, and the others have promised it their support: they do not wait for it for as long as it does."""
+
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        # It goes on to lead another range, for which they support it.
+        await cluster.replicate(SYSTEM_RANGE, [2, 3])
+        await trio.sleep(1)
+        store = await cluster.wait_leaseholder(TABLES)
+        own = store.identity.store_id
+        await cluster.put(b"\x10a", b"x")
+        desc = described(store)
+        # Messages are lost, and what was said once may not have been heard.
+        cluster.network.drop = 0.15
+        added = (on(4),) if is_joint else ()
+        with contextlib.suppress(KvError):
+            await store.serve(ChangeReplicasRequest(TABLES, desc.generation, add=added, remove=(own,)))
+        await cluster.eventually(lambda: cluster.leaseholder(TABLES) not in (None, store))
+        cluster.network.drop = 0.0
+        assert await cluster.get(b"\x10a") == b"x"
+        await cluster.put(b"\x10a", b"y")
+        await cluster.eventually(lambda: store.range_status(TABLES) is None)
+
+    simulate(4, body, seed=seed)
+
+
+def test_a_leader_that_is_removed_and_dies_at_once_is_still_asked_for_its_vote() -> None:
+    """Of two voters one is removed, and only it knows: the other one cannot lead without its vote."""
+
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2])
+        await trio.sleep(1)
+        store = await cluster.wait_leaseholder(TABLES)
+        own = store.identity.store_id
+        other = next(store_id for store_id in cluster.ids if store_id != own)
+        await cluster.put(b"\x10a", b"x")
+        desc = described(store)
+
+        async def remove() -> None:
+            with contextlib.suppress(KvError):
+                await store.serve(ChangeReplicasRequest(TABLES, desc.generation, remove=(own,)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remove)
+            with trio.fail_after(5):
+                while described(store).replica_on(own) is not None:  # noqa: ASYNC110  # what is waited for has no event
+                    await trio.sleep(0.0001)
+            cluster.network.isolate(own, cluster.ids)
+            await trio.sleep(0.05)
+            assert described(cluster.store(other)).replica_on(own) is not None
+            cluster.engines[own].sync()
+            cluster.kill(own)
+            nursery.cancel_scope.cancel()
+        cluster.network.heal()
+        await cluster.restart(own)
+        await cluster.eventually(lambda: cluster.leaseholder(TABLES) is cluster.store(other))
+        assert await cluster.get(b"\x10a") == b"x"
+        await cluster.eventually(lambda: cluster.store(own).range_status(TABLES) is None)
+
+    simulate(2, body)
