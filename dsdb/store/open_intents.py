@@ -17,6 +17,8 @@ from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp, afte
 
 UNKNOWN = -1
 """In place of the number of intents: some may stand that are not known."""
+POPS_AT_DROP = 2
+"""Resolved intents that leave the heap with each one that is resolved: more than come in.  What is below the top waits."""
 HEAP_SLACK = 64
 """Resolved intents that may stay in the heap, beside as many as there are open ones."""
 
@@ -46,8 +48,18 @@ class OpenIntents:
 
     def drop(self, key: bytes) -> None:
         """Note that an intent was resolved."""
-        if self._at.pop(key, None) is not None and not self._at:
+        if self._at.pop(key, None) is None:
+            return
+        if not self._at:
             self._by_ts.clear()
+        # A few at a time, so that nobody finds a hundred thousand of them on top of the heap.
+        for _ in range(POPS_AT_DROP):
+            if self._is_top_stale():
+                heapq.heappop(self._by_ts)
+
+    def _is_top_stale(self) -> bool:
+        heap = self._by_ts
+        return bool(heap) and self._at.get(heap[0][1]) != heap[0][0]
 
     def oldest_ts(self) -> Timestamp:
         """Give the lowest timestamp at which an intent may stand; MAX_TIMESTAMP if there is none."""
@@ -58,13 +70,9 @@ class OpenIntents:
 
     def oldest(self) -> tuple[Timestamp, bytes] | None:
         """Give the timestamp and key of the oldest intent that is known."""
-        heap = self._by_ts
-        while heap:
-            ts, key = heap[0]
-            if self._at.get(key) == ts:
-                return ts, key
-            heapq.heappop(heap)
-        return None
+        while self._is_top_stale():
+            heapq.heappop(self._by_ts)
+        return self._by_ts[0] if self._by_ts else None
 
     def clear(self, span: Span) -> None:
         """Note that a span was cleared of everything."""

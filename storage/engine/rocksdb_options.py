@@ -16,6 +16,8 @@ DELTA_PREFIX_BYTES = 16
 LOG_FILES_MAX = 4
 LOG_FILE_BYTES_MAX = 4 << 20
 OPEN_FILES_MAX = 512
+META_PART_BYTES = 8 << 10
+"""Size of the parts in which indexes and filters of table files are read and cached."""
 BACKGROUND_JOBS = 2
 BYTES_PER_SYNC = 1 << 20
 """Write-back of table files in steps, so that a sync of the log does not wait behind a compaction's whole output."""
@@ -52,6 +54,11 @@ def family_options(family: Family, cache: rocksdict.Cache, write_buffer_bytes: i
     table.set_cache_index_and_filter_blocks(True)
     table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_format_version(5)
+    # A table file's filter as one block is larger than a shard of the cache (a 64th of it), so that every read fetched it anew.
+    table.set_index_type(rocksdict.BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(META_PART_BYTES)
+    table.set_pin_top_level_index_and_filter(True)
     if family is Family.DELTA:
         options.set_prefix_extractor(rocksdict.SliceTransform.create_max_len_prefix(DELTA_PREFIX_BYTES))
         table.set_bloom_filter(10, False)

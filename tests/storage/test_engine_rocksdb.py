@@ -342,3 +342,32 @@ def test_statistics_count_what_is_there(directory: Path) -> None:
     assert before["estimated_keys"] == after["estimated_keys"] == 1000
     assert before["sst_bytes"] == 0 < after["sst_bytes"]
     assert after["level0_files"] == 1
+
+
+def bytes_read() -> int:
+    """Give what this process has read from files so far, cached by the system or not."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_read_among_very_many_keys_does_not_fetch_the_filter_of_a_whole_file(directory: Path) -> None:
+    def key(number: int) -> bytes:
+        return b"\x10" + number.to_bytes(12, "big") + bytes(8)
+
+    very_many = 500_000
+    engine = RocksEngine.open(directory, create=True, cache_bytes=8 << 20)
+    family = engine._families[Family.DELTA]
+    # Two files that overlap become one of the last level: one that was of the first is pinned in the cache, also where it was moved.
+    for first in range(2):
+        batch = engine.new_batch()
+        for number in range(first, very_many, 2):
+            batch.put(Family.DELTA, key(number), b"value")
+        engine.write(batch)
+        family.flush()
+    family.compact_range(None, None)
+    engine.get(Family.DELTA, key(7))
+    before = bytes_read()
+    for _ in range(100):
+        assert engine.get(Family.DELTA, key(7)) == b"value"
+    # One filter of so many keys has 1.2 MB, which is more than a shard of the cache holds.
+    assert bytes_read() - before < 1 << 20
+    engine.close()
