@@ -32,6 +32,8 @@ STRAYS_MAX = 100
 """Ranges of which a store is told at once that it has a replica too many."""
 ANSWER_S = 1.0
 """How long a store may take to answer before it is suspect."""
+SETTLED_S = 4.0
+"""A leaseholder has measured the load of a range so long after the lease came to it: it looks once a second, from the second look on."""
 RETRY_S = 1.0
 """Between two questions to a store that did not answer."""
 
@@ -100,6 +102,8 @@ class Gathering:
         """May be changed at any time."""
         self._trackers: dict[StoreId, _Tracker] = {}
         self._holders: dict[RangeId, set[StoreId]] = {}
+        self._settled_at: dict[RangeId, float] = {}
+        """Of ranges whose load is not believed yet."""
         self.has_news = False
         """The last round brought some."""
 
@@ -125,6 +129,11 @@ class Gathering:
                     node_state = node_states.get(member.node_id, NodeState.ACTIVE)
                     nursery.start_soon(self._hear, member, tracker, node_state)
         version = self.view.version
+        now = self._clock.now()
+        for range_id in sorted(range_id for range_id, at in self._settled_at.items() if at <= now):
+            del self._settled_at[range_id]
+            self.view.settle(range_id)
+            self._merge(range_id)
         for member in members:
             self._put_store(member, node_states.get(member.node_id, NodeState.ACTIVE))
         self.has_news = self.has_news or self.view.version != version
@@ -211,6 +220,8 @@ class Gathering:
         term = 0 if known is None else known.lease_term
         is_led = leading.lease_term >= max(term, 1) and newest.descriptor.replica_on(leader) is not None
         figures = leading if is_led else newest
+        # Without a leader it has the load that it had: so has its next leaseholder, before it has measured anything.
+        load = (0.0, 0.0) if known is None else (known.requests_per_s, known.written_bytes_per_s)
         self.view.put_range(
             RangeView(
                 desc=newest.descriptor,
@@ -218,7 +229,9 @@ class Gathering:
                 lease_term=max(term, leading.lease_term),
                 is_changing=is_led and leading.is_changing,
                 size_bytes=figures.size_bytes,
-                requests_per_s=figures.requests_per_s if is_led else 0.0,
-                written_bytes_per_s=figures.written_bytes_per_s if is_led else 0.0,
+                requests_per_s=figures.requests_per_s if is_led else load[0],
+                written_bytes_per_s=figures.written_bytes_per_s if is_led else load[1],
             )
         )
+        if leading.lease_term > term and range_id in self.view.unsettled:
+            self._settled_at[range_id] = self._clock.now() + SETTLED_S

@@ -8,6 +8,7 @@ touches and no plan has to look at every range.
 
 Invariants:
 - The figures are those of the ranges that are there, however the view came to have them.
+- A lease that moves takes its load along: what the new leaseholder has measured counts when that is more, or when it has settled.
 - Of a range's descriptors the one of the highest generation is kept, of its leaseholders the one of the highest term.
 - A host is what fails as one: a machine if the locality names one, else a node.
 
@@ -115,6 +116,8 @@ class ClusterView:
         self.leases_on: dict[StoreId, set[RangeId]] = {}
         self.unjudged: set[RangeId] = set()
         """Ranges that have changed, or whose stores have, since a plan looked at them."""
+        self.unsettled: dict[RangeId, tuple[float, float]] = {}
+        """Ranges whose lease has just moved, with the load (requests, bytes written) that they had before: they have that at least."""
         self.faulty: set[RangeId] = set()
         """Ranges in which a plan has found something wrong."""
         self.version = 0
@@ -150,7 +153,15 @@ class ClusterView:
 
     def put_range(self, view: RangeView) -> None:
         """Take a range as it is now."""
-        known = self.ranges.get(view.desc.range_id)
+        range_id = view.desc.range_id
+        known = self.ranges.get(range_id)
+        if known is not None and view.lease_term > known.lease_term:
+            self.unsettled[range_id] = known.requests_per_s, known.written_bytes_per_s
+        if range_id in self.unsettled:
+            requests, written = self.unsettled[range_id]
+            view = msgspec.structs.replace(
+                view, requests_per_s=max(view.requests_per_s, requests), written_bytes_per_s=max(view.written_bytes_per_s, written)
+            )
         if known == view:
             return
         if known is not None:
@@ -160,8 +171,13 @@ class ClusterView:
         self.version += 1
         self.unjudged.add(view.desc.range_id)
 
+    def settle(self, range_id: RangeId) -> None:
+        """Believe what is said of a range's load from now on: its new leaseholder has had time to measure it."""
+        self.unsettled.pop(range_id, None)
+
     def drop_range(self, range_id: RangeId) -> None:
         """Forget a range that no store has any more."""
+        self.unsettled.pop(range_id, None)
         known = self.ranges.pop(range_id, None)
         if known is not None:
             self._count(known, -1)

@@ -91,7 +91,7 @@ class _Average:
 class RangeLoad:
     """Of a range that is in use."""
 
-    __slots__ = ("_bytes", "_read_bytes", "_recent", "_recent_bytes", "_requests", "_seen", "_size_bytes", "_written", "hot_s")
+    __slots__ = ("_read_bytes", "_recent", "_recent_bytes", "_requests", "_seen", "_size_bytes", "_written", "hot_s", "is_elsewhere")
 
     def __init__(self, size_bytes: int) -> None:
         self._seen = 0
@@ -102,6 +102,8 @@ class RangeLoad:
         self._recent, self._recent_bytes = _Average(RECENT_AGE_S), _Average(RECENT_AGE_S)
         self.hot_s = 0.0
         """For how long it has been hot."""
+        self.is_elsewhere = False
+        """Another store led it when it was looked at last: what is asked of followers says little of what a leaseholder serves."""
 
     @property
     def requests_per_s(self) -> float:
@@ -130,6 +132,13 @@ class RangeLoad:
         self._recent_bytes.take(written + read, seconds)
         self._seen, self._read_bytes, self._size_bytes = replica.requests, replica.read_bytes, size_bytes
         return self.requests_per_s > LOAD_FORGOTTEN
+
+    def restart(self, replica: Replica) -> None:
+        """Measure anew from here on."""
+        self._seen, self._read_bytes, self._size_bytes = replica.requests, replica.read_bytes, replica.machine.applied.size_bytes
+        self._requests, self._written = _Average(LOAD_AGE_S), _Average(LOAD_AGE_S)
+        self._recent, self._recent_bytes = _Average(RECENT_AGE_S), _Average(RECENT_AGE_S)
+        self.hot_s = 0.0
 
     def divide(self, left_part: float, left_bytes: int, right_bytes: int) -> "RangeLoad":
         """Keep a part of the averages; give the rest to the right side of a split."""
@@ -226,6 +235,10 @@ class LoadWatch:
                 return
             load = replica.load = RangeLoad(replica.machine.applied.size_bytes)
             self._in_use[range_id] = None
+        was_elsewhere, load.is_elsewhere = load.is_elsewhere, replica.leader_store not in (None, self._context.store_id)
+        if was_elsewhere and not load.is_elsewhere:
+            load.restart(replica)
+            return
         if not load.age(replica, seconds):
             self._in_use.pop(range_id, None)
             replica.stop_load()

@@ -5,11 +5,15 @@ range 7 on 1* 2 3 4(learner) table=5 size=64MiB load=200 changing
 placement 5 replicas=5 constraints=region=eu,-zone=c prefer=zone=a      (placement 0: of the cluster)
 range 8 on 1* from=4 to=7                                       (all keys of tables 4 to 6; to=end: of those behind, too)
 range 10..99 on 1* 2 3
+moved 7 to 2 load=0                  (its lease, since)
+settled 7 load=0                     (its new leaseholder has had time to measure its load)
 underway range 7: …                  (as a plan prints its moves)
 """
 
 import re
 from collections.abc import Iterable
+
+import msgspec
 
 from dsdb.coordinator.moves import ChangeReplicas, Move, Target, TransferLease
 from dsdb.coordinator.placement import Locality, PlacementBook
@@ -55,6 +59,14 @@ def parse(lines: Iterable[str]) -> tuple[ClusterView, list[Move]]:
                     constraints=read_constraints("constraints", options["constraints"]) if "constraints" in options else None,
                     lease_preference=read_constraints("prefer", options["prefer"]) if "prefer" in options else None,
                 )
+            case "moved":
+                found = view.ranges[RangeId(int(words[1]))]
+                more = {"leaseholder": StoreId(int(words[3])), "lease_term": found.lease_term + 1, "requests_per_s": float(words[4][5:])}
+                view.put_range(msgspec.structs.replace(found, **more))
+            case "settled":
+                found = view.ranges[RangeId(int(words[1]))]
+                view.settle(found.desc.range_id)
+                view.put_range(msgspec.structs.replace(found, requests_per_s=float(words[2][5:])))
             case "underway":
                 underway.append(_move(line, view))
             case other:

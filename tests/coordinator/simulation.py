@@ -38,6 +38,8 @@ class World:
         self.underway: list[tuple[int, Move]] = []
         """With the rounds that they still take."""
         self.resting: dict[RangeId, int] = {}
+        self.measuring: dict[RangeId, int] = {}
+        """Ranges whose new leaseholders do not know their load yet, with the rounds that they need."""
         self.moves: Counter[str] = Counter()
         self.slowest_step_s = 0.0
         """Times are those of the processor."""
@@ -99,12 +101,21 @@ class World:
         self.underway = [(rounds - 1, move) for rounds, move in self.underway if rounds > 0]
         for move in ended:
             self._end(move)
+        self._measure()
         return found
+
+    def _measure(self) -> None:
+        self.measuring = {range_id: rounds - 1 for range_id, rounds in self.measuring.items()}
+        for range_id in [range_id for range_id, rounds in self.measuring.items() if rounds == 0]:
+            del self.measuring[range_id]
+            load, _ = self.view.unsettled.get(range_id, (0.0, 0.0))
+            self.view.settle(range_id)
+            self.view.put_range(replace(self.view.ranges[range_id], requests_per_s=load))
 
     def run(self, rounds_max: int = 100_000) -> int:
         """Go on until nothing is to be done; give the number of rounds."""
         for number in range(rounds_max):
-            is_calm = not self.underway and not self.resting
+            is_calm = not self.underway and not self.resting and not self.measuring
             if not self.round() and is_calm:
                 return number
         raise AssertionError(f"it does not come to rest: {self.moves}")
@@ -117,7 +128,8 @@ class World:
             return
         if isinstance(move, TransferLease):
             self.moves["lease"] += 1
-            self.view.put_range(replace(found, leaseholder=move.to, lease_term=found.lease_term + 1))
+            self.view.put_range(replace(found, leaseholder=move.to, lease_term=found.lease_term + 1, requests_per_s=0.0))
+            self.measuring[move.range_id] = 3
             return
         if isinstance(move, SplitRange):
             self.moves["split"] += 1

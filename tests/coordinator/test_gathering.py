@@ -22,8 +22,8 @@ def a_range(generation: int, *stores: int) -> RangeDescriptor:
     return RangeDescriptor(SEVEN, b"a", b"b", generation, replicas, ReplicaId(9))
 
 
-def said(desc: RangeDescriptor, *, term: int = 0) -> ReplicaReport:
-    return ReplicaReport(desc, term, False, 0, 0.0, 0.0)
+def said(desc: RangeDescriptor, *, term: int = 0, load: float = 0.0) -> ReplicaReport:
+    return ReplicaReport(desc, term, False, 0, load, 0.0)
 
 
 class Stores:
@@ -111,5 +111,32 @@ def test_what_a_new_life_of_a_store_does_not_confirm_is_gone() -> None:
         stores.say(1, life=2)
         await gathering.gather(MEMBERS, {})
         assert SEVEN not in gathering.view.ranges
+
+    run(body)
+
+
+def test_a_lease_that_moves_takes_its_load_along_until_the_new_leaseholder_has_measured_it() -> None:
+    async def body(stores: Stores, gathering: Gathering) -> None:
+        async def load(*replicas: ReplicaReport) -> tuple[int | None, float]:
+            for number, replica in enumerate(replicas, 1):
+                stores.say(number, replica)
+            stores.say(3)
+            await gathering.gather(MEMBERS, {})
+            found = gathering.view.ranges[SEVEN]
+            return found.leaseholder, found.requests_per_s
+
+        desc = a_range(4, 1, 2)
+        assert await load(said(desc, term=6, load=500.0), said(desc, load=3.0)) == (1, 500.0)
+        assert await load(said(desc), said(desc)) == (None, 500.0), "nobody leads"
+        assert await load(said(desc), said(desc, term=7)) == (2, 500.0)
+        await trio.sleep(2)
+        assert await load(said(desc), said(desc, term=7, load=800.0)) == (2, 800.0)
+        assert await load(said(desc), said(desc, term=7, load=20.0)) == (2, 500.0)
+        await trio.sleep(2.1)
+        stores.say(1)
+        stores.say(2)
+        await gathering.gather(MEMBERS, {})
+        assert gathering.view.ranges[SEVEN].requests_per_s == 20.0, "without news, too"
+        assert await load(said(desc), said(desc, term=7, load=0.0)) == (2, 0.0)
 
     run(body)

@@ -6,6 +6,7 @@ import pytest
 import trio
 from store_cluster import Cluster, simulate
 
+from dsdb.kv.errors import KvError
 from dsdb.kv.ids import RangeId
 from dsdb.kv.requests import (
     ClearSpanRequest,
@@ -158,6 +159,24 @@ def test_a_lease_takes_nothing_along_and_an_idle_range_has_nothing() -> None:
         await trio.sleep(400)
         assert store.loads.in_use() == taker.loads.in_use() == []
         assert (await taker.serve(DescribeRequest(TABLES))).requests_per_s == 0  # type: ignore[union-attr]
+
+    simulate(3, body)
+
+
+def test_a_new_leaseholder_measures_anew_whatever_it_was_asked_before() -> None:
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        store = await fill(cluster, 100)
+        other = next(cluster.store(number) for number in (1, 2, 3) if cluster.store(number) is not store)
+        for _ in range(30):
+            with pytest.raises(KvError):
+                await other.serve(ReadRequest(TABLES, (key(1),), None))
+            await trio.sleep(1.0)
+        await store.serve(TransferLeaseRequest(TABLES, other.identity.store_id))
+        assert await cluster.wait_leaseholder(TABLES) is other
+        await ask(cluster, list(range(100)), seconds=4.0, per_s=100)
+        described = await other.serve(DescribeRequest(TABLES))
+        assert described.requests_per_s == pytest.approx(100, rel=0.3)  # type: ignore[union-attr]
 
     simulate(3, body)
 
