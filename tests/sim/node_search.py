@@ -35,11 +35,17 @@ class Run(msgspec.Struct, frozen=True):
     seconds: float
     faults: tuple[str, ...] | None = None
     clients: tuple[str, ...] | None = None
+    elastic: bool = False
+    """With replicas that come, go, are sent whole, and go bad: the protocol's; whole nodes draw that themselves."""
 
     module: ClassVar[str] = "tests.sim.node_sim"
     usual_seconds: ClassVar[float] = 20.0
     rare: ClassVar[tuple[str, ...]] = RARE
     """What a search is expected to have seen."""
+
+    def expected(self) -> tuple[str, ...]:
+        """Give what a search is expected to have seen."""
+        return self.rare
 
     def mix(self) -> "node_faults.Mix":
         """Give what the seed draws."""
@@ -60,6 +66,8 @@ class Run(msgspec.Struct, frozen=True):
             text += f" --faults '{','.join(self.faults)}'"
         if self.clients is not None:
             text += f" --clients {','.join(self.clients)}"
+        if self.elastic:
+            text += " --elastic"
         return text
 
     def error(self, events: Counter[str] | None = None) -> Exception | None:
@@ -119,7 +127,7 @@ def search(minutes: float, first: Run, *, shrinks: bool = True) -> bool:
     speed = runs / (time.perf_counter() - began - spent_s)
     print(f"seeds {first.seed} to {seed - 1}: {runs} of {first.seconds:g} s, {speed:.2f} seeds/s; failing: {failing or 'none'}")
     print_events(events)
-    missing = [name for name in first.rare if not events[name]]
+    missing = [name for name in first.expected() if not events[name]]
     print(f"  never seen: {', '.join(missing) or 'nothing'}")
     return not failing
 
@@ -149,6 +157,7 @@ def _options(kind: type[Run]) -> argparse.Namespace:
     parser.add_argument("--clients", help="comma-separated, instead of the seed's own")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="where a history goes that is wrong, of one seed")
     parser.add_argument("--shrink", action="store_true", help="make a failing seed smaller")
+    parser.add_argument("--elastic", action="store_true", help="of the protocol: replicas come, go, are sent whole, and go bad")
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_args()
 
@@ -164,7 +173,7 @@ def main(kind: type[Run] = Run) -> None:
         logging.disable(logging.CRITICAL)
     faults = tuple(options.faults.split(",")) if options.faults else None
     clients = tuple(options.clients.split(",")) if options.clients else None
-    run = kind(options.seed, options.seconds, faults, clients)
+    run = kind(options.seed, options.seconds, faults, clients, options.elastic)
     if options.search is not None:
         raise SystemExit(0 if search(options.search, run) else 1)
     began = time.perf_counter()

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import trio
 
+from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, RowLockedError, TransactionRetryError
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import COUNTER_BITS, Timestamp
@@ -41,7 +42,7 @@ FLUSH_S = 10.0
 """What the last flush of one that flushes may take besides."""
 HANGS_S = 90.0
 IMPATIENT_S = 0.3
-EXPECTED = (RangeUnavailableError, RowLockedError, TransactionRetryError)
+EXPECTED = (DataCorruptedError, RangeUnavailableError, RowLockedError, TransactionRetryError)
 
 _encode = msgspec.msgpack.encode
 
@@ -316,7 +317,7 @@ class Clients:
                 await txn.rollback()
                 if attempt < attempts:
                     continue
-            except PortError as error:
+            except (PortError, DataCorruptedError) as error:
                 answer = error
                 await txn.rollback()
             except Exception as error:  # a task's root: it is raised again where it is waited for

@@ -16,6 +16,8 @@
 | slow disk | syncs take up to 0.5 s |
 | transfer, storm, oracle | a lease moves; leases move again and again while messages take long; that of the system range does |
 | split, splits | a range is cut; ranges are, while messages and syncs take long |
+
+Those of replicas that come, go, are sent whole, and go bad are in `protocol_members`: they need a fourth host, and are asked for.
 """
 
 import random
@@ -29,9 +31,11 @@ import trio
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.kv.requests import SplitRequest, TransferLeaseRequest
+from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import PortError
 from dsdb.storage.keys import SYSTEM_END
 from tests.sim.protocol_clients import KINDS, LIST_KEYS, RANGES, SPLIT_KEYS
+from tests.sim.protocol_members import ELASTIC, Members
 
 if TYPE_CHECKING:
     from tests.sim.protocol_node import Host, SimNode
@@ -64,6 +68,11 @@ class Mix:
     closed_lag_s: float
     """After which time stores close a timestamp, so that followers serve reads at it."""
 
+    @property
+    def is_elastic(self) -> bool:
+        """Say whether replicas come, go, are sent whole, or go bad: on four hosts."""
+        return any(fault in ELASTIC for fault in self.faults)
+
     def __str__(self) -> str:
         keys = "" if self.staged_keys is None else f"; records of {self.staged_keys} keys"
         keys += "" if self.flush_keys is None else f"; buffers of {self.flush_keys} keys"
@@ -73,18 +82,24 @@ class Mix:
         )
 
 
-def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, ...] | None = None) -> Mix:
-    """Give a seed's mix; faults and clients may be said instead, and nothing else changes by it."""
+def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, ...] | None = None, *, elastic: bool = False) -> Mix:
+    """Give a seed's mix; faults and clients may be said instead, and nothing else changes by it.  elastic: with some of ELASTIC."""
     chance = random.Random(seed)
     own_faults = tuple(chance.sample(FAULTS, chance.randint(3, len(FAULTS))))
     own_clients = chance.choice((KINDS, KINDS, ("lists",), ("lists", "bank"), ("lists", "registers")))
+    delay_ms = chance.choice(((0, 3), (0, 3), (0, 10), (1, 30)))
+    staged_keys = chance.choice((None, None, None, 1))
+    flush_keys = chance.choice((None, None, None, 1, 2))
+    closed_lag_s = chance.choice((0.05, 0.3, 3.0))
+    # The last draws: what others are drawn from is as it would be without them.
+    own_elastic = tuple(chance.sample(ELASTIC, chance.randint(1, len(ELASTIC)))) * 3 if elastic else ()
     return Mix(
-        faults=faults or own_faults,
+        faults=faults or own_faults + own_elastic,
         clients=clients or own_clients,
-        delay_ms=chance.choice(((0, 3), (0, 3), (0, 10), (1, 30))),
-        staged_keys=chance.choice((None, None, None, 1)),
-        flush_keys=chance.choice((None, None, None, 1, 2)),
-        closed_lag_s=chance.choice((0.05, 0.3, 3.0)),
+        delay_ms=delay_ms,
+        staged_keys=staged_keys,
+        flush_keys=flush_keys,
+        closed_lag_s=closed_lag_s,
     )
 
 
@@ -126,6 +141,10 @@ class Faults:
             "split": self._split,
             "splits": self._split_often,
         }
+        self.members: Members | None = None
+        if self._mix.is_elastic:
+            self.members = Members(simulation, self._ask)
+            self._strike |= self.members.faults
 
     async def run(self, seconds: float) -> None:
         """Strike for so long."""
@@ -339,7 +358,10 @@ class Faults:
         if gateway is None or gateway.is_frozen:
             return
         descriptors = sorted(gateway.store.descriptors(), key=lambda desc: desc.start_key)
-        desc = self._chance.choice([each for each in descriptors if range_id in (None, each.range_id)])
+        known = [each for each in descriptors if range_id in (None, each.range_id)]
+        if not known:
+            return
+        desc = self._chance.choice(known)
         await self._ask(gateway, desc.start_key, lambda desc: TransferLeaseRequest(desc.range_id, StoreId(host.node_id)), "transferred")
 
     async def _ask(self, gateway: Any, key: bytes, make: Callable[[Any], Any], name: str) -> None:
@@ -394,7 +416,7 @@ class Faults:
                 txn.put(key[:-1] + b"\x01", b"")
             try:
                 await txn.commit()
-            except PortError as error:
+            except (PortError, DataCorruptedError) as error:
                 self._events[f"pair: {type(error).__name__}"] += 1
             await trio.sleep(0.003)
 

@@ -102,6 +102,12 @@ class Network:
         """The part of the frames, and calls, that are lost."""
         self.lateness = 0.0
         """The part of the calls that are lost to their callers, and come later."""
+        self.snapshot_trouble = 0.0
+        """How probable it is that a chunk of a Raft snapshot, or the answer to a part, is lost, doubled or damaged."""
+        self.snapshot_watch: trio.Event | None = None
+        """Set when a Raft snapshot is on its way …"""
+        self.snapshot_pair: Pair = (0, 0)
+        """… from one node to another."""
 
     # ---- Faults ----
 
@@ -118,7 +124,7 @@ class Network:
         self._cut.clear()
         self._slow.clear()
         self._given_up.clear()
-        self.loss = self.lateness = 0.0
+        self.loss = self.lateness = self.snapshot_trouble = 0.0
         held, self._held = self._held, {}
         for calls in held.values():
             if is_patient or self._chance.random() < 0.5:
@@ -298,7 +304,8 @@ class Network:
                 with taking:
                     async with receive:
                         await target.receive_snapshot(header, receive)
-                    self._events["rare: Raft snapshot installed"] += 1
+                    self._events["rare: Raft snapshot installed"] += header.is_last
+                    self._events["rare: Raft snapshot of several parts installed"] += header.is_last and header.first_chunk > 0
             except TransportError as error:
                 failed.append(error)
             finally:
@@ -310,10 +317,17 @@ class Network:
                 await trio.sleep(self._delay_s(pair))
                 if pair in self._cut or target.is_dead:
                     raise TransportError("the connection broke")
-                await send.send(chunk)
+                if self.snapshot_watch is not None:
+                    self.snapshot_pair = pair
+                    self.snapshot_watch.set()
+                for piece in self._troubled(chunk) if self.snapshot_trouble else (chunk,):
+                    await send.send(piece)
             send.close()
             with trio.move_on_after(SILENCE_S * 5):
                 await done.wait()
+            if self.snapshot_trouble and not failed and done.is_set() and self._chance.random() < self.snapshot_trouble * 2:
+                self._events["rare: answer to a part of a Raft snapshot lost"] += 1
+                raise TransportError("the connection broke")
         except trio.BrokenResourceError:
             raise TransportError("refused") from None
         finally:
@@ -321,6 +335,24 @@ class Network:
             taking.cancel()
         if failed or not done.is_set():
             raise TransportError("not installed") from (failed[0] if failed else None)
+
+
+    def _troubled(self, chunk: bytes) -> tuple[bytes, ...]:
+        """Give what becomes of a chunk.  Raises TransportError: the connection breaks."""
+        if self._chance.random() >= self.snapshot_trouble:
+            return (chunk,)
+        kind = self._chance.choice(("broken off", "lost", "doubled", "damaged"))
+        self._events[f"rare: chunk of a Raft snapshot {kind}"] += 1
+        match kind:
+            case "broken off":
+                raise TransportError("the connection broke")
+            case "lost":
+                return ()
+            case "doubled":
+                return chunk, chunk
+            case _:
+                at = self._chance.randrange(len(chunk))
+                return (chunk[:at] + bytes([chunk[at] ^ 1 << self._chance.randrange(8)]) + chunk[at + 1 :],)
 
 
 class Wire:

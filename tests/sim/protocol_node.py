@@ -108,6 +108,8 @@ class Host:
     disk: SimDisk
     node: "SimNode | None" = None
     """Its present life; None while it is down."""
+    founded: tuple[RangeDescriptor, ...] = ()
+    """How ranges were in the beginning, for a host that has none of them."""
     starts: int = 0
     died: trio.Event = field(default_factory=trio.Event)
 
@@ -142,7 +144,7 @@ class SimNode:
         )
         self.issuer = Issuer(parts._SystemRange(store), clock)
         self.router = router = Router(node_id=node_id, local=store, peers=peers, clock=clock)
-        for desc in store.descriptors():
+        for desc in (*host.founded, *store.descriptors()):
             router.cache.update(desc)
         self.oracle = OracleClient(node_id=node_id, issuer=self.issuer, cache=router.cache, peers=peers, clock=clock)
         timestamps.source = self.oracle
@@ -253,8 +255,16 @@ def identity(node_id: int) -> StoreIdentity:
     return StoreIdentity(cluster_id="sim", node_id=NodeId(node_id), store_id=StoreId(node_id))
 
 
-def found(engine: MemoryEngine, node_id: int, nodes: int, boundaries: list[bytes]) -> None:
-    """Put a store into an engine whose cluster has its ranges already, each with a replica on every store."""
+def found_empty(engine: MemoryEngine, node_id: int) -> None:
+    """Put a store into an engine that has no replica."""
+    batch = engine.new_batch()
+    write_identity(engine, batch, identity(node_id))
+    engine.write(batch)
+    engine.sync()
+
+
+def found(engine: MemoryEngine, node_id: int, nodes: int, boundaries: list[bytes]) -> tuple[RangeDescriptor, ...]:
+    """Put a store into an engine whose cluster has its ranges already, each with a replica on every store; give them."""
     replicas = tuple(ReplicaDescriptor(ReplicaId(number), NodeId(number), StoreId(number)) for number in range(1, nodes + 1))
     membership = Membership(voters=tuple(replica.replica_id for replica in replicas))
     starts = [SYSTEM_END, *boundaries]
@@ -263,8 +273,10 @@ def found(engine: MemoryEngine, node_id: int, nodes: int, boundaries: list[bytes
         spans[RangeId(FIRST_TABLE_RANGE + number)] = start, (*starts, KEY_MAX)[number + 1]
     batch = engine.new_batch()
     write_identity(engine, batch, identity(node_id))
+    founded = []
     for range_id, (start, end) in spans.items():
         desc = RangeDescriptor(range_id, start, end, 1, replicas, ReplicaId(nodes + 1))
+        founded.append(desc)
         state = ReplicatedState(descriptor=desc, membership=membership, mark=BOOTSTRAP_TS)
         put_new_replica(
             batch, state, Applied(INITIAL_INDEX, INITIAL_TERM), hard_state=HardState(term=INITIAL_TERM, commit=INITIAL_INDEX)
@@ -272,6 +284,19 @@ def found(engine: MemoryEngine, node_id: int, nodes: int, boundaries: list[bytes
         mvcc.put(batch, meta_key(end), BOOTSTRAP_TS, encode_descriptor(desc))
     engine.write(batch)
     engine.sync()
+    return tuple(founded)
+
+
+def elastic(config: StoreConfig, faults: tuple[str, ...]) -> StoreConfig:
+    """Give a configuration with which ranges so small are sent in parts, and looked at often, as the faults want it."""
+    config = msgspec.structs.replace(
+        config, snapshot_chunk_bytes=60, snapshot_part_bytes=200, snapshot_retry_s=0.3, snapshot_patience_s=5.0, change_timeout_s=30.0
+    )
+    if "snapshots" in faults:
+        config = msgspec.structs.replace(config, log_keep_entries=4)
+    if "damage" in faults:
+        config = msgspec.structs.replace(config, check_interval_s=4.0)
+    return config
 
 
 def store_config(chance: random.Random) -> StoreConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.sim import node_search, protocol_faults, protocol_sim
-from tests.sim.protocol_watch import RARE
+from tests.sim.protocol_watch import RARE, RARE_ELASTIC
 
 
 class Run(node_search.Run, frozen=True):
@@ -17,11 +17,15 @@ class Run(node_search.Run, frozen=True):
 
     def mix(self) -> Any:
         """Give what the seed draws."""
-        return protocol_faults.draw(self.seed, self.faults, self.clients)
+        return protocol_faults.draw(self.seed, self.faults, self.clients, elastic=self.elastic)
+
+    def expected(self) -> tuple[str, ...]:
+        """Give what a search is expected to have seen."""
+        return (*RARE, *RARE_ELASTIC) if self.elastic else RARE
 
     def simulate(self, events: Counter[str], keep: Path | None = None) -> str:
         """Run it; give its trace, and what else is to be said of it."""
-        simulation = protocol_sim.simulate(self.seed, self.seconds, self.faults, keep, self.clients, events)
+        simulation = protocol_sim.simulate(self.seed, self.seconds, self.faults, keep, self.clients, events, elastic=self.elastic)
         return (
             f"trace {simulation.trace:08x}\n"
             f"  {simulation.heap.now:.0f} s simulated, {simulation.heap.events} events; "

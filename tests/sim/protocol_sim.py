@@ -7,7 +7,7 @@ It is faster than the simulation of whole nodes, so that it sees what is rare mo
 `protocol_network`, `protocol_node`, `protocol_clients`, `protocol_faults`, and `protocol_search` (the command).
 
     python -m tests.sim.protocol_sim --seed N [--seconds S] [--verbose]
-    python -m tests.sim.protocol_sim --search MINUTES [--seed N] [--seconds S]
+    python -m tests.sim.protocol_sim --search MINUTES [--seed N] [--seconds S] [--elastic]
 
 Checked while it runs: the oracle issues nothing twice or out of order; a range has one leaseholder; no core finds its peers' word broken;
 every transaction ends in time.  At the end: all comes back within BACK_S of the last fault; what clients saw is strictly serializable
@@ -22,17 +22,20 @@ from pathlib import Path
 
 import trio
 
+from dsdb.kv.descriptor import RangeDescriptor
+from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import PortError
 from dsdb.storage.engine.memory import MemoryEngine
-from dsdb.storage.engine.port import Family
 from tests.checkers.history import Violation
 from tests.sim.protocol_clients import BOUNDARIES, OTHER_KEYS, Clients
 from tests.sim.protocol_faults import Faults, Mix, draw
 from tests.sim.protocol_loop import EventHeap, run
+from tests.sim.protocol_members import differing
 from tests.sim.protocol_network import Network
-from tests.sim.protocol_node import Host, HostClock, SimDisk, SimNode, found, store_config
+from tests.sim.protocol_node import Host, HostClock, SimDisk, SimNode, elastic, found, found_empty, store_config
 from tests.sim.protocol_watch import Watch
 from tests.sim.rare_events import Hooks
+from tests.sim.rotting_engine import RottingEngine
 
 HOSTS = 3
 BACK_S = 6.0
@@ -65,6 +68,11 @@ class Simulation:
         self.network = Network(self.heap, random.Random(self.chance.getrandbits(64)), events, mix.delay_ms)
         self.config = store_config(self.chance)
         self.hosts = [self._host(number) for number in range(1, HOSTS + 1)]
+        if mix.is_elastic:
+            self.config = elastic(self.config, mix.faults)
+            spare = self._host(HOSTS + 1)
+            spare.founded = self.hosts[0].founded
+            self.hosts.append(spare)
         clients_chance = random.Random(self.chance.getrandbits(64))
         self.clients = Clients(self.heap, self.hosts, clients_chance, events, mix.clients)
         self.clients.flushes = mix.flush_keys is not None
@@ -74,9 +82,14 @@ class Simulation:
         self._nursery: trio.Nursery
 
     def _host(self, number: int) -> Host:
-        engine = MemoryEngine()
-        found(engine, number, HOSTS, BOUNDARIES)
-        return Host(number, engine, HostClock(self.heap, self.chance), SimDisk(random.Random(self.chance.getrandbits(64))))
+        engine = RottingEngine() if "damage" in self.mix.faults else MemoryEngine()
+        founded: tuple[RangeDescriptor, ...] = ()
+        if number <= HOSTS:
+            founded = found(engine, number, HOSTS, BOUNDARIES)
+        else:
+            found_empty(engine, number)
+        disk = SimDisk(random.Random(self.chance.getrandbits(64)))
+        return Host(number, engine, HostClock(self.heap, self.chance), disk, founded=founded)
 
     async def run(self) -> None:
         with trio.fail_after(self.seconds + ENDS_S):
@@ -87,10 +100,15 @@ class Simulation:
             for host in self.hosts:
                 await self.start(host)
             await self._patiently(self.clients.set_up, 10.0)
+            if "damage" in self.mix.faults:
+                await self._patiently(self._write_everywhere, 10.0)
             async with trio.open_nursery() as working:
                 working.start_soon(self.clients.run)
-                await Faults(self).run(self.seconds)
+                faults = Faults(self)
+                await faults.run(self.seconds)
                 self.clients.end()
+            if faults.members is not None:
+                await faults.members.settle()
             await self._check_end()
             for host in self.hosts:
                 self.kill(host, is_crash=False)
@@ -112,7 +130,11 @@ class Simulation:
         assert node is not None
         for name, _, count in node.counters.entries():
             self.events[f"txn: {name}"] += count
-        self.events["store: follower reads"] += int(node.store.statistics()["follower_reads"])
+        told = node.store.statistics()
+        self.events["store: follower reads"] += int(told["follower_reads"])
+        if self.mix.is_elastic:
+            self.events["rare: Raft snapshot part sent again"] += int(told["snapshot_parts_repeated"])
+            self.events["rare: replica made anew"] += int(told["replicas_repaired"])
         if is_crash:
             self.events["rare: crash with writes not synced"] += bool(host.engine._unsynced)
             host.engine = host.engine.crash(self.chance)
@@ -144,7 +166,7 @@ class Simulation:
             try:
                 await act(node)
                 return
-            except PortError as error:
+            except (PortError, DataCorruptedError) as error:
                 if self.heap.now > end:
                     raise Violation(f"node {node.node_id} still fails after {limit_s} s: {error}") from error
                 await trio.sleep(0.05)
@@ -155,6 +177,13 @@ class Simulation:
         for key in OTHER_KEYS:
             txn.put(key, b"")
         await txn.commit()
+
+    async def try_to_write(self, node: SimNode) -> None:
+        """Write in every range, if that can be."""
+        try:
+            await self._write_everywhere(node)
+        except (PortError, DataCorruptedError) as error:
+            self.events[f"write: {type(error).__name__}"] += 1
 
     async def _check_settled(self) -> None:
         """See that nothing is left of transactions whose gateways are dead: no record, and no intent that somebody would meet."""
@@ -170,28 +199,10 @@ class Simulation:
     async def _check_equal(self) -> None:
         """See that all replicas of a range hold the same."""
         end = self.heap.now + EQUAL_S
-        while differing := self._differing():
+        while difference := differing(self.hosts):
             if self.heap.now > end:
-                raise Violation(f"replicas differ: {differing}")
+                raise Violation(f"replicas differ: {difference}")
             await trio.sleep(0.2)
-
-    def _differing(self) -> str:
-        stores = [host.node.store for host in self.hosts if host.node is not None]
-        for desc in stores[0].descriptors():
-            states = [(store.range_status(desc.range_id), store) for store in stores]
-            applied = {None if status is None else (status.applied, status.descriptor) for status, _ in states}
-            if len(applied) > 1:
-                return f"range {desc.range_id} has applied {sorted(map(str, applied))}"
-        contents = {self._content(host.engine) for host in self.hosts}
-        return "" if len(contents) == 1 else f"contents {sorted(contents)}"
-
-    @staticmethod
-    def _content(engine: MemoryEngine) -> int:
-        """Give what stands for all versions and intents."""
-        found = 0
-        for keys, values in engine.scan(Family.DELTA, b"", b"\xff\xff\xff"):
-            found = zlib.crc32(repr((keys, values)).encode(), found)
-        return found
 
 
 def simulate(
@@ -201,12 +212,14 @@ def simulate(
     keep: Path | None = None,
     clients: tuple[str, ...] | None = None,
     events: Counter[str] | None = None,
+    *,
+    elastic: bool = False,
 ) -> Simulation:
     """Run one seed.  Raises Violation, or whatever else went wrong; a history that is wrong is kept.
 
-    faults, clients: instead of the seed's own; events: counts what happens, also in a run that fails.
+    faults, clients: instead of the seed's own; events: counts what happens, also in a run that fails; elastic: see `protocol_members`.
     """
-    mix = draw(seed, faults, clients)
+    mix = draw(seed, faults, clients, elastic=elastic)
     counts = Counter[str]() if events is None else events
     hooks = Hooks(counts)
     hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys)

@@ -10,8 +10,11 @@ from collections import Counter
 from typing import Any
 
 from dsdb.oracle import Issuer
+from dsdb.store import snapshot
 from dsdb.store.intents import RECORD_LATCHES
 from dsdb.store.latches import Latches
+from dsdb.store.loop import RaftLoop
+from dsdb.store.repairing import Repairing
 from dsdb.store.replica import Replica
 from dsdb.store.store import Store
 from tests.checkers.history import Violation
@@ -36,6 +39,25 @@ RARE = (
     "network: lost with its connection",
 )
 """What a search is expected to have seen."""
+RARE_ELASTIC = (
+    "rare: replica added",
+    "rare: replica removed",
+    "rare: joint configuration",
+    "rare: leader was removed",
+    "rare: Raft snapshot of several parts installed",
+    "rare: Raft snapshot part sent again",
+    "rare: answer to a part of a Raft snapshot lost",
+    *(f"rare: chunk of a Raft snapshot {kind}" for kind in ("broken off", "lost", "doubled", "damaged")),
+    "rare: sender of a Raft snapshot died",
+    "rare: receiver of a Raft snapshot died",
+    "rare: installation of a Raft snapshot repeated",
+    "rare: value went bad at rest",
+    "rare: value was changed at rest",
+    "rare: value changed at rest was found",
+    "rare: replica quarantined",
+    "rare: replica made anew",
+)
+"""What a search on four hosts is."""
 
 
 class Watch:
@@ -52,6 +74,9 @@ class Watch:
         hooks.wrap(Store, "_halt", self._halt)
         hooks.wrap(Issuer, "_raise_mark", self._raise_mark)
         hooks.wrap(Latches, "acquire", self._acquire)
+        hooks.wrap(RaftLoop, "_apply_config", self._apply_config)
+        hooks.wrap(Repairing, "quarantine", self._quarantine)
+        hooks.wrap(snapshot, "put_staged", self._put_staged)
 
     def _issue(self, original: Any) -> Any:
         def wrapped(issuer: Any, count: int = 1) -> Any:
@@ -94,6 +119,36 @@ class Watch:
             self._events["rare: oracle's mark raised"] += issuer._limit > before
 
         return wrapped
+
+    def _apply_config(self, original: Any) -> Any:
+        def wrapped(loop: Any, replica: Any, entry: Any) -> None:
+            before = replica.descriptor
+            original(loop, replica, entry)
+            after, events = replica.descriptor, self._events
+            events["rare: replica added"] += replica.is_leader and len(after.replicas) > len(before.replicas)
+            events["rare: replica removed"] += replica.is_leader and len(after.replicas) < len(before.replicas)
+            events["rare: joint configuration"] += replica.is_leader and replica.raft.membership.is_joint
+            events["rare: leader was removed"] += replica.is_leader and after.replica(replica.replica_id) is None
+
+        return wrapped
+
+    def _quarantine(self, original: Any) -> Any:
+        def wrapped(repairing: Any, replica: Any, reason: str) -> None:
+            self._events["rare: replica quarantined"] += replica.damage is None
+            original(repairing, replica, reason)
+
+        return wrapped
+
+    def _put_staged(self, original: Any) -> Any:
+        def wrapped(engine: Any, batch: Any, keys: Any, range_id: Any, number: int) -> None:
+            # At a start the copy begins anew.
+            self._events["rare: installation of a Raft snapshot repeated"] += number == 0 and self._is_starting(engine)
+            original(engine, batch, keys, range_id, number)
+
+        return wrapped
+
+    def _is_starting(self, engine: Any) -> bool:
+        return any(host.engine is engine and host.node is None for host in self._hosts)
 
     def _acquire(self, original: Any) -> Any:
         def wrapped(latches: Any, keys: Any, write_spans: Any = (), read_spans: Any = ()) -> Any:

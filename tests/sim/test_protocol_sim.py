@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.sim.protocol_sim import simulate
-from tests.sim.protocol_watch import RARE
+from tests.sim.protocol_watch import RARE, RARE_ELASTIC
 
 SEEDS = range(1, 168)
 SECONDS = 120.0
@@ -26,6 +26,13 @@ SELDOM = {
     "rare: key of a split by load": 0,
 }
 """But of these, which need a moment or a mix that these seeds seldom have; whole nodes have more of them."""
+
+ELASTIC_SEEDS = (
+    *((seed, ("snapshots", "members")) for seed in (3, 7, 9, 11)),
+    *((seed, ("damage", "members")) for seed in (2, 7)),
+)
+SELDOM_ELASTIC = ("rare: chunk of a Raft snapshot damaged", "rare: sender of a Raft snapshot died")
+"""These need a moment that these few seeds do not have."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +51,14 @@ def test_properties_hold_under_faults_and_rare_events_happen() -> None:
     assert events["simulated seconds"] >= SIMULATED_S, events
     too_few = {name: events[name] for name in RARE if events[name] < SELDOM.get(name, AT_LEAST)}
     assert not too_few, too_few
+
+
+def test_replicas_come_go_are_sent_whole_and_go_bad_and_nothing_is_lost_or_wrong() -> None:
+    events: Counter[str] = Counter()
+    for seed, faults in ELASTIC_SEEDS:
+        simulate(seed, 40.0, faults, events=events)
+    never = [name for name in RARE_ELASTIC if not events[name] and name not in SELDOM_ELASTIC]
+    assert not never, (never, events)
 
 
 def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
