@@ -6,6 +6,9 @@ Three node processes, a table in one range, clients that read (or insert) rows a
     meanwhile  a slice of WITHIN_S; every half second the ranges of the table and their leaseholders are looked at
     after      a slice as long as the first one
 
+Rates, and the nodes' CPU for one statement, are given for each: where all nodes share a few processors it is the CPU that says what a
+spread costs, and the rates cannot say what more nodes would add.
+
 Goal: within WITHIN_S of the begin the table has ranges that every node leads some of.  The exit code is 1 if it is missed.
 """
 
@@ -14,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -43,9 +47,27 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     """Node → ranges that it leads in the end."""
 
 
-def rate(reports: list[SliceReport]) -> float:
-    """Give the statements a second of all clients."""
-    return sum(len(report.latencies) / 8 / report.elapsed_s for report in reports)
+class Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """What all clients did in a slice."""
+
+    rate: float
+    """Statements a second."""
+    cpu_us: float
+    """CPU of all nodes, a statement."""
+    failures: int
+
+    @classmethod
+    def of(cls, reports: list[SliceReport], cpu_s: float) -> "Slice":
+        """Sum up."""
+        statements = sum(len(report.latencies) // 8 for report in reports)
+        return cls(
+            rate=sum(len(report.latencies) / 8 / report.elapsed_s for report in reports),
+            cpu_us=cpu_s * 1e6 / max(statements, 1),
+            failures=sum(report.failures for report in reports),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.rate:,.0f}/s, {self.cpu_us:,.0f} µs"
 
 
 def watch(connection: Connection, table: str, begun: float, until: float) -> Spread:
@@ -79,22 +101,29 @@ def hot_split(work: str, clients: int, limit: int | None, seconds: float, direct
     try:
         side.start()
         side.make_table(TABLES[work])
-        spread, rates, failures = measure(side, work, clients, limit, seconds)
+        spread, slices = measure(side, work, clients, limit, seconds)
     except (RuntimeError, TimeoutError) as error:
         raise click.ClickException(str(error)) from error  # the nodes did not start
     finally:
         side.close()
         shutil.rmtree(scratch, ignore_errors=True)
     click.echo(f"  first split after {spread.split_s} s, a lease at every node after {spread.spread_s} s; ranges led: {spread.leases}")
-    click.echo("  " + ", ".join(f"{name} {found:,.0f}/s" for name, found in rates.items()) + f"; {failures} statements failed")
+    failures = sum(found.failures for found in slices.values())
+    click.echo(
+        "  " + "; ".join(f"{name} {found}" for name, found in slices.items()) + f" of the nodes' CPU each; {failures} statements failed"
+    )
     is_missed = spread.spread_s is None or spread.spread_s > WITHIN_S
     if is_missed:
         click.echo(f"missed: not spread within {WITHIN_S:.0f} s")
     sys.exit(1 if is_missed else 0)
 
 
-def measure(side: DsdbSide, work: str, clients: int, limit: int | None, seconds: float) -> tuple[Spread, dict[str, float], int]:
+def measure(side: DsdbSide, work: str, clients: int, limit: int | None, seconds: float) -> tuple[Spread, dict[str, Slice]]:
     """Run the three slices."""
+
+    def used_s() -> float:
+        return read_moment().tree_cpu_s(side.servers())
+
     table = TABLES[work]
     specs = tuple(ClientSpec(module="dsdb_cluster", address=f"dsdb://{side.nodes[number % NODES].address}") for number in range(clients))
     contender = Contender(label=work, is_dsdb=True, specs=specs, servers=())
@@ -106,15 +135,20 @@ def measure(side: DsdbSide, work: str, clients: int, limit: int | None, seconds:
         click.echo(f"  {len(read_leaseholders(connection, table))} range of {table}, {clients} clients")
         with ClientPool(contender) as pool:
             before, begun = read_moment(), time.monotonic()
+            marks = [used_s()]
             first = pool.run(workload, seconds=seconds)
+            marks.append(used_s())
             pool.begin(workload, seconds=WITHIN_S - seconds)
             spread = watch(connection, table, begun, begun + WITHIN_S)
             meanwhile = pool.reports(seconds=WITHIN_S)
+            marks.append(used_s())
             last = pool.run(workload, seconds=seconds)
+            marks.append(used_s())
             other = elsewhere(before, read_moment(), time.monotonic() - begun)
     click.echo(f"  load {other.load_1m:.1f}; others used {other.cores:.2f} cores ({other.names}); the host took {other.steal_cores:.2f}")
-    rates = {"before": rate(first), "meanwhile": rate(meanwhile), "after": rate(last)}
-    return spread, rates, sum(report.failures for report in [*first, *meanwhile, *last])
+    reports = {"before": first, "meanwhile": meanwhile, "after": last}
+    used = [later - earlier for earlier, later in pairwise(marks)]
+    return spread, {name: Slice.of(found, cpu_s) for (name, found), cpu_s in zip(reports.items(), used)}
 
 
 if __name__ == "__main__":
