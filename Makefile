@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover fuzz-wire lag clean
+.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover ranges fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,10 @@ crash: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) \
 		$(if $(NETWORK),--network $(NETWORK)) $(if $(PICTURE),--picture $(PICTURE))
+
+# make ranges [RANGES=10000]: what very many ranges cost, idle, in use, and after a restart
+ranges: $(STAMP)
+	$(BIN)/python -m bench.ranges $(if $(RANGES),--ranges $(RANGES))
 
 # make failover [KILLS=20]: how long writes pause when a node is killed
 failover: $(STAMP)

@@ -186,8 +186,8 @@ class CatalogSnapshot(Protocol):
 class ClusterView(Protocol):
     """What statements about the cluster itself (SHOW RANGES, SPLIT AT, the tables of schema `system`) ask of the node."""
 
-    async def split(self, key: bytes) -> None:
-        """Make `key` the start of a range of its own; nothing if it is one."""
+    async def split(self, keys: Sequence[bytes]) -> None:
+        """Make each key the start of a range of its own; nothing if it is one."""
 
     async def ranges(self, span: Span) -> list["RangeInfo"]:
         """Describe the ranges that overlap a span, in key order."""

@@ -23,8 +23,10 @@ log = logging.getLogger("dsdb.coordinator")
 
 RETRY_S = 0.2
 """Pause after an entry that could not be written."""
+LINGER_S = 0.05
+"""How long a change waits for others."""
 WRITTEN_AT_ONCE = 64
-"""Entries that are looked at together."""
+"""Entries that are looked at, and written, together."""
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE = msgspec.msgpack.Decoder(RangeDescriptor).decode
@@ -50,32 +52,33 @@ class MetaWriter:
         while True:
             await self._wakeup.wait()
             self._wakeup = trio.Event()
+            # Who splits a range writes its entries by itself, and many change at a time or none.
+            await trio.sleep(LINGER_S)
             while self._waiting:
                 some = [self._waiting.pop(range_id) for range_id in sorted(self._waiting)[:WRITTEN_AT_ONCE]]
                 try:
-                    await self._write_some([desc for desc in some if self._is_leaseholder(desc.range_id)])
+                    await self.write([desc for desc in some if self._is_leaseholder(desc.range_id)])
                 except (PortError, SqlError) as error:
                     log.info("%d addressing entries were not written yet: %s", len(some), error)
                     for desc in some:
                         self._waiting.setdefault(desc.range_id, desc)
                     await trio.sleep(RETRY_S)
 
-    async def _write_some(self, descs: Sequence[RangeDescriptor]) -> None:
-        """Write those of some entries that are not as they should be: after a restart nearly all are.  Raises PortError, SqlError."""
-        if len(descs) > 1:
-            stored = await self._transactions.begin().get([meta_key(desc.end_key) for desc in descs])
-            descs = [desc for desc, value in zip(descs, stored) if value is None or _DECODE(value) != desc]
-        for desc in descs:
-            await self.write(desc)
+    async def write(self, descs: Sequence[RangeDescriptor]) -> None:
+        """Write the entries of ranges that are not as they should be, but newer ones: after a restart nearly all are right.
 
-    async def write(self, desc: RangeDescriptor) -> None:
-        """Write a range's entry unless a newer one is there.  Raises PortError, SqlError."""
-        key = meta_key(desc.end_key)
+        Raises PortError, SqlError.
+        """
+        if not descs:
+            return
         txn = self._transactions.begin()
-        (stored,) = await txn.get([key])
-        if stored is not None:
-            known = _DECODE(stored)
-            if known.generation > desc.generation or known == desc:
-                return
-        txn.put(key, _ENCODE(desc))
-        await txn.commit()
+        stored = await txn.get([meta_key(desc.end_key) for desc in descs])
+        news = []
+        for desc, value in zip(descs, stored):
+            known = None if value is None else _DECODE(value)
+            if known is None or (known.generation <= desc.generation and known != desc):
+                news.append(desc)
+        for desc in news:
+            txn.put(meta_key(desc.end_key), _ENCODE(desc))
+        if news:
+            await txn.commit()

@@ -12,7 +12,7 @@ Invariants:
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -42,9 +42,9 @@ class Splitter:
     """One for each node."""
 
     def __init__(
-        self, *, loads: LoadWatch, split: Callable[[bytes], Awaitable[None]], router: Router, clock: Clock, events: EventSink
+        self, *, loads: LoadWatch, split: Callable[[Sequence[bytes]], Awaitable[None]], router: Router, clock: Clock, events: EventSink
     ) -> None:
-        """split: makes a key the start of a range; raises PortError, SqlError."""
+        """split: makes keys the starts of ranges; raises PortError, SqlError."""
         self._loads = loads
         self._split = split
         self._router = router
@@ -94,7 +94,7 @@ class Splitter:
                 return
             what = f"range {wish.range_id}: split by {wish.kind.value} at {key.hex()}: {wish.reason}"
             try:
-                await self._split(key)
+                await self._split((key,))
             except (PortError, SqlError) as error:
                 self._loads.let_rest(wish.range_id, FAILED_REST_S)
                 log.warning("%s (failed: %s)", what, error)

@@ -5,25 +5,23 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from dsdb.coordinator import MetaWriter
 from dsdb.coordinator.events import read_events
 from dsdb.coordinator.placement import Locality, Place, Placement, doubts_about, placement_over, refusal_of_placement
 from dsdb.coordinator.view import NodeState, StoreState, StoreView
 from dsdb.coordinator.wanted import change_range_settings, read_node_states, read_range_settings
 from dsdb.flow import Gatherer
 from dsdb.kv.descriptor import RangeDescriptor
-from dsdb.kv.errors import InvalidRequest, KvError, RangeKeyMismatch
-from dsdb.kv.ids import RangeId
-from dsdb.kv.requests import DescribeReply, DescribeRequest, SplitReply, SplitRequest
+from dsdb.kv.errors import KvError
+from dsdb.kv.requests import DescribeReply, DescribeRequest
 from dsdb.node.activity import Activity
 from dsdb.node.administration import Administration
 from dsdb.node.checking import Checking
 from dsdb.node.directory import Directory, NodeEntry
-from dsdb.node.membership import take_id
+from dsdb.node.splitting import RangeSplits
 from dsdb.ranges import Router
 from dsdb.rpc import RpcError
 from dsdb.sql.constraints import Constraints
-from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeSettingsInfo, RangeUnavailableError, TransactionRetryError
+from dsdb.sql.ports import EventInfo, NodeInfo, RangeInfo, RangeSettingsInfo, RangeUnavailableError
 from dsdb.sql.ports_steering import RefusedError
 from dsdb.storage.keys import EVERYTHING, Span
 from dsdb.store.range_settings import CLUSTER_TABLE, RangeSettings, StoredSettings
@@ -36,8 +34,6 @@ ANSWER_S = 1.0
 IN_VAIN_MAX_S = 3.0
 """After so much waiting for ranges that did not answer, the others get HURRIED_ANSWER_S each."""
 HURRIED_ANSWER_S = 0.1
-META_TRIES = 5
-"""An entry that another writes at the same time is there after the second."""
 PLACEMENT_FIELDS = {"replicas", "constraints", "lease_preference"}
 COUNT_S = 5.0
 """How long ranges are counted for a list of nodes."""
@@ -52,11 +48,11 @@ class NodeClusterView:
         router: Router,
         gatherer: Gatherer,
         transactions: TransactionFactory,
-        meta: MetaWriter,
+        splits: RangeSplits,
+        wake_coordinator: Callable[[], None],
         directory: Directory,
         is_live: Callable[[NodeEntry], bool],
         administration: Administration,
-        wake_coordinator: Callable[[], None],
         hurry_splitter: Callable[[], None],
         activity: Activity,
         checking: Checking,
@@ -64,50 +60,16 @@ class NodeClusterView:
         self._router = router
         self._gatherer = gatherer
         self._transactions = transactions
-        self._meta = meta
         self._directory = directory
         self._is_live = is_live
         self._administration = administration
-        self._wake_coordinator = wake_coordinator
         self._hurry_splitter = hurry_splitter
+        self._wake_coordinator = wake_coordinator
         self.transactions = activity.transactions
         self.locks = activity.locks
+        self.split = splits.split
         self.check_structure = checking.structure
         self.check_range = checking.range
-
-    async def split(self, key: bytes) -> None:
-        """Make `key` the start of a range.  Raises PortError."""
-        for _ in range(5):
-            try:
-                entry = await self._router.lookup(key)
-                if entry.start_key == key:
-                    return
-                right = RangeId(await take_id(self._transactions, "range", first=100))
-                reply = await self._router.send(key, lambda desc, right=right: SplitRequest(desc.range_id, key, right))  # type: ignore[misc]
-            except KvError as error:
-                if isinstance(error.detail, InvalidRequest | RangeKeyMismatch):
-                    continue  # somebody else has split it there; the next look-up will say so
-                raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
-            assert isinstance(reply, SplitReply)
-            for desc in (reply.left, reply.right):
-                self._router.cache.update(desc)
-                await self._write_meta(desc)
-            self._wake_coordinator()
-            return
-        raise RangeUnavailableError("the range changed too often while it was being split")
-
-    async def _write_meta(self, desc: RangeDescriptor) -> None:
-        """Write the entry of a range that was split.  Raises PortError.
-
-        Its leaseholder does so, too: either may be in the other's way, and then finds that it is written.
-        """
-        for _ in range(META_TRIES):
-            try:
-                await self._meta.write(desc)
-            except TransactionRetryError as error:
-                log.info("range %d: the addressing entry is being written by another: %s", desc.range_id, error)
-            else:
-                return
 
     async def configure_ranges(self, database_id: int, table_id: int, changes: Mapping[str, int | Constraints | None]) -> list[str]:
         """Set when the ranges of a table, or with 0 of all tables, are split, and where they are to be; give doubts in sentences.

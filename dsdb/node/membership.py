@@ -91,12 +91,17 @@ _ENCODE = msgspec.msgpack.Encoder().encode
 
 async def take_id(transactions: TransactionFactory, name: str, *, first: int) -> int:
     """Take the next value of a counter in the system range, which starts at `first`.  Raises PortError, SqlError."""
+    return await take_ids(transactions, name, 1, first=first)
+
+
+async def take_ids(transactions: TransactionFactory, name: str, count: int, *, first: int) -> int:
+    """Take the next `count` values of such a counter, and give the lowest.  Raises PortError, SqlError."""
     for _ in range(20):
         txn = transactions.begin()
         key = system_key("next_id", name)
         (stored,) = await txn.get([key])
         number = first if stored is None else _COUNTER(stored)
-        txn.put(key, _ENCODE(number + 1))
+        txn.put(key, _ENCODE(number + count))
         try:
             await txn.commit()
         except TransactionRetryError:

@@ -45,6 +45,7 @@ from dsdb.node.membership import (
 )
 from dsdb.node.opening import OpenStore
 from dsdb.node.readiness import Readiness
+from dsdb.node.splitting import RangeSplits
 from dsdb.node.steering import SCATTER, UNDERWAY, Steering
 from dsdb.node.transport import FRAME, SNAPSHOT, RpcTransport, SnapshotInstalled
 from dsdb.oracle import ISSUE, Issuer, IssueReply, IssueRequest, OracleClient
@@ -162,7 +163,7 @@ class NodeParts:
             is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE),
             members=self.members,
             ask=self._ask_for_report,
-            split=lambda key: self.cluster.split(key),
+            split=lambda key: self.cluster.split((key,)),
             events=self.events,
             dead_after_s=self._config.dead_after_s,
         )
@@ -240,21 +241,24 @@ class NodeParts:
             transactions=self.transactions,
             directory=self.directory,
         )
+        splits = RangeSplits(
+            router=self.router, transactions=self.transactions, meta=self.meta, wake_coordinator=self.coordinator.wake
+        )
         self.cluster = NodeClusterView(
             router=self.router,
             gatherer=self.gatherer,
             transactions=self.transactions,
-            meta=self.meta,
+            splits=splits,
+            wake_coordinator=self.coordinator.wake,
             directory=self.directory,
             is_live=self.is_live,
             administration=self.administration,
-            wake_coordinator=self.coordinator.wake,
             hurry_splitter=lambda: self.splitter.hurry(),
             activity=self.activity,
             checking=self.checking,
         )
         self.splitter = Splitter(
-            loads=self.store.loads, split=self.cluster.split, router=self.router, clock=self._clock, events=self.events
+            loads=self.store.loads, split=splits.split, router=self.router, clock=self._clock, events=self.events
         )
         self.executor = StatementExecutor(
             Services(
@@ -359,8 +363,7 @@ class NodeParts:
         """Give what of its disk the store may have: its own bytes, and what is free."""
         if self._config.store is None:
             return 0
-        own = sum(status.size_bytes for status in self.store.reports.told())
-        return own + shutil.disk_usage(self._config.store).free
+        return self.store.reports.size_bytes + shutil.disk_usage(self._config.store).free
 
     def _coordinating_node(self) -> NodeId | None:
         store_id = self.store.leaseholder_hint(SYSTEM_RANGE)
@@ -504,10 +507,10 @@ class NodeParts:
     def _lease_changed(self, range_id: RangeId, is_leaseholder: bool) -> None:
         self.lease_changes += 1
         if is_leaseholder:
-            for desc in self.store.descriptors():
-                if desc.range_id == range_id:
-                    self.router.cache.update(desc, self.identity.store_id)
-                    self.meta.changed(desc)
+            desc = self.store.descriptor(range_id)
+            if desc is not None:
+                self.router.cache.update(desc, self.identity.store_id)
+                self.meta.changed(desc)
         if range_id == SYSTEM_RANGE:
             self.coordinator.wake()
 

@@ -26,8 +26,11 @@ def majority_value(values: Sequence[int]) -> int:
 
 def is_majority(voters: Sequence[ReplicaId], agrees: Callable[[ReplicaId], bool]) -> bool:
     """Whether more than half of the voters agree; true for no voters at all."""
-    needed = len(voters) // 2 + 1 if voters else 0
-    return sum(1 for voter in voters if agrees(voter)) >= needed
+    missing = len(voters) // 2 + 1 if voters else 0
+    for voter in voters:
+        if missing and agrees(voter):
+            missing -= 1
+    return not missing
 
 
 def is_quorum(membership: Membership, agrees: Callable[[ReplicaId], bool]) -> bool:

@@ -23,7 +23,7 @@ Sans-I/O: times and indexes come in as values.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
@@ -101,6 +101,28 @@ class Telling:
             changed=tuple(sorted([(range_id, index) for range_id, index in indexes.items() if before.get(range_id) != index])),
             dropped=tuple(sorted([range_id for range_id in before if range_id not in indexes])),
         )
+
+
+    def amend(self, store: StoreId, ts: Timestamp, indexes: Mapping[RangeId, int], looked_at: Sequence[RangeId]) -> ClosedUpdate | None:
+        """Make the update that says: `ts`, as in the last one, is closed at these indexes of the ranges looked at, in no others of them.
+
+        None: that is what the peer believes.  No range looked at: a repetition.
+        """
+        told = self._told.get(store)
+        if told is None:
+            return self.update(store, ts, indexes) if indexes else None
+        before = told.indexes
+        changed = tuple([(one, indexes[one]) for one in looked_at if one in indexes and before.get(one) != indexes[one]])
+        dropped = tuple([one for one in looked_at if one not in indexes and one in before])
+        if looked_at and not changed and not dropped:
+            return None
+        told.indexes.update(changed)
+        for range_id in dropped:
+            del told.indexes[range_id]
+        told.number += 1
+        if not told.indexes:
+            del self._told[store]
+        return ClosedUpdate(session=told.session, number=told.number, ts=ts, changed=changed, dropped=dropped)
 
 
 class _Heard:

@@ -1,17 +1,21 @@
 """Closing: a store's part in closed timestamps.  It promises for the ranges led here, tells its peers, and hears what they promise.
 
     every `closed_interval_s`: target ─▶ for each range with a lease here: cache.low raised, last index noted ─▶ an update for each peer
+    a lease, a descriptor has changed: the same for this range only ─▶ what that changes for each peer
     a frame: newest issued timestamp, update ─▶ `closed.Promises`
     a replica that does not know its intents ─▶ a scan of its range, in steps
 
 Invariants:
 - A promise is made while the lease is held, for a timestamp that was issued before.  Evaluating a write and putting it into the log is
   one step without a wait, so the last index of the log covers every write that was evaluated.
-- Where no timestamp is issued, nothing is looked at and nothing sent, but for a repetition now and then.
+- Where no timestamp is issued, no range is looked at and nothing sent, but for a repetition now and then, which names no range.
+- However many ranges are led here, promising for them takes a small part of the store's time: it is done less often.
 
 Not here: why a promise holds (`closed`); what a replica makes of it (`Replica.resolved_ts`).
 """
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import NoReturn
 
 import trio
@@ -24,13 +28,17 @@ from dsdb.storage.mvcc import get_intent
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, from_milliseconds
 from dsdb.store.closed import RANGES_MAX, IssuedLine, Telling
 from dsdb.store.context import StoreContext
-from dsdb.store.frame import StoreFrame
+from dsdb.store.frame import ClosedUpdate, StoreFrame
 from dsdb.store.outbox import Outbox
 from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
 
 PROMISED_MAX = 256
 """Ranges whose leases are looked at in one tick, some milliseconds; of more, some in each."""
+PROMISE_PAUSE_S = 0.001
+"""Least time between two promises for each range led here, a hundred times what one takes."""
+ASKED_PAUSE_S = 0.000_2
+"""How long what is resolved everywhere is not asked again, for each replica here: twenty times what it takes."""
 BEHIND_MAX = from_milliseconds(10_000)
 """How much older than usual reads of followers are made for the sake of replicas that are behind."""
 SCAN_ROWS = 4_096
@@ -60,7 +68,9 @@ class Closing:
         self._next = 0.0
         self._repeat_at = 0.0
         self._must_tell = False
-        """Somebody must be told though no timestamp was issued."""
+        """Somebody must be told everything though no timestamp was issued."""
+        self._changed: dict[RangeId, None] = {}
+        """Ranges whose lease or descriptor has changed since they were looked at, those first that have waited longest."""
         self._walk: list[Replica] = []
         """Replicas still to be looked at for the present promise, and …"""
         self._indexes: dict[StoreId, dict[RangeId, int]] = {}
@@ -77,9 +87,9 @@ class Closing:
         self._line.lag_s = lag_s
         self._old_line.lag_s = lag_s + INTERVALS * self._context.config.closed_interval_s
 
-    def note_changes(self) -> None:
-        """Look at all ranges the next time: leases, descriptors or peers have changed."""
-        self._must_tell = True
+    def note_change(self, range_id: RangeId) -> None:
+        """Look at a range the next time: its lease, its descriptor or its replicas have changed."""
+        self._changed[range_id] = None
 
     def tick(self, now: float) -> None:
         """Promise what is due, and tell the peers with the next frames."""
@@ -90,15 +100,23 @@ class Closing:
             return
         if now < self._next:
             return
-        self._next = now + context.config.closed_interval_s
+        self._next = now + max(context.config.closed_interval_s, len(context.led) * PROMISE_PAUSE_S)
         target = max(self._line.target(now, self._outbox.issued), context.closing)
         self._everywhere = max(self._everywhere, self._old_line.target(now, self._outbox.issued))
-        if target == MIN_TIMESTAMP or (target == context.closing and not self._must_tell and now < self._repeat_at):
+        if target == MIN_TIMESTAMP:
+            return
+        if target == context.closing and not self._must_tell:
+            if self._changed:
+                self._amend(now)
+            elif now >= self._repeat_at:
+                self._repeat_at = now + context.config.closed_repeat_s
+                self._tell({}, ())
             return
         self._must_tell = False
         self._repeat_at = now + context.config.closed_repeat_s
         context.closing = target
-        self._walk, self._indexes = list(reversed(self._replicas.values())), {context.store_id: {}}
+        self._changed = {}
+        self._walk, self._indexes = list(reversed(context.led.values())), {context.store_id: {}}
         self._promise(now)
 
     def _promise(self, now: float) -> None:
@@ -106,24 +124,48 @@ class Closing:
 
         What is told late is as true: whatever a range has evaluated since it promised lies above.
         """
-        indexes = self._indexes
         for _ in range(min(PROMISED_MAX, len(self._walk))):
-            replica = self._walk.pop()
-            if replica.is_destroyed or replica.low_term != replica.lease_term or not replica.holds_lease(now):
-                continue
-            replica.promise()
-            last = replica.raft.log.last_index
-            for member in replica.descriptor.replicas:
-                of_store = indexes.setdefault(member.store_id, {})
-                if len(of_store) < RANGES_MAX:
-                    of_store[replica.range_id] = last
+            self._look_at(self._walk.pop(), now, self._indexes)
         if not self._walk:
-            self._tell()
+            self._tell(self._indexes, None)
 
-    def _tell(self) -> None:
-        context, indexes = self._context, self._indexes
-        for store in sorted({*indexes, *self._telling.peers()}):
-            update = self._telling.update(store, context.closing, indexes.get(store, {}))
+    def _look_at(self, replica: Replica, now: float, indexes: dict[StoreId, dict[RangeId, int]]) -> None:
+        """Promise for a range if its lease is held, and note what its replicas are to be told."""
+        if replica.is_destroyed:
+            return
+        if replica.low_term != replica.lease_term or not replica.holds_lease(now):
+            self._changed[replica.range_id] = None  # which it is not for long
+            return
+        replica.promise()
+        last = replica.raft.log.last_index
+        for member in replica.descriptor.replicas:
+            of_store = indexes.setdefault(member.store_id, {})
+            if len(of_store) < RANGES_MAX:
+                of_store[replica.range_id] = last
+
+    def _amend(self, now: float) -> None:
+        """Promise what all others have promised for ranges that have changed; what they had promised is as true as before."""
+        changed = sorted(islice(self._changed, PROMISED_MAX))
+        for range_id in changed:
+            del self._changed[range_id]
+        indexes: dict[StoreId, dict[RangeId, int]] = {}
+        for range_id in changed:
+            replica = self._context.led.get(range_id)
+            if replica is not None:
+                self._look_at(replica, now, indexes)
+        self._tell(indexes, changed)
+
+    def _tell(self, indexes: dict[StoreId, dict[RangeId, int]], looked_at: Sequence[RangeId] | None) -> None:
+        """Tell the peers; looked_at: the only ranges that were looked at, None if all."""
+        context, telling = self._context, self._telling
+        for store in sorted({*indexes, *telling.peers()}):
+            found = indexes.get(store, {})
+            if looked_at is None:
+                update: ClosedUpdate | None = telling.update(store, context.closing, found)
+            else:
+                update = telling.amend(store, context.closing, found, looked_at)
+            if update is None:
+                continue
             if store == context.store_id:
                 context.promises.take(store, update)
             else:
@@ -139,7 +181,8 @@ class Closing:
         if now >= until:
             here = min([replica.resolved_ts() for replica in self._replicas.values()], default=MIN_TIMESTAMP)
             answer = Timestamp(min(self._everywhere, max(here, self._everywhere - BEHIND_MAX, MIN_TIMESTAMP)))
-            self._follower_read = (now + self._context.config.closed_interval_s, answer)
+            pause_s = max(self._context.config.closed_interval_s, len(self._replicas) * ASKED_PAUSE_S)
+            self._follower_read = (now + pause_s, answer)
         return answer
 
     # ---- Hearing ----

@@ -264,7 +264,9 @@ class Consistency:
         """Give the ranges led here in which something was applied since their last check, and all that are led here."""
         now = self._context.clock.now()
         return [
-            range_id for range_id, replica in sorted(self._replicas.items()) if not replica.machine.is_checked and replica.holds_lease(now)
+            range_id
+            for range_id, replica in sorted(self._context.led.items())
+            if not replica.machine.is_checked and replica.holds_lease(now)
         ]
 
     async def _run_passes(self) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dsdb.env.clock import Clock
 from dsdb.kv.errors import KvError, Unavailable
@@ -17,6 +17,9 @@ from dsdb.store.frame import TimestampSource
 from dsdb.store.liveness import Liveness
 from dsdb.store.settling import IntentSettler
 from dsdb.store.waiter import Deadlines
+
+if TYPE_CHECKING:
+    from dsdb.store.replica import Replica
 
 
 class StoreContext:
@@ -47,6 +50,8 @@ class StoreContext:
         """Ranges that were asked, changed or moved since the last report (`reporting`)."""
         self.asked: set[RangeId] = set()
         """Ranges without a load that were asked, or led, since the last look (`load`)."""
+        self.led: dict[RangeId, Replica] = {}
+        """Replicas here whose lease has begun and not ended by what this store knows; whoever acts for one asks it (`holds_lease`)."""
         self.on_dirty: Callable[[int], None] = _nobody
         """Told the range whose group has something to hand out; set by the loop."""
         self.closing: Timestamp = MIN_TIMESTAMP

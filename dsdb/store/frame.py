@@ -33,6 +33,8 @@ class SupportRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """On the asking store's clock; comes back in the grant."""
     duration_s: float
     """How long the promise shall stand."""
+    may_wait: bool = False
+    """The grant may come with the next frame to the asking store: what it has will stand for a while."""
 
 
 class SupportGrant(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -36,6 +36,8 @@ WOKEN_AT_ONCE = 64
 """Groups that are woken together without waiting in line."""
 WAKE_PAUSE_S = 0.001
 """Least time between two looks at the line."""
+PATIENT_PART = 0.5
+"""The part of a promise that must be left, for its renewal to wait for a frame that goes anyway: at most an interval."""
 ENDED_LIVES_MAX = 16
 """Of a store: what it sent in still earlier ones does not come any more."""
 PERIOD_BITS = 62
@@ -298,9 +300,13 @@ class Keeper:
         return self._peers
 
     def _ask_support(self, now: float) -> None:
-        request = self._context.liveness.request(now)
+        """Ask all whose support is needed; what was promised to them meanwhile goes along."""
+        liveness = self._context.liveness
+        enough_until = now + self._context.config.support_duration_s * PATIENT_PART
         for store in self._needed_peers(now):
-            self._loop.outbox.request(store, request)
+            may_wait = liveness.supported_until(store) > enough_until
+            self._loop.outbox.request(store, liveness.request(now, may_wait=may_wait))
+        self._loop.outbox.send_owed()
 
     def _ask_support_for(self, replica: Replica, now: float) -> None:
         """Ask for what a leader of now, or of other members, lacks."""
@@ -346,7 +352,11 @@ class Keeper:
         self._incarnations[frame.sender] = life
         period = context.chance.getrandbits(PERIOD_BITS)
         grant, is_new = context.liveness.take_request(frame.sender, frame.request, now, period)
-        self._loop.outbox.grant(frame.sender, grant)
+        if frame.request.may_wait and is_same_life and not is_new and frame.sender in self._peers:
+            # Our next request to it is due soon: an idle pair of stores so exchanges two frames in an interval, and not four.
+            self._loop.outbox.grant_later(frame.sender, grant)
+        else:
+            self._loop.outbox.grant(frame.sender, grant)
         if not is_same_life:
             # Its leases ended with its earlier life, and none of this life is acknowledged yet.
             self._on_lapsed(frame.sender, now)

@@ -49,9 +49,9 @@ class Liveness:
 
     # ---- As the supported ----
 
-    def request(self, now: float) -> SupportRequest:
-        """Make a request; it counts from now."""
-        return SupportRequest(incarnation=self._incarnation, sent_at=now, duration_s=self._duration_s)
+    def request(self, now: float, *, may_wait: bool = False) -> SupportRequest:
+        """Make a request; it counts from now.  may_wait: its grant need not be sent alone."""
+        return SupportRequest(incarnation=self._incarnation, sent_at=now, duration_s=self._duration_s, may_wait=may_wait)
 
     def take_grant(self, sender: StoreId, grant: SupportGrant) -> bool:
         """Count a promise.  Say whether it begins a new period, in which nothing was acknowledged yet."""

@@ -1,6 +1,6 @@
 """Load: how much is asked of the ranges of a store, and which of them should be split, because of it or because of their size.
 
-    request ─▶ replica.requests, read_bytes ─ once a second ─▶ RangeLoad: averages ─▶ reports, SHOW RANGES
+    request ─▶ replica.requests, read_bytes ─ once a second, or every CALM_S ─▶ RangeLoad: averages ─▶ reports, SHOW RANGES
                                                                ├─ half as hot as it may be ─▶ KeySample
                                                                └─ hot for LOAD_SUSTAINED_S, or too large ─▶ SplitWish
 
@@ -8,6 +8,7 @@ Only a leaseholder wishes, and it keeps nothing that another would miss: whoever
 
 Invariants:
 - An idle range costs nothing: only ranges that were asked since the last look, and those that are in use, are looked at.
+- A range that is far from being hot costs little: it is looked at every CALM_S, so very many of them may be in use.
 - A range whose load is sampled is in use, and led here.
 - After a split both sides rest; so does a range in which no key was found: ranges are not split to dust.
 - Load splits a range only if it has somewhere to go: to other replicas.
@@ -36,6 +37,10 @@ LOAD_FORGOTTEN = 0.01
 """Requests a second below which a range counts as idle."""
 LOAD_SUSTAINED_S = 5.0
 """A range must be hot for so long before it is split."""
+CALM = 0.05
+"""The part of its limit below which a range is calm."""
+CALM_S = 5.0
+"""Between two looks at a calm range; one that suddenly becomes hot is split so much later."""
 COOLER = 0.75
 """The part of its limit below which a range is not hot any more."""
 SAMPLED = 0.5
@@ -91,9 +96,22 @@ class _Average:
 class RangeLoad:
     """Of a range that is in use."""
 
-    __slots__ = ("_read_bytes", "_recent", "_recent_bytes", "_requests", "_seen", "_size_bytes", "_written", "hot_s", "is_elsewhere")
+    __slots__ = (
+        "_read_bytes",
+        "_recent",
+        "_recent_bytes",
+        "_requests",
+        "_seen",
+        "_size_bytes",
+        "_written",
+        "hot_s",
+        "is_elsewhere",
+        "looked_at",
+    )
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, now: float) -> None:
+        self.looked_at = now
+        """When it was aged last."""
         self._seen = 0
         """Of the replica's requests; the others are news."""
         self._size_bytes = size_bytes
@@ -120,8 +138,9 @@ class RangeLoad:
         """Give the requests, and the bytes read and written, of a second just now."""
         return self._recent.value, self._recent_bytes.value
 
-    def age(self, replica: Replica, seconds: float) -> bool:
-        """Take what has happened in some seconds; say whether the range is still in use."""
+    def age(self, replica: Replica, now: float) -> bool:
+        """Take what has happened since the last time; say whether the range is still in use."""
+        seconds, self.looked_at = now - self.looked_at, now
         size_bytes = replica.machine.applied.size_bytes
         requests = (replica.requests - self._seen) / seconds
         written = max(size_bytes - self._size_bytes, 0) / seconds
@@ -133,8 +152,9 @@ class RangeLoad:
         self._seen, self._read_bytes, self._size_bytes = replica.requests, replica.read_bytes, size_bytes
         return self.requests_per_s > LOAD_FORGOTTEN
 
-    def restart(self, replica: Replica) -> None:
+    def restart(self, replica: Replica, now: float) -> None:
         """Measure anew from here on."""
+        self.looked_at = now
         self._seen, self._read_bytes, self._size_bytes = replica.requests, replica.read_bytes, replica.machine.applied.size_bytes
         self._requests, self._written = _Average(LOAD_AGE_S), _Average(LOAD_AGE_S)
         self._recent, self._recent_bytes = _Average(RECENT_AGE_S), _Average(RECENT_AGE_S)
@@ -142,7 +162,7 @@ class RangeLoad:
 
     def divide(self, left_part: float, left_bytes: int, right_bytes: int) -> "RangeLoad":
         """Keep a part of the averages; give the rest to the right side of a split."""
-        right = RangeLoad(right_bytes)
+        right = RangeLoad(right_bytes, self.looked_at)
         right._requests, right._written = self._requests.scaled(1 - left_part), self._written.scaled(1 - left_part)
         self._requests, self._written = self._requests.scaled(left_part), self._written.scaled(left_part)
         self._recent, self._recent_bytes = _Average(RECENT_AGE_S), _Average(RECENT_AGE_S)
@@ -176,7 +196,10 @@ class LoadWatch:
         self._context = context
         self._replicas = replicas
         self._book = SettingsBook({})
-        self._in_use: dict[RangeId, None] = {}
+        self._busy: set[RangeId] = set()
+        """Ranges in use that are looked at every time."""
+        self._calm: dict[RangeId, float] = {}
+        """Those that are not, and when they are looked at next, ascending."""
         self._large: set[RangeId] = set()
         """Ranges that were seen to be too large."""
         self._resting: dict[RangeId, float] = {}
@@ -197,7 +220,7 @@ class LoadWatch:
 
     def in_use(self) -> list[RangeId]:
         """Give the ranges that have a load."""
-        return sorted(self._in_use)
+        return sorted({*self._busy, *self._calm})
 
     # ---- Looking ----
 
@@ -210,7 +233,11 @@ class LoadWatch:
             return
         self._looked_at = now
         asked, context.asked = context.asked, set()
-        asked.update(self._in_use)
+        asked.update(self._busy)
+        for range_id, due in self._calm.items():
+            if due > now:
+                break
+            asked.add(range_id)
         if self._looks_at_all:
             self._looks_at_all = False
             asked.update(self._replicas)
@@ -233,22 +260,29 @@ class LoadWatch:
         if load is None:
             if not replica.requests:
                 return
-            load = replica.load = RangeLoad(replica.machine.applied.size_bytes)
-            self._in_use[range_id] = None
+            load = replica.load = RangeLoad(replica.machine.applied.size_bytes, now - seconds)
+        self._context.touched.add(range_id)
         was_elsewhere, load.is_elsewhere = load.is_elsewhere, replica.leader_store not in (None, self._context.store_id)
         if was_elsewhere and not load.is_elsewhere:
-            load.restart(replica)
+            load.restart(replica, now)
+            self._be_busy(range_id)
             return
-        if not load.age(replica, seconds):
-            self._in_use.pop(range_id, None)
+        if not load.age(replica, now):
+            self._forget_load(range_id)
             replica.stop_load()
             return
-        if is_led and len(replica.descriptor.voters) > 1:
+        is_shared = is_led and len(replica.descriptor.voters) > 1
+        if is_shared:
             load.note_heat(settings, seconds)
             self._keep_sample(replica, load, settings)
         else:
             load.hot_s = 0.0
             replica.sample = None
+        if load.heat(settings) >= CALM:
+            self._be_busy(range_id)
+        else:
+            self._forget_load(range_id)
+            self._calm[range_id] = now + CALM_S
 
     def _keep_sample(self, replica: Replica, load: RangeLoad, settings: RangeSettings) -> None:
         if load.heat(settings) < SAMPLED:
@@ -258,8 +292,16 @@ class LoadWatch:
             replica.sample = KeySample(self._context.chance)
         replica.sample.pace(load.recent[0])
 
+    def _be_busy(self, range_id: RangeId) -> None:
+        self._calm.pop(range_id, None)
+        self._busy.add(range_id)
+
+    def _forget_load(self, range_id: RangeId) -> None:
+        self._busy.discard(range_id)
+        self._calm.pop(range_id, None)
+
     def _forget(self, range_id: RangeId) -> None:
-        self._in_use.pop(range_id, None)
+        self._forget_load(range_id)
         self._large.discard(range_id)
         self._resting.pop(range_id, None)
 
@@ -275,7 +317,7 @@ class LoadWatch:
             if replica is not None:
                 size, limit = replica.machine.applied.size_bytes, self._book.of(replica.descriptor.span).max_bytes
                 found.append(SplitWish(range_id=range_id, kind=WishKind.SIZE, reason=f"it has {size} bytes, more than {limit}"))
-        for range_id in sorted(self._in_use):
+        for range_id in sorted(self._busy):
             replica = self._ready(range_id, now)
             if replica is None or replica.load is None or replica.load.hot_s < LOAD_SUSTAINED_S or range_id in self._large:
                 continue
@@ -326,7 +368,7 @@ class LoadWatch:
             left_part = 0.5 if replica.sample is None else replica.sample.left_part(key)
             left_bytes, right_bytes = replica.machine.applied.size_bytes, made.machine.applied.size_bytes
             made.load = replica.load.divide(left_part, left_bytes, right_bytes)
-            self._in_use[made.range_id] = None
+            self._be_busy(made.range_id)
             replica.sample = None
         for side in (replica, made):
             self._context.asked.add(side.range_id)

@@ -57,6 +57,8 @@ class Outbox:
         self._sender = sender
         self._transport = transport
         self._parcels: dict[StoreId, _Parcel] = {}
+        self._owed: dict[StoreId, SupportGrant] = {}
+        """Grants that go with the next frame to a store, whatever makes it."""
         self.issued: Timestamp = MIN_TIMESTAMP
         """The highest issued timestamp that is known here: it goes with what is said about support."""
 
@@ -64,6 +66,7 @@ class Outbox:
         parcel = self._parcels.get(store)
         if parcel is None:
             parcel = self._parcels[store] = _Parcel()
+            parcel.grant = self._owed.pop(store, None)
         return parcel
 
     def add(self, to: StoreId, envelope: RaftEnvelope) -> None:
@@ -77,6 +80,19 @@ class Outbox:
     def grant(self, to: StoreId, grant: SupportGrant) -> None:
         """Promise support."""
         self._to(to).grant = grant
+
+    def grant_later(self, to: StoreId, grant: SupportGrant) -> None:
+        """Promise support with the next frame to a store; `send_owed` makes one if nothing else does."""
+        parcel = self._parcels.get(to)
+        if parcel is None:
+            self._owed[to] = grant
+        else:
+            parcel.grant = grant
+
+    def send_owed(self) -> None:
+        """Have grants that wait sent with the end of this turn."""
+        for store in sorted(self._owed):
+            self._to(store)
 
     def tell_removed(self, to: StoreId, notice: ReplicaNotice) -> None:
         """Tell a store that its replica was removed."""

@@ -13,13 +13,14 @@ import msgspec
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.ids import RangeId
 from dsdb.store.context import StoreContext
-from dsdb.store.load import LoadWatch
 from dsdb.store.replica import Replica
 
 NEWS_PART = 0.2
-"""By this part a load must have changed to be told."""
-LOADS_S = 1.0
-"""Least time between two looks at ranges only because they are in use."""
+"""By this part a load must have changed to be told, and at least …"""
+NEWS_REQUESTS = 1.0
+"""… by so many requests a second, a thousandth of what a range may have, …"""
+NEWS_WRITTEN_BYTES = 1024.0
+"""… or so many bytes."""
 NEWS_BYTES = 64 * 1024
 """By so much, and by a twentieth, a size must have changed to be told."""
 
@@ -51,17 +52,16 @@ class StoreReport(msgspec.Struct, frozen=True, array_like=True):
 class Reporting:
     """One for each store."""
 
-    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica], loads: LoadWatch) -> None:
+    def __init__(self, context: StoreContext, replicas: dict[RangeId, Replica]) -> None:
         self._context = context
         self._replicas = replicas
-        self._loads = loads
         self._version = 0
         self._changed: dict[RangeId, int] = {}
         """Range → version of its last news, ascending."""
         self._told: dict[RangeId, ReplicaReport] = {}
-        self._had_load: list[RangeId] = []
-        self._loads_at = 0.0
         self._is_first = True
+        self.size_bytes = 0
+        """Of all replicas here, as it was told."""
 
     def report(self, life: int, since: int, count_max: int) -> StoreReport:
         """Give what has changed since a version of a life of this store, `count_max` ranges at most."""
@@ -90,23 +90,19 @@ class Reporting:
         return list(self._told.values())
 
     def _collect(self) -> None:
-        """Look at what was touched, and at what is in use."""
+        """Look at what was touched: what is in use is, whenever its load was looked at."""
         context = self._context
         touched = context.touched
         context.touched = set()
         if self._is_first:
             touched.update(self._replicas)
             self._is_first = False
-        now = context.clock.now()
-        if now >= self._loads_at:
-            self._loads_at = now + LOADS_S
-            has_load = self._loads.in_use()
-            touched.update(self._had_load, has_load)
-            self._had_load = has_load
         for range_id in sorted(touched):
             replica = self._replicas.get(range_id)
             if replica is None or replica.is_destroyed:
-                if self._told.pop(range_id, None) is not None:
+                gone = self._told.pop(range_id, None)
+                if gone is not None:
+                    self.size_bytes -= gone.size_bytes
                     self._note(range_id)
                 continue
             self._compare(replica)
@@ -126,6 +122,7 @@ class Reporting:
         told = self._told.get(range_id)
         if told is None or _is_news(told, report):
             self._told[range_id] = report
+            self.size_bytes += report.size_bytes - (0 if told is None else told.size_bytes)
             self._note(range_id)
 
     def _note(self, range_id: RangeId) -> None:
@@ -142,10 +139,10 @@ def _is_news(told: ReplicaReport, now: ReplicaReport) -> bool:
         or told.lease_term != now.lease_term
         or told.is_changing != now.is_changing
         or (grown > NEWS_BYTES and grown * 20 > told.size_bytes)
-        or _has_moved(told.requests_per_s, now.requests_per_s)
-        or _has_moved(told.written_bytes_per_s, now.written_bytes_per_s)
+        or _has_moved(told.requests_per_s, now.requests_per_s, NEWS_REQUESTS)
+        or _has_moved(told.written_bytes_per_s, now.written_bytes_per_s, NEWS_WRITTEN_BYTES)
     )
 
 
-def _has_moved(told: float, now: float) -> bool:
-    return abs(now - told) > NEWS_PART * max(told, 1.0)
+def _has_moved(told: float, now: float, least: float) -> bool:
+    return (told > 0 and not now) or abs(now - told) > max(NEWS_PART * told, least)

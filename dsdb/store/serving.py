@@ -19,7 +19,7 @@ import trio
 
 from dsdb.kv.errors import Conflict, InvalidRequest, KvError, RangeNotFound, Unavailable
 from dsdb.kv.ids import SYSTEM_RANGE, AttemptId, RangeId
-from dsdb.kv.intents import PrewriteRequest, Pusher, StageRequest
+from dsdb.kv.intents import PrewriteRequest, Pusher, RecordReply, StageRequest, TxnMeta
 from dsdb.kv.locks import LockRequest
 from dsdb.kv.requests import (
     BumpReply,
@@ -196,10 +196,33 @@ class Serving:
         replica.require_lease()
         await self._clearing.clear(replica, IntentsMet(intents, ts, is_write=False, is_read=True), Pusher(ts), self._clearing.deadline())
 
+    def has_records(self) -> bool:
+        """Say whether any range led here keeps a txn record."""
+        now = self._context.clock.now()
+        return any(replica.machine.records and replica.holds_lease(now) for replica in self._context.led.values())
+
+    def stale_records(self, below: Timestamp, count_max: int) -> list[tuple[TxnMeta, RecordReply]]:
+        """Give the txn records of ranges led here whose first_ts lies below a timestamp.
+
+        Those of large transactions are left out while their gateways are heard of: they may run, and be cleaned up after, for long.
+        """
+        now = self._context.clock.now()
+        silence_s = self._context.config.lock_silence_s
+        return [
+            (
+                TxnMeta(attempt, record.anchor, record.first_ts, record.start_ts),
+                RecordReply(record.status, record.ts, record.keys, record.spans),
+            )
+            for _, replica in sorted(self._context.led.items())
+            if replica.machine.records and replica.holds_lease(now)
+            for attempt, record in replica.machine.records.items()
+            if record.first_ts < below and not (record.spans and not replica.verdicts.is_silent(attempt, now, silence_s))
+        ][:count_max]
+
     def has_intents(self) -> bool:
         """Say whether any range led here has intents that are not resolved, or may have."""
         now = self._context.clock.now()
-        return any(replica.machine.intents.count and replica.holds_lease(now) for replica in self._replicas.values())
+        return any(replica.machine.intents.count and replica.holds_lease(now) for replica in self._context.led.values())
 
     async def settle_oldest_intents(self, below: Timestamp) -> int:
         """Settle intents of ranges led here that stand below a timestamp, the oldest first; give how many were.
@@ -207,7 +230,7 @@ class Serving:
         They hold back what is resolved (rule 23), and nobody may ever meet them.  Those of transactions that go on are left.
         """
         settled = 0
-        for replica in [self._replicas[range_id] for range_id in sorted(self._replicas)]:
+        for replica in [replica for _, replica in sorted(self._context.led.items()) if replica.machine.intents.count]:
             replica.resolved_ts()  # which has intents looked for that are not known
             tried: tuple[Timestamp, bytes] | None = None
             while settled < OLD_INTENTS_MAX and replica.holds_lease(self._context.clock.now()):

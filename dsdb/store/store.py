@@ -26,7 +26,6 @@ from dsdb.env.disk import Offload
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import AmbiguousResult, KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, SYSTEM_RANGE, AttemptId, RangeId, StoreId
-from dsdb.kv.intents import RecordReply, TxnMeta
 from dsdb.kv.requests import ChangeReplicasRequest, Reply, Request, SplitRequest
 from dsdb.raft.messages import HardState, InstallSnapshot, Membership, ReplicaId, TimeoutNow, Vote
 from dsdb.raft.ready import Ready, Role, RoleChange
@@ -141,6 +140,7 @@ class Store(LoopEvents):
         self._keeper = Keeper(self._context, self._replicas, self._loop, self.closing)
         self._serving = Serving(self._context, self._replicas)
         self.has_intents, self.settle_oldest_intents = self._serving.has_intents, self._serving.settle_oldest_intents
+        self.has_records, self.stale_records = self._serving.has_records, self._serving.stale_records
         self._splitting = Splitting(self._context, self._replicas, self._serving)
         self._sender = SnapshotSender(self._context, self._replicas, self._loop, transport)
         self._receiver = SnapshotReceiver(self._context, self._replicas, self._loop, self._on_installed)
@@ -149,7 +149,7 @@ class Store(LoopEvents):
         self._repairing = Repairing(self._context, self._replicas, self._loop, self._changes)
         self.consistency = Consistency(self._context, self._replicas, self._loop, self._repairing)
         self.loads = LoadWatch(self._context, self._replicas)
-        self.reports = Reporting(self._context, self._replicas, self.loads)
+        self.reports = Reporting(self._context, self._replicas)
         self._serving.handlers[SplitRequest] = self._splitting.serve
         self._serving.handlers[ChangeReplicasRequest] = self._changes.serve
         self._low_wanted: list[tuple[Replica, int]] = []
@@ -344,31 +344,7 @@ class Store(LoopEvents):
 
     def write_counts(self) -> dict[RangeId, int]:
         """Give, for each range led here, how many writes it has applied since this store was opened, or the range made."""
-        now = self._context.clock.now()
-        return {range_id: replica.machine.writes for range_id, replica in sorted(self._replicas.items()) if replica.holds_lease(now)}
-
-    def has_records(self) -> bool:
-        """Say whether any range led here keeps a txn record."""
-        now = self._context.clock.now()
-        return any(replica.machine.records and replica.holds_lease(now) for replica in self._replicas.values())
-
-    def stale_records(self, below: Timestamp, count_max: int) -> list[tuple[TxnMeta, RecordReply]]:
-        """Give the txn records of ranges led here whose first_ts lies below a timestamp.
-
-        Those of large transactions are left out while their gateways are heard of: they may run, and be cleaned up after, for long.
-        """
-        now = self._context.clock.now()
-        silence_s = self._context.config.lock_silence_s
-        return [
-            (
-                TxnMeta(attempt, record.anchor, record.first_ts, record.start_ts),
-                RecordReply(record.status, record.ts, record.keys, record.spans),
-            )
-            for _, replica in sorted(self._replicas.items())
-            if replica.machine.records and replica.holds_lease(now)
-            for attempt, record in replica.machine.records.items()
-            if record.first_ts < below and not (record.spans and not replica.verdicts.is_silent(attempt, now, silence_s))
-        ][:count_max]
+        return {range_id: replica.machine.writes for range_id, replica in sorted(self._context.led.items()) if replica.is_leader}
 
     def _halt(self, replica: Replica, error: AssertionError) -> None:
         """Stop a replica whose core met what must not be: two leaders in a term, an acknowledged entry lost."""
@@ -394,7 +370,7 @@ class Store(LoopEvents):
             log.info("range %d: replica %d leads no more; term %d", replica.range_id, replica.replica_id, change.term)
             replica.lease_term = 0
             replica.end_lease()
-            self._tell_lease(replica.range_id, held=False)
+            self._tell_lease(replica, held=False)
 
     def on_lease_started(self, replica: Replica, term: int) -> None:
         """Have the low water of a new lease fetched."""
@@ -405,7 +381,7 @@ class Store(LoopEvents):
             if self._low_waiter is not None:
                 self._low_waiter.settle(None)
                 self._low_waiter = None
-        self._tell_lease(replica.range_id, held=True)
+        self._tell_lease(replica, held=True)
 
     def on_checksum(self, replica: Replica, command: ChecksumCommand) -> None:
         """Have a replica summed up as it is now."""
@@ -416,7 +392,7 @@ class Store(LoopEvents):
         self._by_start = None
         self._context.touched.add(replica.range_id)
         self._keeper.forget_peers()
-        self.closing.note_changes()
+        self.closing.note_change(replica.range_id)
         replica.locks.clip(replica.descriptor.end_key, self._context.clock.now())
         for callback in self._descriptor_callbacks:
             callback(replica.descriptor, replica.is_leader)
@@ -465,7 +441,7 @@ class Store(LoopEvents):
             replica.end_lease()
             replica.fail_pending(AmbiguousResult(f"the replica of range {replica.range_id} was removed"))
             if replica.lease_term:
-                self._tell_lease(replica.range_id, held=False)
+                self._tell_lease(replica, held=False)
 
         return end
 
@@ -483,8 +459,13 @@ class Store(LoopEvents):
         if replica is not None:
             replica.keep_closed()
 
-    def _tell_lease(self, range_id: RangeId, *, held: bool) -> None:
-        self.closing.note_changes()
+    def _tell_lease(self, replica: Replica, *, held: bool) -> None:
+        range_id = replica.range_id
+        if held:
+            self._context.led[range_id] = replica
+        else:
+            self._context.led.pop(range_id, None)
+        self.closing.note_change(range_id)
         self._context.touched.add(range_id)
         for callback in self._lease_callbacks:
             callback(range_id, held)
@@ -531,6 +512,11 @@ class Store(LoopEvents):
         """Give the store that probably serves a range, if a replica here knows."""
         replica = self._replicas.get(range_id)
         return None if replica is None else replica.leader_store
+
+    def descriptor(self, range_id: RangeId) -> RangeDescriptor | None:
+        """Give the applied descriptor of a replica here."""
+        replica = self._replicas.get(range_id)
+        return None if replica is None else replica.descriptor
 
     def descriptors(self) -> list[RangeDescriptor]:
         """Give the applied descriptors of all replicas here, by range id."""

@@ -241,11 +241,13 @@ class SplitPlan:
 
     async def run(self, execution: Execution) -> Result:
         """Split at each point."""
+        keys = []
         for point in self._points:
             values = [value((), execution.parameters) for value in point]
             if any(value is None for value in values):
                 raise DatatypeMismatchError("SPLIT AT takes no NULL")
-            await execution.services.cluster.split(self._rows.key_codec.encode_prefix(values, self._rows.prefix))
+            keys.append(self._rows.key_codec.encode_prefix(values, self._rows.prefix))
+        await execution.services.cluster.split(keys)
         return Result("ALTER TABLE", row_count=None)
 
 

@@ -36,7 +36,7 @@ def test_entries_that_are_missing_or_old_are_written_and_newer_ones_stay() -> No
             transactions = node.parts.transactions
             writer = MetaWriter(transactions, is_leaseholder=lambda range_id: range_id != RangeId(906))
             for number, generation in ((1, 4), (2, 5), (3, 9)):
-                await writer.write(descriptor(number, generation))
+                await writer.write([descriptor(number, generation)])
             await nursery.start(writer.run)
             for number in range(RANGES):
                 writer.changed(descriptor(number, 5))

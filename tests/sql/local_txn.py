@@ -258,10 +258,8 @@ class LocalCluster:
         self.missing: list[str] = []
         self.configured: dict[int, dict[str, int | Constraints]] = {0: {}}
 
-    async def split(self, key: bytes) -> None:
-        if key not in self._store.split_keys:
-            self._store.split_keys.append(key)
-            self._store.split_keys.sort()
+    async def split(self, keys: Sequence[bytes]) -> None:
+        self._store.split_keys[:] = sorted({*self._store.split_keys, *keys})
 
     async def ranges(self, span: Span) -> list[RangeInfo]:
         bounds = [EVERYTHING.start, *self._store.split_keys, EVERYTHING.end]

@@ -108,6 +108,34 @@ def test_ranges_at_rest_are_not_named_again_and_stay_closed() -> None:
     assert (ear.closed(2), ear.closed(3)) == (200, 300)
 
 
+def test_of_a_range_that_alone_has_changed_only_it_is_told_and_a_repetition_names_none() -> None:
+    telling, ear = Telling(7), Ear()
+    ear.applied = {RangeId(number): 9 for number in (2, 3, 4)}
+    peer, ts = StoreId(2), Timestamp(100)
+    assert telling.amend(peer, ts, {}, [RangeId(2)]) is None, "a peer without replicas is told nothing"
+    assert ear.take(telling.update(peer, ts, ranges(r2=5, r3=9)))
+    assert telling.amend(peer, ts, ranges(r2=5), [RangeId(2)]) is None
+    for indexes, looked_at, told in (
+        (ranges(r4=7), [RangeId(4)], (((4, 7),), ())),
+        (ranges(r2=6), [RangeId(2), RangeId(3)], (((2, 6),), (3,))),
+        ({}, [], ((), ())),
+    ):
+        update = telling.amend(peer, ts, indexes, looked_at)
+        assert update is not None
+        assert (update.changed, update.dropped) == told
+        assert ear.take(update)
+    # What was dropped stays closed as it was; to what was named, and not dropped, the next timestamp applies.
+    assert ear.take(telling.update(peer, Timestamp(200), ranges(r2=6, r4=7)))
+    assert [ear.closed(number) for number in (2, 3, 4)] == [200, 100, 200]
+    telling.amend(peer, ts, ranges(r4=8), [RangeId(4)])  # lost
+    update = telling.amend(peer, ts, {}, [])
+    assert update is not None
+    assert not ear.take(update), "a repetition shows that something was missed"
+    update = telling.amend(peer, ts, {}, [RangeId(2), RangeId(4)])
+    assert update is not None
+    assert telling.amend(peer, ts, {}, []) is None, "who believes nothing hears nothing"
+
+
 def test_a_promise_for_a_later_index_does_not_count_with_an_earlier_one() -> None:
     telling, ear = Telling(7), Ear()
     ear.applied = {RangeId(2): 4}

@@ -6,7 +6,7 @@ from store_cluster import Cluster, simulate
 
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, RangeId, StoreId
-from dsdb.kv.requests import ReadRequest, SplitRequest
+from dsdb.kv.requests import ReadRequest, SplitRequest, TransferLeaseRequest
 from dsdb.store.config import StoreConfig
 
 RANGES = 120
@@ -17,14 +17,14 @@ def key(number: int) -> bytes:
     return b"t%04d" % number
 
 
-async def split(cluster: Cluster) -> list[RangeId]:
+async def split(cluster: Cluster, count: int = RANGES) -> list[RangeId]:
     """Make many ranges on three stores, all led by the first."""
     await cluster.replicate(FIRST_TABLE_RANGE, [2, 3])
     await trio.sleep(1.5)
-    range_ids = [RangeId(100 + number) for number in range(RANGES)]
+    range_ids = [RangeId(100 + number) for number in range(count)]
     for number, made in enumerate(range_ids):
         await cluster.call(lambda rid, made=made, number=number: SplitRequest(rid, key(number), made), key(number))
-    await cluster.eventually(lambda: all(len(cluster.store(number).descriptors()) == RANGES + 1 for number in (2, 3)))
+    await cluster.eventually(lambda: all(len(cluster.store(number).descriptors()) == count + 1 for number in (2, 3)))
     await trio.sleep(3)
     return range_ids
 
@@ -127,3 +127,26 @@ def test_very_many_idle_ranges_cost_what_one_costs() -> None:
     simulate(3, one)
     simulate(3, many)
     assert all(of_many <= of_one * 1.05 for of_one, of_many in zip(*costs)), costs
+
+
+def test_stores_that_support_each_other_exchange_two_frames_in_an_interval() -> None:
+    """A grant goes with the next request the other way; it is sent alone to whom it would come late."""
+
+    async def body(cluster: Cluster) -> None:
+        range_ids = await split(cluster, 3)
+        for number in range(len(range_ids)):
+            if number % 3:
+                await cluster.call(lambda rid, number=number: TransferLeaseRequest(rid, StoreId(1 + number % 3)), key(number))
+        await cluster.eventually(lambda: all(cluster.leaseholder(range_id) is not None for range_id in range_ids))
+        await trio.sleep(10)
+        before = cluster.network.frames
+        config = cluster.config
+        for _ in range(120):
+            await trio.sleep(0.25)
+            assert led(cluster, range_ids) == len(range_ids)
+            for store_id, store in cluster.network.stores.items():
+                left_s = [store._context.liveness.supported_until(to) - store._context.clock.now() for to in cluster.ids if to != store_id]
+                assert min(left_s) > config.support_duration_s - 3 * config.support_interval_s
+        assert cluster.network.frames - before <= 30 / config.support_interval_s * 3 * 2 * 1.1
+
+    simulate(3, body)
