@@ -54,10 +54,11 @@ def _locality(text: str | None) -> tuple[tuple[str, str], ...]:
     pairs = []
     for part in (text or "").split(","):
         if part:
-            key, separator, value = part.partition("=")
-            if not separator or not key or not value:
+            key, _, value = (word.strip() for word in part.partition("="))
+            # What placements could not name would be no use.
+            if not key or not value or "=" in value or key[0] in "+-":
                 raise ValueError(f"{part!r} is not a locality: expected KEY=VALUE")
-            pairs.append((key.strip(), value.strip()))
+            pairs.append((key, value))
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError(f"{text!r} names a tier twice")
     return tuple(pairs)

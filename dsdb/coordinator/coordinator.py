@@ -155,7 +155,7 @@ class Coordinator:
         await gathering.gather(members, states)
         if not gathering.is_complete or not self._is_leader():
             return BUSY_INTERVAL_S
-        self._warn(members)
+        self._warn(view)
         now = self._clock.now()
         has_rested = any(self._planned_at < until <= now for until, _ in self._resting.values())
         if view.version == self._planned_version and not self._is_replanned and not has_rested:
@@ -328,7 +328,13 @@ class Coordinator:
             self.wake()
             await self._round_ended.wait()
 
-    def _warn(self, members: Sequence[Member]) -> None:
-        if len(members) == 2 and not self._has_warned:
-            self._has_warned = True
+    def _warn(self, view: ClusterView) -> None:
+        hosts = len({store.host for store in view.stores.values() if store.keeps_replicas})
+        nodes = len(view.stores)
+        if nodes < 2 or hosts > 2 or self._has_warned:
+            return
+        self._has_warned = True
+        if hosts == nodes:
             log.warning("a cluster of two nodes keeps one replica of each range: add a third node, then all have three")
+        else:
+            log.warning("%d nodes on %d machines keep one replica of each range: add a node on another machine", nodes, hosts)

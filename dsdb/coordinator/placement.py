@@ -90,10 +90,20 @@ class PlacementBook:
         at = bisect_right(self._starts, desc.start_key) - 1
         return self._own[at] if at >= 0 and desc.end_key <= self._ends[at] else self.default
 
+    @property
+    def constrained(self) -> list[Placement]:
+        """Give the placements that allow some places only."""
+        return [placement for placement in (self.default, *self._own) if placement.constraints]
+
     def cut_of(self, desc: RangeDescriptor) -> bytes | None:
         """Give where a range must be cut, so that no table with a placement shares it; the middle of several such keys."""
         begin, end = bisect_right(self._bounds, desc.start_key), bisect_left(self._bounds, desc.end_key)
         return self._bounds[(begin + end) // 2] if begin < end else None
+
+
+def factor_of(placement: Placement, hosts: int) -> int:
+    """Give the voters that a range gets on so many hosts: of fewer than are wanted an odd number, as two are worse than one."""
+    return placement.replicas if hosts >= placement.replicas else max(hosts - 1 + hosts % 2, 1)
 
 
 class Place(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from dsdb.coordinator.moves import ChangeReplicas, Move, SplitRange, Target, TransferLease
-from dsdb.coordinator.placement import Locality, Placement
+from dsdb.coordinator.placement import Locality, Placement, factor_of
 from dsdb.coordinator.view import ClusterView, RangeView, StoreView
 from dsdb.kv.ids import RangeId, StoreId
 
@@ -147,11 +147,12 @@ class Scene:
         if found is None:
             keepers = list(self.keepers.values())
             stores = [store for store in keepers if placement.allows(store.locality)]
-            factor = _factor(placement, stores)
+            hosts = len({store.host for store in stores})
+            factor = factor_of(placement, hosts)
             found = self._facts[id(placement)] = Facts(
                 factor=factor,
-                hosts=len({store.host for store in stores}),
-                factor_anywhere=_factor(placement, keepers),
+                hosts=hosts,
+                factor_anywhere=factor_of(placement, len({store.host for store in keepers})),
                 least_overlap=_least_overlap(stores, factor),
                 is_preferred_there=any(store.takes_replicas and placement.prefers(store.locality) for store in stores),
             )
@@ -186,12 +187,6 @@ class Scene:
                 if key == (0, not learners):
                     break
         return best, is_possible
-
-
-def _factor(placement: Placement, stores: Sequence[StoreView]) -> int:
-    """Give the voters that a range gets on some stores: of fewer hosts than replicas an odd number, as two are worse than one."""
-    hosts = len({store.host for store in stores})
-    return placement.replicas if hosts >= placement.replicas else max(hosts - 1 + hosts % 2, 1)
 
 
 def _least_overlap(stores: Sequence[StoreView], count: int) -> int:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from dsdb.coordinator.placement import REPLICAS, Locality
+from dsdb.coordinator.placement import REPLICAS, Locality, factor_of
 from dsdb.coordinator.view import ClusterView, NodeState, StoreState
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, StoreId
+from dsdb.sql.constraints import spelled
 
 
 class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -77,4 +78,21 @@ def refusal_of(view: ClusterView, node_id: NodeId, state: NodeState) -> str | No
         needed = max((len(range_view.desc.voters) for range_view in view.ranges.values()), default=1)
         if len(hosts) < needed and len(hosts) < REPLICAS:
             return f"without node {node_id} there are {len(hosts)} nodes for ranges of {needed} replicas: add a node first"
+        return _refusal_by_placements(view, node_id, hosts)
+    return None
+
+
+def _refusal_by_placements(view: ClusterView, node_id: NodeId, hosts: set[Locality]) -> str | None:
+    """Say which constraints would keep replicas on a node for ever, as nowhere else is room for them."""
+    keepers = [store for store in view.stores.values() if store.keeps_replicas]
+    for placement in view.placements.constrained:
+        allowed = [store for store in keepers if placement.allows(store.locality)]
+        before = len({store.host for store in allowed})
+        after = len({store.host for store in allowed if store.node_id != node_id})
+        factor = factor_of(placement, len(hosts))
+        if after < min(before, factor):
+            return (
+                f"without node {node_id} {after} nodes meet {spelled(placement.constraints)}, too few for {factor} replicas: "
+                "add a node there, or change the placement, first"
+            )
     return None

@@ -7,15 +7,16 @@ import pytest
 
 from dsdb.coordinator import repair
 from dsdb.coordinator.placement import Place, Placement, PlacementBook, doubts_about, refusal_of_placement
-from dsdb.coordinator.view import RangeView, StoreState, voters_of
+from dsdb.coordinator.status import refusal_of
+from dsdb.coordinator.view import NodeState, RangeView, StoreState, voters_of
 from dsdb.kv.descriptor import RangeDescriptor
-from dsdb.kv.ids import RangeId
+from dsdb.kv.ids import NodeId, RangeId
 from dsdb.raft.messages import ReplicaId
 from dsdb.sql.constraints import is_met, read_constraints, spelled
 from dsdb.sql.errors import InvalidParameterError
 from dsdb.storage.keys import KEY_MAX, KEY_MIN, SYSTEM_END, table_prefix
 from dsdb.store.range_settings import StoredSettings
-from tests.coordinator.clusters import locality
+from tests.coordinator.clusters import locality, parse
 from tests.coordinator.simulation import World
 
 TABLES = range(250, 262)
@@ -117,6 +118,24 @@ def test_a_shared_range_that_is_governed_by_its_first_table_is_found(monkeypatch
     monkeypatch.undo()
     with pytest.raises(AssertionError):
         check(world, world.view.ranges[RangeId(1)])
+
+
+def test_a_node_that_a_constraint_needs_is_not_decommissioned() -> None:
+    stores = [f"store {number} region={'eu' if number < 4 else 'us'}" for number in range(1, 8)]
+
+    def refused(node: int, *placements: str) -> str | None:
+        view, _ = parse([*stores, *placements])
+        return refusal_of(view, NodeId(node), NodeState.DECOMMISSIONING)
+
+    assert refused(3) is None
+    reason = refused(3, "placement 5 constraints=region=eu")
+    assert reason is not None
+    assert reason.startswith("without node 3 2 nodes meet region=eu, too few for 3 replicas: add a node there")
+    assert refused(7, "placement 5 constraints=region=eu") is None
+    assert refused(7, "placement 5 constraints=region=us") is None, "three others are left"
+    assert refused(7, "placement 5 replicas=5 constraints=region=us") is not None
+    assert refused(3, "placement 5 replicas=1 constraints=region=eu") is None
+    assert refused(3, "placement 5 constraints=region=mars") is None, "nothing is there because of it"
 
 
 def test_what_no_node_can_be_is_refused_and_what_too_few_are_is_doubted() -> None:
