@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from dsdb.driver.copying import is_copy, run_copy
 from dsdb.driver.errors import InterfaceError, NotSupportedError, ProgrammingError
 from dsdb.driver.giving import Given
 from dsdb.driver.ingest import Ingesting, ingest
 from dsdb.driver.many import run_many
 from dsdb.driver.naming import with_variables
-from dsdb.driver.results import Answer, Inline, Streamed, loaded_rows
+from dsdb.driver.results import Answer, Inline, Streamed, inline_batch, loaded_rows
 from dsdb.driver.values import Description
 from dsdb.sql.transaction_status import TransactionStatus
 
@@ -83,6 +84,9 @@ class Cursor:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> "Cursor":
         """Run a statement with parameters for its `?` or `$1`; give the cursor itself."""
         self._forget()
+        if is_copy(sql):
+            self._row_count = run_copy(self._connection, sql, None)
+            return self
         given = with_variables(sql, self._table_names) if self._connection.is_embedded else ()
         answer = self._answer = self._connection.run_statement(sql, parameters, given)
         self._take(answer.next_result())
@@ -177,7 +181,7 @@ class Cursor:
                 )
             return pa.RecordBatchReader.from_batches(result.schema, _batches(result))
         assert type(result) is Inline
-        batch = _inline_batch(result, self._at)
+        batch = inline_batch(result, self._at)
         self._at = len(self._rows)
         return pa.RecordBatchReader.from_batches(batch.schema, [batch])
 
@@ -227,6 +231,15 @@ class Cursor:
             temporary=temporary,
             primary_key=primary_key,
         )
+        return self._row_count
+
+    def copy(self, sql: str, file: IO[bytes] | None = None) -> int:
+        """Run a COPY, whose files are read and written here; give the number of rows.  file: what STDIN or STDOUT is.
+
+        `COPY t FROM 'rows.csv' (FORMAT csv, HEADER)`, `COPY (SELECT …) TO STDOUT (FORMAT jsonl)`, …: see docs/sql.md.
+        """
+        self._forget()
+        self._row_count = run_copy(self._connection, sql, file)
         return self._row_count
 
     # What `run_many` calls.
@@ -303,11 +316,3 @@ class Cursor:
 def _batches(result: Streamed) -> "Iterator[pa.RecordBatch]":
     while (batch := result.next_batch()) is not None:
         yield batch
-
-
-def _inline_batch(result: Inline, start: int) -> "pa.RecordBatch":
-    from dsdb.protocol.datums import row_datums  # noqa: PLC0415, RUF100
-    from dsdb.sql.execute.result import ResultColumn, batch_of_rows  # noqa: PLC0415, RUF100
-
-    columns = [ResultColumn(column.name, column.type) for column in result.shape.columns]
-    return batch_of_rows(row_datums(result.shape.columns, result.rows[start:]), columns)

@@ -36,6 +36,7 @@ _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _IS_URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 _BLOCK_BYTES = 1 << 20
 
@@ -65,9 +66,10 @@ class Location(msgspec.Struct, frozen=True):
             raise unreachable(self.name, error) from None
 
     def create(self) -> "pa.NativeFile":
-        """Open it for writing; what is there is replaced.  Raises OperationalError."""
+        """Open it for writing, compressed if the name says so; what is there is replaced.  Raises OperationalError."""
+        codec = next((codec for suffix, codec in _CODECS.items() if self.name.lower().endswith(suffix)), None)
         try:
-            return self.system.open_output_stream(self.path)
+            return self.system.open_output_stream(self.path, compression=codec)
         except OSError as error:
             raise unreachable(self.name, error) from None
 
@@ -79,7 +81,9 @@ def unreachable(name: str, error: Exception) -> OperationalError:
 
 def format_of(name: str) -> str | None:
     """Give the format that a file's name tells, None if it tells none."""
-    plain = name.lower().removesuffix(".gz").removesuffix(".bz2").removesuffix(".zst")
+    plain = name.lower()
+    for suffix in _CODECS:
+        plain = plain.removesuffix(suffix)
     return next((found for suffix, found in _SUFFIXES.items() if plain.endswith(suffix)), None)
 
 
@@ -131,7 +135,7 @@ def _fits(path: str, pattern: str) -> bool:
 def options_of(name: str, given: dict[str, str]) -> FileOptions:
     """Give a file's options: as they are given, else as its name tells.  Raises ProgrammingError."""
     known = dict(given)
-    found = known.pop("format", None) or format_of(name)
+    found = known.pop("format", "").lower() or format_of(name)
     if found in ("json", "ndjson"):
         found = "jsonl"
     if found not in FORMATS:

@@ -7,7 +7,7 @@ Invariants:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dsdb.driver.adapt import TableParameterError, dump_parameters
 from dsdb.driver.errors import error_of
@@ -25,17 +25,38 @@ from dsdb.protocol.messages import (
     encode_request,
 )
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dsdb.sql.given_tables import Columns
+
+
+class Source(Protocol):
+    """Rows to be sent.  columns: names and SQL types; rows_sent: of the pieces given so far; is_whole: it can be read again."""
+
+    columns: "Columns"
+    rows_sent: int
+    what: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can be read again."""
+
+    def pieces(self) -> "Iterator[pa.RecordBatch]":
+        """Give the rows, of the Arrow types that belong to the columns, in batches that a message can hold."""
+
 
 class Given:
     """A table for a statement.  number: of the parameter, or 0; name: by which the statement calls it, if it is no parameter."""
 
-    def __init__(self, source: TableSource, *, number: int = 0, name: str = "", progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, source: Source, *, number: int = 0, name: str = "", progress: Callable[[int], None] | None = None) -> None:
         self.source = source
         self.number = number
         self.name = name
         self.progress = progress
-        # Whether rows were taken of it.
+        # Whether rows were taken of it, and how many are in messages.
         self.is_begun = False
+        self.rows = 0
 
     def announced(self) -> TableInput:
         """Give what the node is told of it first."""
@@ -88,7 +109,7 @@ def give(wire: Wire, stream: int, tables: Sequence[Given]) -> ServerMessage | No
             allowed -= len(data)
             if table.progress is not None:
                 table.progress(table.source.rows_sent)
-        wire.send(encode_message(TableEnd(stream=stream, table=place)))
+        wire.send(encode_message(TableEnd(stream=stream, table=place, rows=table.rows)))
     return None
 
 
@@ -113,7 +134,9 @@ def _give_up(wire: Wire, stream: int, first: int, tables: int, why: str) -> None
 
 def _messages(wire: Wire, stream: int, place: int, table: Given) -> Iterator[bytes]:
     table.is_begun = True
+    table.rows = 0
     for piece in table.source.pieces():
+        table.rows += piece.num_rows
         batch = TableBatch(stream=stream, table=place, arrow=memoryview(piece.serialize()))
         data = encode_request(batch, bytes_max=wire.welcome.request_bytes_max)
         if data is None:

@@ -136,9 +136,9 @@ def _making(table_name: str, source: TableSource, mode: str, primary_key: tuple[
     return [f"DROP TABLE IF EXISTS {table}", create] if mode == "replace" else [create]
 
 
-def copy_text(table_name: str, columns: Sequence[str]) -> str:
-    """Give the statement that takes rows of these columns."""
-    return f"COPY {quoted(table_name)} ({', '.join(map(quoted, columns))}) FROM STDIN"
+def copy_text(table_name: str, columns: Sequence[str], *, is_spelled: bool = False) -> str:
+    """Give the statement that takes rows of these columns.  is_spelled: the table's name stands as in SQL already."""
+    return f"COPY {table_name if is_spelled else quoted(table_name)} ({', '.join(map(quoted, columns))}) FROM STDIN"
 
 
 def quoted(name: str) -> str:

@@ -168,3 +168,12 @@ def loaded_rows(shape: Shape, batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:
 
     columns = [ResultColumn(column.name, column.type) for column in shape.columns]
     return shape.load(rows_of_batch(batch, columns))
+
+
+def inline_batch(result: Inline, start: int = 0) -> "pa.RecordBatch":
+    """Give the rows of a small result, from one on, as a batch."""
+    from dsdb.protocol.datums import row_datums  # noqa: PLC0415, RUF100
+    from dsdb.sql.execute.result import ResultColumn, batch_of_rows  # noqa: PLC0415, RUF100
+
+    columns = [ResultColumn(column.name, column.type) for column in result.shape.columns]
+    return batch_of_rows(row_datums(result.shape.columns, result.rows[start:]), columns)

@@ -123,11 +123,16 @@ class TableBatch(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag
 
 
 class TableEnd(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=8):
-    """The end of a statement's table.  failure: why the client cannot give the rest of it; the statement then fails."""
+    """The end of a statement's table.
+
+    failure: why the client cannot give the rest of it; rows: how many it has given.  If there is a failure, or another number of rows has
+    come, the statement fails.
+    """
 
     stream: int
     table: int
     failure: str = ""
+    rows: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=64):

@@ -7,7 +7,8 @@
 Invariants:
 - No more than `input_window_bytes` of messages wait; of whole tables no more than `given_bytes_max` are kept.
 - A batch that is given out has the Arrow types of its columns, and was validated in full: what a client sends is not trusted.
-- Rows are given in the order in which they came, each once; a table ends with its TableEnd or with an error.
+- Rows are given in the order in which they came, each once; a table ends with its TableEnd, which says how many rows were sent, or with
+  an error.
 """
 
 from collections import deque
@@ -74,6 +75,7 @@ class GivenRows:
     async def batches(self, place: int, columns: Columns) -> AsyncIterator[pa.RecordBatch]:
         """Give the batches of a table.  Raises SqlError."""
         schema = _schema_of(columns)
+        rows = 0
         while True:
             while not self._waiting:
                 self._has_come = trio.Event()
@@ -84,8 +86,12 @@ class GivenRows:
                 self._ended += 1
                 if message.failure:
                     raise QueryCanceledError(f"the client could not give the rest of its rows: {message.failure}")
+                if message.rows != rows:
+                    raise ProtocolViolationError(f"{rows} rows of a given table have come, and {message.rows} were sent")
                 return
-            yield _read(message, columns, schema, self._limits)
+            batch = _read(message, columns, schema, self._limits)
+            rows += batch.num_rows
+            yield batch
             await self._note_taken(len(message.arrow))
 
     async def _note_taken(self, size: int) -> None:
