@@ -18,7 +18,7 @@ Invariants:
 Not here: who may write at which timestamp (`dsdb.store`); columnar blocks of older versions; what the values mean (`rowcodec`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Reader, WriteBatch
 from dsdb.storage.errors import CorruptionError
@@ -248,7 +248,8 @@ def _engine_bound(reader: Reader, bound: bytes) -> bytes:
     return bound
 
 
-def _entries(reader: Reader, span: Span, *, reverse: bool, chunk_rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
+def entries(reader: Reader, span: Span, *, reverse: bool, chunk_rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """Read all entries of a span's keys, as they are stored, in chunks."""
     start, end = _engine_bound(reader, span.start), _engine_bound(reader, span.end)
     return reader.scan(DELTA, start, end, reverse=reverse, chunk_rows=chunk_rows)
 
@@ -270,7 +271,7 @@ def scan(
     Raises IntentsFoundError at a chunk with intents of others in the way, with all of that chunk; earlier chunks stand.
     """
     visible = VisibleRows(ts, own, passable, committed, reverse=reverse)
-    for engine_keys, stored in _entries(reader, span, reverse=reverse, chunk_rows=chunk_rows):
+    for engine_keys, stored in entries(reader, span, reverse=reverse, chunk_rows=chunk_rows):
         keys, values = visible.take(engine_keys, stored)
         if keys:
             yield keys, values
@@ -326,7 +327,7 @@ def changes(
         elif intent is not None and intent.attempt_id != own and is_in_the_way(intent, high, passable):
             raise IntentsFoundError([(span.start, intent)])
         return
-    for engine_keys, stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
+    for engine_keys, stored in entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
         # Nearly always all is old: one pass in C.
         if min(map(suffix_of, engine_keys)) < oldest_suffix:
             in_the_way: list[tuple[bytes, Intent]] = []
@@ -349,7 +350,7 @@ def intents(reader: Reader, span: Span, *, at_or_below: Timestamp, limit: int) -
     if span.end == span.start + b"\x00":
         intent = get_intent(reader, span.start)
         return [(span.start, intent)] if intent is not None and intent.ts <= at_or_below and limit > 0 else []
-    for engine_keys, stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
+    for engine_keys, stored in entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
         for index, suffix in enumerate(map(suffix_of, engine_keys)):
             if suffix == INTENT_SUFFIX:
                 intent = decode_intent(stored[index])
@@ -366,7 +367,7 @@ def intents_of(reader: Reader, span: Span, attempt_id: bytes, *, rows_max: int) 
     if span.end == span.start + b"\x00":
         intent = get_intent(reader, span.start)
         return ([(span.start, intent)] if intent is not None and intent.attempt_id == attempt_id else []), None
-    for engine_keys, stored in _entries(reader, span, reverse=False, chunk_rows=rows_max):
+    for engine_keys, stored in entries(reader, span, reverse=False, chunk_rows=rows_max):
         for engine_key, entry in zip(engine_keys, stored):
             if entry[:1] == INTENT and attempt_id in entry[:INTENT_HEAD_BYTES]:
                 intent = decode_intent(entry)
@@ -380,11 +381,18 @@ def intents_of(reader: Reader, span: Span, attempt_id: bytes, *, rows_max: int) 
 
 
 def collect_garbage(
-    reader: Reader, batch: WriteBatch, span: Span, threshold: Timestamp, *, versions_max: int
+    reader: Reader,
+    batch: WriteBatch,
+    span: Span,
+    threshold: Timestamp,
+    *,
+    versions_max: int,
+    hides_older: Callable[[bytes], bool] | None = None,
 ) -> tuple[int, int, bytes | None]:
     """Remove the versions of a span that no read at or above `threshold` sees; intents stay.
 
-    Of each key the newest version at or below the threshold stays, unless it is a tombstone; all older ones go.
+    Of each key the newest version at or below the threshold stays, unless it is a tombstone; all older ones go.  hides_older: says of a
+    key whether blocks may have older versions of it, which its tombstone must go on to hide.
     Gives how many were removed, their bytes, and, when `versions_max` ended it early, the user key to go on from once the batch is written.
     """
     assert versions_max > 0, versions_max
@@ -393,7 +401,7 @@ def collect_garbage(
     key = NO_USER_KEY
     doomed: list[tuple[bytes, int]] = []
     has_old = False
-    for engine_keys, stored in _entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
+    for engine_keys, stored in entries(reader, span, reverse=False, chunk_rows=SCAN_CHUNK_ROWS):
         for engine_key, entry in zip(engine_keys, stored):
             if engine_key[:-SUFFIX_BYTES] != key:
                 count, size = _delete_oldest(batch, doomed, versions_max - removed)
@@ -402,7 +410,7 @@ def collect_garbage(
                     return removed, removed_bytes, key
                 key, doomed, has_old = engine_key[:-SUFFIX_BYTES], [], False
             if entry[:1] != INTENT and engine_key[-SUFFIX_BYTES:] >= highest_old:
-                if has_old or entry[:1] == TOMBSTONE:
+                if has_old or (entry[:1] == TOMBSTONE and not (hides_older is not None and hides_older(key))):
                     doomed.append((engine_key, len(entry)))
                 has_old = True
     count, size = _delete_oldest(batch, doomed, versions_max - removed)

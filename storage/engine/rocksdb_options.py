@@ -63,8 +63,8 @@ def family_options(family: Family, cache: rocksdict.Cache, write_buffer_bytes: i
         options.set_prefix_extractor(rocksdict.SliceTransform.create_max_len_prefix(DELTA_PREFIX_BYTES))
         table.set_bloom_filter(10, False)
     elif family is Family.BLOCK:
-        # A value is a column of some 16 k rows: it has a block to itself, and is worth a slower compression.
-        options.set_compression_type(DBCompressionType.zstd())
+        # A value is a column of some 16 k rows, compressed as far as that is worth its time (`columnar.chunk`); it has a block to itself.
+        options.set_compression_type(DBCompressionType.none())
         table.set_block_size(16 << 10)
     elif family in (Family.META, Family.RAFT):
         # Small, hot, soon deleted: rarely worth compressing in the upper levels, where nearly all of it lives.

@@ -1,0 +1,366 @@
+"""Scans of an index: its blocks, the delta over them, and the txn's own writes over both, as one state at a timestamp.
+
+    entries of the directory   ──▶ a region each: a block and what lies over it, or rows between two blocks     (`Region`)
+    DELTA, writes (`overlay`)  ──▶   which rows of the block are seen, what replaces or joins them
+                                   ──▶ Arrow record batches of the asked columns, or keys and row values
+
+A region without anything over it is its block's chunks, widened.  Where what lies over it only replaces rows, their values are written into
+the widened columns; else rows are gathered.  Blocks whose zones exclude the asked bounds are not read, but what lies over them is given.
+
+Invariants:
+- What `mvcc.scan` gives of a plain list of all versions, a merged scan gives, in the same order, however they are spread.
+- Rows of blocks that bounds exclude are the only ones left out: a reader that gives bounds still applies its filter.
+- A scan is complete or raises.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dsdb.storage import mvcc
+from dsdb.storage.columnar.block import Blocks
+from dsdb.storage.columnar.entry import BlockEntry, Bounds, may_match
+from dsdb.storage.columnar.overlay import Layer, LayerStream, Settler, View, cut_layer, layered
+from dsdb.storage.datum import Datum
+from dsdb.storage.keys import Span
+from dsdb.storage.rowarrow import LayoutColumn, arrow_type, batch_of, field_name
+from dsdb.storage.rowcodec import RowLayout, decode_batches
+
+Places = npt.NDArray[np.int64]
+
+DELTA_CHUNK_ROWS = 4096
+REGIONS_AT_ONCE_MAX = 32
+"""Regions whose rows from the delta are decoded together: decoding costs some 0.4 ms for any number of rows."""
+OVERLAY_ROWS_MAX = 16_384
+NO_WRITES: Layer = ([], [])
+
+
+class Region(NamedTuple):
+    """A stretch of keys: the rows of at most one block that a reader sees, and the rows over them."""
+
+    entry: BlockEntry | None
+    rows: Places | slice
+    """Which current rows of the block are seen, ascending: those that nothing over them replaces or deletes; as a slice: all of a stretch,
+    but for those that are replaced (`replaced`)."""
+    over: Layer
+    """Rows over the block, all of them values."""
+    places: Places
+    """For each row over the block, how many of its current rows are below it."""
+    is_replacing: bool
+    """Whether every row over the block stands in the place of one in `rows`, a slice."""
+
+    @property
+    def block_row_count(self) -> int:
+        """Count the rows of the block that are seen or replaced."""
+        return self.rows.stop - self.rows.start if isinstance(self.rows, slice) else len(self.rows)
+
+    @property
+    def row_count(self) -> int:
+        """Count the rows that are seen."""
+        return self.block_row_count if self.is_replacing else self.block_row_count + len(self.over[0])
+
+    def order(self) -> Places:
+        """Give the order of keys, as places in: the rows of the block, then the rows over it."""
+        assert not isinstance(self.rows, slice)
+        # A row over the block stands before the row of the block that is not below it; both never are the same key.
+        return np.argsort(np.concatenate([self.rows * 2 + 1, self.places * 2]), kind="stable")
+
+
+NO_PLACES: Places = np.zeros(0, np.int64)
+_EMPTY = slice(0, 0)
+
+
+class Request(NamedTuple):
+    """What a scan is asked for, without the columns."""
+
+    span: Span
+    view: View
+    writes: Layer = NO_WRITES
+    """Of the txn itself, not yet intents, ascending."""
+    bounds: Sequence[Bounds] = ()
+    reverse: bool = False
+
+
+# ---- Regions ------------------------------------------------------------------------------------------------------------------------
+
+
+def regions(blocks: Blocks, request: Request) -> Iterator[Region]:
+    """Give the regions of a span that have rows, in order or from the highest down.  Raises IntentsFoundError, CorruptionError."""
+    if request.span.is_empty:
+        return
+    writes = cut_layer(request.writes, *request.span)
+    found = _backwards(blocks, request, writes) if request.reverse else _forwards(blocks, request, writes)
+    for region in found:
+        if region.row_count:
+            yield region
+
+
+def _forwards(blocks: Blocks, request: Request, writes: Layer) -> Iterator[Region]:
+    stream = LayerStream(_settled(blocks, request.span, request.view), writes)
+    for entry in blocks.entries(request.span):
+        for over in stream.below(entry.first_key):
+            yield _between(over)
+        yield _of_block(blocks, entry, request, stream.through(entry.last_key))
+    for over in stream.below(None):
+        yield _between(over)
+
+
+def _backwards(blocks: Blocks, request: Request, writes: Layer) -> Iterator[Region]:
+    end = request.span.end
+    for entry in blocks.entries(request.span, reverse=True):
+        yield from _between_backwards(blocks, Span(max(entry.last_key + b"\x00", request.span.start), end), request.view, writes)
+        inside = Span(entry.first_key, entry.last_key + b"\x00").clipped(request.span)
+        yield _of_block(blocks, entry, request, _layer_of(blocks, inside, request.view, writes))
+        end = max(inside.start, request.span.start)
+    yield from _between_backwards(blocks, Span(request.span.start, end), request.view, writes)
+
+
+def _settled(blocks: Blocks, span: Span, view: View) -> Iterator[Layer]:
+    settler = Settler(view)
+    for keys, stored in mvcc.entries(blocks.reader, span, reverse=False, chunk_rows=DELTA_CHUNK_ROWS):
+        yield settler.take(keys, stored)
+
+
+def _layer_of(blocks: Blocks, span: Span, view: View, writes: Layer) -> Layer:
+    """Give all that lies over blocks in a span."""
+    keys: list[bytes] = []
+    values: list[bytes | None] = []
+    for piece in _settled(blocks, span, view):
+        keys += piece[0]
+        values += piece[1]
+    return layered((keys, values), cut_layer(writes, *span))
+
+
+def _between(over: Layer) -> Region:
+    """Make a region of rows that no block has."""
+    keys, values = _alive(over)
+    return Region(None, _EMPTY, (keys, values), np.zeros(len(keys), np.int64), False)
+
+
+def _between_backwards(blocks: Blocks, span: Span, view: View, writes: Layer) -> Iterator[Region]:
+    if span.is_empty:
+        return
+    end = span.end
+    ts, own, passable, committed = view
+    chunks = mvcc.scan(
+        blocks.reader, span, ts, own=own, passable=passable, committed=committed, reverse=True, chunk_rows=DELTA_CHUNK_ROWS
+    )
+    for keys, values in chunks:
+        start = keys[-1]
+        yield _between(layered((keys[::-1], list(values[::-1])), cut_layer(writes, start, end)))
+        end = start
+    yield _between(cut_layer(writes, span.start, end))
+
+
+def _alive(layer: Layer) -> Layer:
+    keys, values = layer
+    if None not in values:
+        return layer
+    return [key for key, value in zip(keys, values) if value is not None], [value for value in values if value is not None]
+
+
+def _of_block(blocks: Blocks, entry: BlockEntry, request: Request, over: Layer) -> Region:
+    """Find which rows of a block are seen, and what is over them."""
+    is_past = request.view.ts < entry.max_ts
+    is_asked = entry.rows > 0 and may_match(entry, request.bounds)
+    is_whole = request.span.start <= entry.first_key and entry.last_key < request.span.end
+    if not is_past and not (is_asked and (over[0] or not is_whole)):
+        # Nothing of the block's keys is needed.
+        keys, values = _alive(over)
+        rows = slice(0, entry.rows) if is_asked else _EMPTY
+        return Region(entry, rows, (keys, values), np.zeros(len(keys), np.int64), False)
+    seen = np.zeros(entry.rows, np.bool_)
+    low = high = 0
+    if entry.rows:
+        run = blocks.keys(entry)
+        low = 0 if request.span.start <= entry.first_key else run.lower(request.span.start)
+        high = entry.rows if is_whole else run.lower(request.span.end)
+        seen[low:high] = True
+    if is_past:
+        if entry.rows:
+            seen &= blocks.versions(entry) <= np.uint64(request.view.ts)
+        over = layered(_older(blocks, entry, request, seen), over)
+    places, found = run.find(over[0]) if entry.rows and over[0] else (np.zeros(len(over[0]), np.int64), np.zeros(len(over[0]), np.bool_))
+    if not is_asked:
+        seen[:] = False
+    elif not is_past and bool(found.all()) and None not in over[1]:
+        return Region(entry, slice(low, high), over, places, True)
+    seen[places[found]] = False
+    live = np.fromiter([value is not None for value in over[1]], np.bool_, len(over[1]))
+    return Region(entry, np.flatnonzero(seen), _alive(over), places[live], False)
+
+
+def _older(blocks: Blocks, entry: BlockEntry, request: Request, seen: npt.NDArray[np.bool_]) -> Layer:
+    """Give what a reader of the past sees of a block's history: of keys whose current row it does not see."""
+    settler = Settler(View(request.view.ts))
+    keys, stored = blocks.history(entry)
+    if not keys:
+        return NO_WRITES
+    layer = cut_layer(settler.take(keys, stored), *request.span)
+    if not len(seen) or not layer[0]:
+        return layer
+    places, found = blocks.keys(entry).find(layer[0])
+    hidden = found & seen[np.minimum(places, entry.rows - 1)]
+    wanted = np.flatnonzero(~hidden).tolist()
+    return [layer[0][at] for at in wanted], [layer[1][at] for at in wanted]
+
+
+# ---- Arrow --------------------------------------------------------------------------------------------------------------------------
+
+
+class Columns(NamedTuple):
+    """Which columns a scan gives, and how rows are decoded."""
+
+    target: Sequence[LayoutColumn]
+    layouts: Mapping[int, RowLayout]
+    """Of the rows in the delta and of the txn's own; blocks know theirs."""
+    defaults: Mapping[int, Datum] = {}
+    """By column id, for rows whose layout does not have the column."""
+    dictionaries: bool = False
+    """Give a text column as dictionary(int32, …), where all blocks that are read have it so; else as plain text, which costs more."""
+
+
+def scan(blocks: Blocks, request: Request, columns: Columns, *, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Read columns, named by `field_name`, of the rows of a span; a batch has at least one row.
+
+    Raises IntentsFoundError, as `mvcc.scan` does, CorruptionError.
+    """
+    dictionaries = _dictionaries(blocks, request, columns)
+    rest, at_once = limit, 1
+    found = regions(blocks, request)
+    while chosen := _some(found, at_once):
+        at_once = min(2 * at_once, REGIONS_AT_ONCE_MAX)
+        decoded = _decoded(chosen, columns, dictionaries)
+        for region, over in zip(chosen, decoded):
+            batch = _rendered(blocks, region, over, columns, dictionaries)
+            if request.reverse:
+                batch = batch.take(pa.array(np.arange(batch.num_rows - 1, -1, -1)))
+            if rest is not None:
+                if batch.num_rows >= rest:
+                    yield batch.slice(0, rest)
+                    return
+                rest -= batch.num_rows
+            yield batch
+
+
+def schema_of(blocks: Blocks, request: Request, columns: Columns) -> pa.Schema:
+    """Give the schema that all batches of a scan have."""
+    dictionaries = _dictionaries(blocks, request, columns)
+    fields = []
+    for column in columns.target:
+        data_type = arrow_type(column)
+        fields.append(
+            (field_name(column.column_id), pa.dictionary(pa.int32(), data_type) if column.column_id in dictionaries else data_type)
+        )
+    return pa.schema(fields)
+
+
+def _dictionaries(blocks: Blocks, request: Request, columns: Columns) -> frozenset[int]:
+    """Give the ids of the columns that are dictionaries in every block that is read."""
+    if not columns.dictionaries:
+        return frozenset()
+    chosen, has_blocks = set(columns.target), False
+    for entry in blocks.entries(request.span):
+        if entry.rows and may_match(entry, request.bounds):
+            has_blocks = True
+            own = {zone.column for zone in entry.zones if zone.is_dictionary}
+            chosen &= own if len(entry.layouts) == 1 else own.intersection(*(layout.columns for layout in entry.layouts))
+            if not chosen:
+                break
+    return frozenset(column.column_id for column in chosen) if has_blocks else frozenset()
+
+
+def _some(found: Iterator[Region], count: int) -> list[Region]:
+    """Take the next regions, up to `count` of them or so many rows from the delta."""
+    chosen: list[Region] = []
+    rows = 0
+    for region in islice(found, count):
+        chosen.append(region)
+        rows += len(region.over[0])
+        if rows >= OVERLAY_ROWS_MAX:
+            break
+    return chosen
+
+
+def _decoded(chosen: Sequence[Region], columns: Columns, dictionaries: frozenset[int]) -> list[list[pa.Array]]:
+    """Decode the rows over blocks of several regions at once; give their columns, region by region."""
+    values = [value for region in chosen for value in region.over[1] if value is not None]
+    if not values:
+        return [[] for _ in chosen]
+    batch = decode_batches(values, columns.layouts, columns.target, columns.defaults)
+    out, at = [], 0
+    for region in chosen:
+        rows = len(region.over[1])
+        out.append([array.slice(at, rows) for array in batch.columns])
+        at += rows
+    return out
+
+
+def _rendered(blocks: Blocks, region: Region, over: list[pa.Array], columns: Columns, dictionaries: frozenset[int]) -> pa.RecordBatch:
+    names = [field_name(column.column_id) for column in columns.target]
+    over_rows = len(region.over[0])
+    if region.entry is None or region.block_row_count == 0:
+        return batch_of(_as_dictionaries(over, columns, dictionaries), names, over_rows)
+    patch = (region.places, over) if region.is_replacing and over_rows else None
+    arrays = blocks.columns(region.entry, columns.target, columns.defaults, patch, dictionaries)
+    if isinstance(region.rows, slice) and (region.is_replacing or not over_rows):
+        low, high = region.rows.start, region.rows.stop
+        if high - low < region.entry.rows:
+            arrays = [array.slice(low, high - low) for array in arrays]
+        return batch_of(arrays, names, high - low)
+    assert not isinstance(region.rows, slice)
+    if not over_rows:
+        chosen = pa.array(region.rows)
+    else:
+        order = region.order()
+        at = np.concatenate([region.rows, region.entry.rows + np.arange(over_rows)])
+        chosen = pa.array(at[order])
+        over = _as_dictionaries(over, columns, dictionaries)
+        arrays = [pa.concat_arrays([array, more]) for array, more in zip(arrays, over)]
+    return batch_of([array.take(chosen) for array in arrays], names, len(chosen))
+
+
+def _as_dictionaries(arrays: list[pa.Array], columns: Columns, dictionaries: frozenset[int]) -> list[pa.Array]:
+    return [
+        array.dictionary_encode() if column.column_id in dictionaries else array for array, column in zip(arrays, columns.target)
+    ]
+
+
+# ---- Rows ---------------------------------------------------------------------------------------------------------------------------
+
+
+def scan_rows(blocks: Blocks, request: Request, *, chunk_rows: int = DELTA_CHUNK_ROWS) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """Read keys and row values of a span, as `mvcc.scan` does, in chunks of at most `chunk_rows`."""
+    for region in regions(blocks, request):
+        yield from _row_chunks(blocks, region, request.reverse, chunk_rows)
+
+
+def _row_chunks(blocks: Blocks, region: Region, reverse: bool, chunk_rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    over = [value for value in region.over[1] if value is not None]
+    if region.is_replacing:
+        assert isinstance(region.rows, slice)
+        is_kept = np.ones(region.rows.stop, np.bool_)
+        is_kept[: region.rows.start] = False
+        is_kept[region.places] = False
+        kept = np.flatnonzero(is_kept)
+        region = region._replace(rows=kept, is_replacing=False)
+    elif isinstance(region.rows, slice):
+        region = region._replace(rows=np.arange(region.rows.start, region.rows.stop))
+    assert not isinstance(region.rows, slice)
+    order = region.order()[::-1] if reverse else region.order()
+    for start in range(0, len(order), chunk_rows):
+        part = order[start : start + chunk_rows].tolist()
+        own = [region.rows[at] for at in part if at < len(region.rows)]
+        stored: dict[int, tuple[bytes, bytes]] = {}
+        if own and region.entry is not None:
+            rows = np.array(sorted(own), np.int64)
+            stored = dict(zip(rows.tolist(), zip(blocks.keys(region.entry).keys(rows), blocks.row_values(region.entry, rows))))
+        rows_and_values = [
+            stored[int(region.rows[at])] if at < len(region.rows) else (region.over[0][at - len(region.rows)], over[at - len(region.rows)])
+            for at in part
+        ]
+        yield [key for key, _ in rows_and_values], [value for _, value in rows_and_values]

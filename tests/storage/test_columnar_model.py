@@ -1,0 +1,327 @@
+"""Blocks, delta and a txn's own writes against a plain list of versions, under any interleaving of writes, folds, collections and cuts."""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import hypothesis.strategies as st
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from dsdb.storage import mvcc
+from dsdb.storage.columnar import merge, points, upkeep
+from dsdb.storage.columnar.block import BlockCache, Blocks
+from dsdb.storage.columnar.entry import Bounds
+from dsdb.storage.columnar.fold import fold
+from dsdb.storage.columnar.merge import Columns, Request
+from dsdb.storage.columnar.overlay import View, cut_layer, layered
+from dsdb.storage.datum import Datum, Kind
+from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.engine.port import Engine, WriteBatch
+from dsdb.storage.engine.rocksdb import RocksEngine
+from dsdb.storage.keys import KEY_MAX, Span, key_after, point_span
+from dsdb.storage.rowarrow import LayoutColumn
+from dsdb.storage.rowcodec import RowLayout, codec_for, decode_batches
+from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.versions import Intent, IntentsFoundError
+
+NUMBER = LayoutColumn(column_id=1, kind=Kind.INT, width=4)
+WIDE_NUMBER = LayoutColumn(column_id=1, kind=Kind.INT, width=8)
+WORD = LayoutColumn(column_id=2, kind=Kind.TEXT)
+PRICE = LayoutColumn(column_id=3, kind=Kind.DECIMAL, precision=9, scale=2)
+OLD = RowLayout(layout_id=1, columns=(NUMBER, WORD))
+NEW = RowLayout(layout_id=2, columns=(WIDE_NUMBER, PRICE, WORD))
+UNKNOWN = RowLayout(layout_id=3, columns=(NUMBER,))
+"""Known to readers, not to whoever folds."""
+LAYOUTS = {layout.layout_id: layout for layout in (OLD, NEW, UNKNOWN)}
+FOLDED_LAYOUTS = {1: OLD, 2: NEW}
+DEFAULTS: dict[int, Datum] = {2: "missing"}
+TARGET = (WIDE_NUMBER, WORD, PRICE)
+
+FIXED = [b"i%c\x00\x00%c" % (high, low) for high in (1, 2) for low in (0, 1, 7)]
+WIDE = [b"w%c--%s--%c" % (one, two, three) for one in b"ab" for two in (b"123456", b"654321") for three in b"xy"]
+VARIOUS = [b"va\x00", b"vab\x00", b"vabcdefghij\x00", b"vabcdefghik\x00", b"vb\xff\x00"]
+KEYS = sorted([*FIXED, *WIDE, *VARIOUS])
+EDGES = [b"", *KEYS, *map(key_after, KEYS), b"i\x01", b"v", b"vab", b"vabcdefghij", b"w", KEY_MAX]
+SPAN = Span(b"a", b"x")
+OWN, OTHER = b"own", b"other"
+
+
+def value_of(number: int) -> bytes | None:
+    """Give one of many row values of all layouts, or a tombstone."""
+    chance = random.Random(number)
+    word = chance.choice([None, "", "a", "zebra", "x" * 40, f"w{number}"])
+    match chance.randrange(12):
+        case 0 | 1 | 2:
+            return None
+        case 3 | 4 | 5 | 6:
+            return codec_for(OLD).encode((chance.choice([None, number - 500, 2**31 - 1]), word))
+        case 7:
+            return codec_for(UNKNOWN).encode((number,))
+        case _:
+            return codec_for(NEW).encode((chance.choice([None, number, -(2**63)]), None if number % 5 == 0 else number % 100, word))
+
+
+class World(NamedTuple):
+    """The same history twice."""
+
+    plain: Engine
+    """All versions as rows."""
+    tiers: Engine
+    cache: BlockCache
+
+    def blocks(self) -> Blocks:
+        return Blocks(self.tiers, self.cache)
+
+
+keys = st.sampled_from(KEYS)
+numbers = st.integers(0, 1000)
+spans = st.one_of(
+    st.just(SPAN),
+    keys.map(point_span),
+    st.tuples(st.sampled_from(EDGES), st.sampled_from(EDGES)).map(lambda edges: Span(*sorted(edges))),
+)
+steps = st.one_of(
+    st.tuples(st.just("write"), st.lists(st.tuples(keys, numbers), min_size=1, max_size=12)),
+    st.tuples(st.just("write all"), numbers),
+    st.tuples(st.just("intent"), keys, st.sampled_from([OWN, OTHER]), numbers),
+    st.tuples(st.just("resolve"), keys, st.booleans()),
+    st.tuples(st.just("fold"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([2, 3, 8])),
+    st.tuples(st.just("fold all"), st.sampled_from([2, 3, 8])),
+    st.tuples(st.just("collect"), st.integers(0, 6)),
+    st.tuples(st.just("cut"), st.sampled_from(EDGES)),
+)
+
+
+class History:
+    """Applies steps to both engines, and knows the clock."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.clock = 10
+        self.resolved = 0
+        self.threshold = 0
+        self.intents: dict[bytes, Intent] = {}
+        self.folds = 0
+
+    def both(self, write: Callable[[Engine, WriteBatch], object]) -> None:
+        for engine in (self.world.plain, self.world.tiers):
+            batch = engine.new_batch()
+            write(engine, batch)
+            engine.write(batch)
+
+    def apply(self, step: tuple) -> None:  # type: ignore[type-arg]
+        match step:
+            case "write", rows:
+                self.clock += 1
+                self._put({key: value_of(number) for key, number in rows if key not in self.intents})
+            case "write all", number:
+                self.clock += 1
+                self._put({key: value_of(number + at) for at, key in enumerate(KEYS) if key not in self.intents})
+            case "intent", key, attempt, number:
+                if key not in self.intents:
+                    self.clock += 1
+                    intent = Intent(attempt, b"anchor", Timestamp(1), Timestamp(self.clock), 1, value_of(number))
+                    self.intents[key] = intent
+                    self.both(lambda _, batch: mvcc.put_intent(batch, key, intent))
+            case "resolve", key, is_commit:
+                if key in self.intents:
+                    self.clock += 1
+                    attempt = self.intents.pop(key).attempt_id
+                    ts = Timestamp(self.clock) if is_commit else None
+                    self.both(lambda engine, batch: mvcc.resolve_intent(engine, batch, key, attempt, ts))
+            case "fold", back, blocks_max, rows_max:
+                self._fold(back, blocks_max, rows_max)
+            case "fold all", rows_max:
+                self._fold(0, 10**6, rows_max)
+            case "collect", back:
+                self._collect(back)
+            case "cut", bound:
+                tiers = self.world.tiers
+                batch = tiers.new_batch()
+                upkeep.cut(self.world.blocks(), batch, bound)
+                tiers.write(batch)
+                entry = self.world.blocks().entry_at(bound)
+                assert entry is None or entry.first_key >= bound
+
+    def _put(self, rows: Mapping[bytes, bytes | None]) -> None:
+        def write(_: Engine, batch: WriteBatch) -> None:
+            for key, value in rows.items():
+                mvcc.put(batch, key, Timestamp(self.clock), value)
+
+        self.both(write)
+
+    def _fold(self, back: int, blocks_max: int, rows_max: int) -> None:
+        limit = min([intent.ts - 1 for intent in self.intents.values()], default=self.clock)
+        self.resolved = max(self.resolved, min(self.clock - back, limit))
+        start: bytes | None = None
+        # All of it, or two calls of it.
+        for _ in range(100 if blocks_max > 4 else 2):
+            batch = self.world.tiers.new_batch()
+            done = fold(
+                self.world.blocks(),
+                batch,
+                SPAN,
+                Timestamp(self.resolved),
+                Timestamp(self.threshold),
+                FOLDED_LAYOUTS,
+                start=start,
+                blocks_max=blocks_max,
+                rows_max=rows_max,
+            )
+            self.world.tiers.write(batch)
+            self.folds += done.blocks_written
+            start = done.resume
+            if start is None:
+                break
+
+    def _collect(self, back: int) -> None:
+        self.threshold = max(self.threshold, min(self.resolved - back, self.clock))
+        tiers, threshold = self.world.tiers, Timestamp(self.threshold)
+        start: bytes | None = None
+        for _ in range(100):
+            batch = tiers.new_batch()
+            _, start = upkeep.collect_garbage(self.world.blocks(), batch, SPAN, threshold, start=start, blocks_max=2)
+            tiers.write(batch)
+            if start is None:
+                break
+        batch = tiers.new_batch()
+        upkeep.collect_delta_garbage(self.world.blocks(), batch, SPAN, threshold, versions_max=1000)
+        tiers.write(batch)
+
+
+class Question(NamedTuple):
+    """What is asked of both."""
+
+    span: Span
+    back: int
+    own: bytes | None
+    passed: int
+    reverse: bool
+    limit: int | None
+    writes: Mapping[bytes, int]
+    dictionaries: bool
+    low: int | None
+
+
+questions = st.builds(
+    Question,
+    span=spans,
+    back=st.integers(0, 8),
+    own=st.sampled_from([None, OWN, OTHER]),
+    passed=st.integers(0, 40),
+    reverse=st.booleans(),
+    limit=st.sampled_from([None, None, 1, 3]),
+    writes=st.dictionaries(keys, numbers, max_size=4),
+    dictionaries=st.booleans(),
+    low=st.sampled_from([None, None, -400, 0, 400]),
+)
+
+
+def ask(history: History, question: Question) -> None:
+    """Compare every way to read."""
+    world = history.world
+    ts = Timestamp(max(history.clock - question.back, history.threshold))
+    passable = {OTHER: Timestamp(question.passed)}
+    writes = {key: value_of(number) for key, number in question.writes.items()}
+    layer = (sorted(writes), [writes[key] for key in sorted(writes)])
+    view = View(ts, question.own, passable)
+    request = Request(question.span, view, layer, reverse=question.reverse)
+    try:
+        plain: dict[bytes, bytes] = {}
+        for chunk in mvcc.scan(world.plain, question.span, ts, own=question.own, passable=passable):
+            plain.update(zip(*chunk))
+    except IntentsFoundError:
+        with pytest.raises(IntentsFoundError):
+            list(merge.scan_rows(world.blocks(), request))
+        return
+    whole = layered((list(plain), list(plain.values())), cut_layer(layer, *question.span))
+    expected = [(key, value) for key, value in zip(*whole) if value is not None]
+    if question.reverse:
+        expected.reverse()
+    rows = [row for chunk in merge.scan_rows(world.blocks(), request, chunk_rows=3) for row in zip(*chunk)]
+    assert rows == expected
+    _ask_arrow(world, question, request, expected)
+    for key in KEYS[::3]:
+        assert points.get(world.blocks(), key, ts, own=question.own, passable={OTHER: ts, OWN: ts}) == _unless_collected(
+            mvcc.get(world.plain, key, ts, own=question.own, passable={OTHER: ts, OWN: ts}), history.threshold
+        )
+
+
+def _unless_collected(version: mvcc.Version | None, threshold: int) -> mvcc.Version | None:
+    """A tombstone at or below the threshold may be gone: then there is nothing."""
+    return version if version is None or version.value is not None or version.ts > threshold else None
+
+
+def _ask_arrow(world: World, question: Question, request: Request, expected: list[tuple[bytes, bytes]]) -> None:
+    columns = Columns(TARGET, LAYOUTS, DEFAULTS, question.dictionaries)
+    batches = list(merge.scan(world.blocks(), request, columns, limit=question.limit))
+    schema = merge.schema_of(world.blocks(), request, columns)
+    assert all(batch.num_rows and batch.schema == schema for batch in batches)
+    got = pa.Table.from_batches(batches, schema).to_pylist()
+    wanted = decode_batches([value for _, value in expected], LAYOUTS, TARGET, DEFAULTS).to_pylist()
+    assert got == (wanted if question.limit is None else wanted[: question.limit])
+    if question.low is not None:
+        bounded = request._replace(bounds=[Bounds(column_id=1, low=question.low)])
+        got = pa.Table.from_batches(
+            list(merge.scan(world.blocks(), bounded, columns)), merge.schema_of(world.blocks(), bounded, columns)
+        ).to_pylist()
+        # No row within the bounds is left out, none comes that is not there, and the order holds.
+        assert [row for row in got if row["c1"] is not None and row["c1"] >= question.low] == [
+            row for row in wanted if row["c1"] is not None and row["c1"] >= question.low
+        ]
+        rest = iter(wanted)
+        assert all(row in rest for row in got)
+
+
+model_test = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+@model_test
+@given(st.lists(steps, min_size=1, max_size=14), st.lists(questions, min_size=1, max_size=6))
+def test_tiers_answer_as_a_plain_list_does(program: list[tuple], asked: list[Question]) -> None:  # type: ignore[type-arg]
+    history = History(World(MemoryEngine(), MemoryEngine(), BlockCache(20_000)))
+    for at, step in enumerate([("write all", 17), *program]):
+        history.apply(step)
+        upkeep.verify(history.world.blocks(), SPAN)
+        ask(history, asked[at % len(asked)])
+    for question in asked:
+        ask(history, question)
+        _ask_for_changes(history, question)
+
+
+def _ask_for_changes(history: History, question: Question) -> None:
+    """Readers ask about what is above the threshold; which of several changes is found first, and whether before an intent, is open."""
+    low, high = Timestamp(max(history.threshold, history.clock - question.passed)), Timestamp(history.clock)
+    found = points.changed(history.world.blocks(), question.span, low, high, own=OWN, passable={OTHER: high, OWN: high})
+    wanted = mvcc.changed(history.world.plain, question.span, low, high, own=OWN, passable={OTHER: high, OWN: high})
+    assert (found is None) == (wanted is None)
+    if found is not None:
+        key, ts = found
+        assert low < ts <= high
+        assert question.span.contains(key)
+        version = mvcc.get(history.world.plain, key, ts, passable={OTHER: ts, OWN: ts})
+        assert version is not None
+        assert version.ts == ts
+    for key in KEYS:
+        version, intent = points.newest_and_intent(history.world.blocks(), key)
+        plain_version, plain_intent = mvcc.newest_and_intent(history.world.plain, key)
+        assert intent == plain_intent
+        assert version == _unless_collected(plain_version, history.threshold) or version == plain_version
+
+
+def test_a_long_history_on_rocksdb(tmp_path_factory: pytest.TempPathFactory) -> None:
+    chance = random.Random(5)
+    engine = RocksEngine.open(tmp_path_factory.mktemp("columnar") / "store", create=True)
+    history = History(World(MemoryEngine(), engine, BlockCache(50_000)))
+    for number in range(60):
+        history.apply(("write all", number) if number % 7 == 0 else ("write", [(chance.choice(KEYS), number)]))
+        history.apply(("fold", number % 5, 1 + number % 3, 3))
+        if number % 9 == 8:
+            history.apply(("collect", 4))
+            history.apply(("cut", chance.choice(EDGES)))
+        ask(history, Question(SPAN, number % 7, None, 40, number % 2 == 1, None, {}, number % 3 == 0, None))
+    assert upkeep.verify(history.world.blocks(), SPAN) > 3
+    assert history.folds > 20
+    engine.close()
