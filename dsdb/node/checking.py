@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import trio
 
+from dsdb.coordinator.view import NodeState
+from dsdb.coordinator.wanted import read_node_states
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
 from dsdb.kv.errors import InvalidRequest, KvError, KvErrorDetail, NotLeaseholder, Unavailable
 from dsdb.kv.ids import NodeId, RangeId, StoreId
@@ -21,7 +23,7 @@ from dsdb.kv.requests import DescribeReply, DescribeRequest
 from dsdb.node.directory import Directory
 from dsdb.ranges import Router
 from dsdb.rpc import Method, MethodKind, Peers, RpcError
-from dsdb.sql.ports import ProblemInfo
+from dsdb.sql.ports import ProblemInfo, RangeUnavailableError
 from dsdb.storage.keys import EVERYTHING, KEY_MAX, KEY_MIN, META_PREFIX, Span, meta_key, prefix_end
 from dsdb.store import Store
 from dsdb.store.consistency import RangeCheck, ReplicaCopy
@@ -118,8 +120,19 @@ class Checking:
         async with trio.open_nursery() as nursery:
             for entry in self._directory.entries():
                 nursery.start_soon(ask, entry.node_id)
+        for node_id, state in (await self._states()).items():
+            # It has no replica, and may have been stopped for good.
+            if state is NodeState.DECOMMISSIONED and copies.get(node_id) is None:
+                copies.pop(node_id, None)
         stores = {entry.node_id: entry.store_id for entry in self._directory.entries()}
         return look(rows, copies, stores)
+
+    async def _states(self) -> dict[NodeId, NodeState]:
+        """Give what is wanted of nodes.  Raises PortError."""
+        try:
+            return await read_node_states(self._router)
+        except KvError as error:
+            raise RangeUnavailableError(getattr(error.detail, "reason", repr(error.detail))) from error
 
     async def _copies_of(self, node_id: NodeId) -> list[ReplicaCopy] | None:
         """Give all replicas of a node; None if it does not answer."""

@@ -71,6 +71,10 @@ def call(node: NodeProcess, request: NodesRequest | SetNodeStateRequest) -> Node
     return trio.run(run)
 
 
+def problems(cluster: Nodes) -> list[tuple[object, ...]]:
+    return [(node_id, what) for _, node_id, what in ask(cluster.url, "SHOW CONSISTENCY FROM STRUCTURE")]
+
+
 def test_ranges_follow_nodes_that_come_die_and_are_decommissioned(cluster: Nodes) -> None:
     with dsdb.connect(cluster.url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE t (id INT PRIMARY KEY, v TEXT)")
@@ -98,6 +102,10 @@ def test_ranges_follow_nodes_that_come_die_and_are_decommissioned(cluster: Nodes
         for what in ("store 2 is dead", "node 3 is to be decommissioning", "node 3 is decommissioned: it has no replica left"):
             query = f"SELECT what FROM system.events WHERE what LIKE '%{what}'"
             wait_until(lambda query=query: bool(ask(cluster.url, query)), timeout_s=PATIENCE_S)  # type: ignore[misc]
+        # Who was decommissioned, and is stopped, is missed by nobody; who died is, until it is decommissioned as well.
+        assert problems(cluster) == [(2, "it does not answer")]
+        call(cluster.nodes[3], SetNodeStateRequest(NodeId(2), NodeState.DECOMMISSIONING))
+        wait_until(lambda: problems(cluster) == [], timeout_s=PATIENCE_S)
     finally:
         writer.stop()
     writer.check(cluster.url)
