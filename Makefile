@@ -42,10 +42,11 @@ MINUTES ?= 5
 crash: $(STAMP)
 	$(BIN)/python -m tests.faults.crash_loop --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-# make chaos [MINUTES=5] [SEED=1] [NODES=3] [NETWORK=proxy] [PICTURE=chaos.svg]: real processes, transactions and faults; see docs/testing.md
+# make chaos [MINUTES=5] [SEED=1] [NODES=3] [NETWORK=proxy] [ELASTIC=1] [TLS=1] [PICTURE=chaos.svg]: real processes, transactions and
+# faults; see docs/testing.md
 chaos: $(STAMP)
 	$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) \
-		$(if $(NETWORK),--network $(NETWORK)) $(if $(PICTURE),--picture $(PICTURE))
+		$(if $(NETWORK),--network $(NETWORK)) $(if $(ELASTIC),--elastic) $(if $(TLS),--tls) $(if $(PICTURE),--picture $(PICTURE))
 
 # make ranges [RANGES=10000]: what very many ranges cost, idle, in use, and after a restart
 ranges: $(STAMP)

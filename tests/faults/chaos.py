@@ -3,10 +3,11 @@
     clients (chaos_clients) ─ transactions ─▶ 3 or 5 nodes on a network that can be cut ◀─ kill, pause, cut, clock jump, disk full ─ here
         └─ history ─▶ checkers ─▶ verdict      (namespaces, or a proxy)             └─▶ timeline.svg: faults beside throughput
 
-    python -m tests.faults.chaos --minutes 3 [--seed N] [--nodes 5] [--network namespaces|proxy] [--picture FILE]
+    python -m tests.faults.chaos --minutes 3 [--seed N] [--nodes 5] [--network namespaces|proxy] [--elastic] [--tls] [--picture FILE]
 
 A killed node loses any part of its log that was not synced.  Faults may overlap; a quorum of nodes is left alone at each moment but for
-connections that break and, now and then, a kill of all; and mostly one of every range.  Ends with 1 if a promise was broken; then stores,
+connections that break and, now and then, a kill of all; and mostly one of every range.  With --elastic nodes also come and go for good
+(`elastic`), with --tls everything is encrypted.  Ends with 1 if a promise was broken; then stores,
 logs and histories are kept.
 """
 
@@ -28,17 +29,16 @@ from tests.checkers import bank, listappend, register, sets
 from tests.checkers.history import Anomaly, History, explain
 from tests.faults import chaos_clients, namespaces
 from tests.faults.chaos_clients import Banker, Client, Collector, ListAppender, RegisterUser, SharedRecorder
+from tests.faults.chaos_cluster import START_S, ChaosCluster
+from tests.faults.elastic import Administrator
 from tests.faults.namespaces import NamespaceNetwork
 from tests.faults.node_main import Hurts, hurt, lose_unsynced
 from tests.faults.proxy import CutNetwork
 from tests.faults.timeline import draw
 from tests.faults.verdict import FaultSpan, Load, Told, pauses, report
 
-LAUNCHER = (sys.executable, str(Path(__file__).parent / "node_main.py"))
 PROGRESS_S = 60.0
 """How long a healed cluster may take until each kind of client has had a transaction committed."""
-START_S = 120.0
-"""How long a node may take to serve again: five that start at once share a machine that has much else to do."""
 CLIENT_ENDS_S = 30.0
 """How long after the last fault a client may wait for an answer: longer than SILENCE_MAX_S of its driver."""
 HOUR_MS = 3_600_000
@@ -67,11 +67,19 @@ CHECKS: dict[str, Callable[[History], list[Anomaly]]] = {
 class Chaos:
     """The cluster, its clients, and what was done to it."""
 
-    def __init__(self, directory: Path, seed: int, nodes: int, network: CutNetwork | NamespaceNetwork) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        nodes: int,
+        network: CutNetwork | NamespaceNetwork,
+        *,
+        is_elastic: bool = False,
+        has_tls: bool = False,
+    ) -> None:
         self.chance = random.Random(seed)
         self.network = network
         self.kinds = KINDS | network.faults
-        self.nodes: list[NodeProcess] = []
         self.spans: list[FaultSpan] = []
         self.ranges: dict[float, list[frozenset[int]]] = {}
         """At some moments of the run, the nodes that had replicas of each range."""
@@ -88,79 +96,59 @@ class Chaos:
         """Places in `nodes` of those that something is being done to."""
         self._lock = threading.Lock()
         self._splits = 100
+        self.cluster = ChaosCluster(directory, network, has_tls=has_tls)
+        self.nodes = self.cluster.nodes
+        self.administrator = (
+            Administrator(self.cluster, random.Random(seed + 1), timed=self._timed, take=self._take, free=self._free)
+            if is_elastic
+            else None
+        )
         try:
-            self._start_nodes(directory, nodes)
+            for _ in range(nodes):
+                self.cluster.add()
+            wait_until(self.cluster.is_replicated, "all ranges to have three replicas")
+            chaos_clients.make_tables(self.cluster.url)
+            wait_until(self.cluster.is_replicated, "all ranges to have three replicas")
+            if self.administrator is not None:
+                self.administrator.prepare()
         except BaseException:
             self.close()
             raise
 
-    def _start_nodes(self, directory: Path, nodes: int) -> None:
-        join: list[str] = []
-        for number in range(1, nodes + 1):
-            site = self.network.add_node()
-            node = NodeProcess(
-                directory / f"node{number}",
-                listen=site.listen,
-                advertise=site.advertise,
-                join=join,
-                launcher=(*site.launcher, *LAUNCHER),
-                options=site.options,
-            )
-            self.nodes.append(node)
-            node.start()
-            self.network.name(number, node.node_id, node.address)
-            join = join or [site.advertise or site.listen]
-        wait_until(self._is_replicated, "all ranges to have three replicas")
-        chaos_clients.make_tables(self.url)
-        wait_until(self._is_replicated, "all ranges to have three replicas")
-
-    @property
-    def url(self) -> str:
-        """Give a URL of all nodes."""
-        return f"dsdb://{','.join(node.address for node in self.nodes)}/"
-
-    def _look_at_ranges(self) -> list[frozenset[int]]:
-        with dsdb.connect(f"{self.url}?autocommit=true&statement_timeout=2s") as connection:
-            rows = connection.execute("SHOW RANGES").fetchall()
-        found = [frozenset(int(node_id) for node_id in str(row[4]).strip("{}").split(",") if node_id) for row in rows]
-        self.ranges[time.monotonic() - self.began] = found
-        return found
-
-    def _is_replicated(self) -> bool:
-        return all(len(replicas) >= 3 for replicas in self._look_at_ranges())
-
     def _watch_ranges(self) -> None:
         while not self._stop.wait(RANGES_LOOK_S):
             with contextlib.suppress(dsdb.Error):
-                self._look_at_ranges()
+                self.ranges[time.monotonic() - self.began] = self.cluster.replicas()
 
     def close(self) -> None:
         """Stop all."""
-        self.network.heal()
-        for node in self.nodes:
-            node.terminate()
-        self.network.close()
+        self.cluster.close()
 
     # ---- Load ----
 
     def run(self, seconds: float) -> None:
         """Load and faults for a time; then heal everything, and wait until all kinds of clients go on."""
         self.began = time.monotonic()
-        self.ranges = {0.0: max(self.ranges.items())[1]}
+        self.ranges = {0.0: self.cluster.replicas()}
         threading.Thread(target=self._watch_ranges, daemon=True).start()
         number = 0
         for name, kind, count in LOADS:
             for _ in range(count):
                 number += 1
-                client = kind(self.url, number, self.chance.getrandbits(32), self.recorders[name], self._stop)
+                client = kind(lambda: self.cluster.url, number, self.chance.getrandbits(32), self.recorders[name], self._stop)
                 self.clients.append(client)
                 client.start()
-        hurting = [threading.Thread(target=self._hurt_until, args=(self.began + seconds,), daemon=True) for _ in range(2)]
+        until = self.began + seconds
+        hurting = [threading.Thread(target=self._hurt_until, args=(until,), daemon=True) for _ in range(2)]
+        if self.administrator is not None:
+            hurting[1] = threading.Thread(target=self.administrator.run, args=(self._stop, until), daemon=True)
         for thread in hurting:
             thread.start()
         for thread in hurting:
             thread.join()
         self.network.heal()
+        if self.administrator is not None:
+            self.faults += self.administrator.settle()
         marks = {name: len(recorder.committed) for name, recorder in self.recorders.items()}
         wait_until(
             lambda: all(len(recorder.committed) > marks[name] + 5 for name, recorder in self.recorders.items()),
@@ -191,7 +179,7 @@ class Chaos:
         if kind == "split":
             self._timed(kind, [], self._split)
             return
-        victims = self._choose(len(self.nodes) if kind == "kill all" else 1)
+        victims = self._choose(len(self.cluster.present) if kind == "kill all" else 1)
         if not victims:
             return
         try:
@@ -199,8 +187,23 @@ class Chaos:
             act = self._acts()[kind]
             self._timed(kind, victims, lambda: act(victims, for_s))
         finally:
-            with self._lock:
-                self._hurt.difference_update(victims)
+            for at in victims:
+                self._free(at)
+
+    def _take(self, at: int | None) -> int | None:
+        """Keep a node from all faults, or (None) one whose loss leaves every range a quorum; give which one it is, None if it cannot be."""
+        if at is None:
+            chosen = self._choose(1, may_lose_quorum=False)
+            return chosen[0] if chosen else None
+        with self._lock:
+            if at in self._hurt or at in self.cluster.gone:
+                return None
+            self._hurt.add(at)
+            return at
+
+    def _free(self, at: int) -> None:
+        with self._lock:
+            self._hurt.discard(at)
 
     def _acts(self) -> dict[str, Callable[[Sequence[int], float], None]]:
         """Give what does each kind of fault to nodes, for so many seconds."""
@@ -220,18 +223,19 @@ class Chaos:
             acts["slow"] = lambda victims, for_s: self._for_a_time(network.slow, network.speed_up, victims, for_s)
         return acts
 
-    def _choose(self, count: int) -> list[int]:
+    def _choose(self, count: int, *, may_lose_quorum: bool = True) -> list[int]:
         """Take nodes that nothing is done to; none if a quorum would not be left alone (or, of all, if any is hurt).
 
         Where that would leave some range without one, as ranges have fewer replicas than there may be nodes: mostly none.
         """
         with self._lock:
-            free = [at for at in range(len(self.nodes)) if at not in self._hurt]
-            if count == 1 and len(self._hurt) >= (len(self.nodes) - 1) // 2:
+            present = self.cluster.present
+            free = [at for at in present if at not in self._hurt]
+            if count == 1 and len(self._hurt) >= (len(present) - 1) // 2:
                 return []
             if count > len(free):
                 return []
-            if count == 1 and self.chance.random() >= QUORUM_LOST:
+            if count == 1 and (not may_lose_quorum or self.chance.random() >= QUORUM_LOST):
                 free = [at for at in free if self._leaves_quorums(self._hurt | {at})]
             if count > len(free):
                 return []
@@ -304,7 +308,7 @@ class Chaos:
 
     def _isolate(self, victims: Sequence[int], for_s: float) -> None:
         own = [self.nodes[at].node_id for at in victims]
-        others = [node.node_id for node in self.nodes if node.node_id not in own]
+        others = [self.nodes[at].node_id for at in self.cluster.present if at not in victims]
         for node_id in own:
             self.network.isolate(node_id, others)
         self._stop.wait(for_s)
@@ -312,7 +316,7 @@ class Chaos:
 
     def _cut(self, victims: Sequence[int], for_s: float) -> None:
         own = self.nodes[victims[0]].node_id
-        others = [node.node_id for node in self.nodes if node.node_id != own]
+        others = [self.nodes[at].node_id for at in self.cluster.present if at not in victims]
         chosen = self.chance.sample(others, self.chance.randint(1, len(others)))
         links = [(own, other) if self.chance.random() < 0.5 else (other, own) for other in chosen]
         self.network.cut(links)
@@ -336,21 +340,21 @@ class Chaos:
     def _split(self) -> None:
         self._splits += 1
         table, key = self.chance.choice((("lists", chaos_clients.LISTS), ("accounts", chaos_clients.ACCOUNTS)))
-        with contextlib.suppress(dsdb.Error), dsdb.connect(f"{self.url}?autocommit=true&statement_timeout=8s") as connection:
-            connection.execute(f"ALTER TABLE {table} SPLIT AT VALUES ({self.chance.randrange(1, key)})")
+        with contextlib.suppress(dsdb.Error):
+            self.cluster.ask(f"ALTER TABLE {table} SPLIT AT VALUES ({self.chance.randrange(1, key)})", timeout_s=8)
 
     # ---- Verdict ----
 
     def check(self) -> list[str]:
         """Read everything a last time, and look for what must not be."""
-        with dsdb.connect(f"{self.url}?autocommit=true") as connection:
+        with dsdb.connect(f"{self.cluster.url}autocommit=true") as connection:
             final_lists = [chaos_clients.read_list(connection, key) for key in range(chaos_clients.LISTS)]
             balances = chaos_clients.read_balances(connection)
             collected = chaos_clients.read_collected(connection)
         return [
             *self.faults,
             *(f"{name}: {told.error}" for name, recorder in self.recorders.items() for told in recorder.errors if "XX000" in told.error),
-            *(f"node {node.node_id} has ended by itself" for node in self.nodes if not node.is_running),
+            *(f"node {self.nodes[at].node_id} has ended by itself" for at in self.cluster.present if not self.nodes[at].is_running),
             *self._verdict("lists", final_lists),
             *self._verdict("bank", balances),
             *self._verdict("registers", []),
@@ -406,24 +410,38 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--nodes", type=int, choices=(3, 5), default=3)
     parser.add_argument("--network", choices=("auto", "namespaces", "proxy"), default="auto")
+    parser.add_argument("--elastic", action="store_true", help="nodes join, are drained and decommissioned, and die for good")
+    parser.add_argument("--tls", action="store_true", help="with certificates; only in namespaces, as the proxy reads who connects")
     parser.add_argument("--picture", type=Path, default=Path(tempfile.gettempdir()) / "dsdb-chaos.svg")
     arguments = parser.parse_args()
+    if arguments.tls and arguments.network == "proxy":
+        parser.error("--tls needs network namespaces: the proxy reads from a peer's first bytes who it is")
     if arguments.network != "proxy" and not namespaces.is_inside():
         refusal = namespaces.refusal()
         if refusal is None:
             namespaces.enter("tests.faults.chaos", sys.argv[1:])
         print(f"network namespaces cannot be used here: {refusal}", flush=True)
-        if arguments.network == "namespaces":
+        if arguments.network == "namespaces" or arguments.tls:
             return 2
     # As after Ctrl-C, all that was started is ended; the first process of a process namespace would not even hear of it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
     network = CutNetwork() if arguments.network == "proxy" or not namespaces.is_inside() else NamespaceNetwork()
     through = "network namespaces" if isinstance(network, NamespaceNetwork) else "a proxy"
-    print(f"seed {seed}, {arguments.nodes} nodes through {through}, {arguments.minutes:g} minutes", flush=True)
+    how = f"{', elastic' if arguments.elastic else ''}{', TLS' if arguments.tls else ''}"
+    print(f"seed {seed}, {arguments.nodes} nodes through {through}{how}, {arguments.minutes:g} minutes", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="dsdb-chaos-"))
     try:
-        faults = run(directory, seed, arguments.nodes, network, arguments.minutes * 60, arguments.picture)
+        faults = run(
+            directory,
+            seed,
+            arguments.nodes,
+            network,
+            arguments.minutes * 60,
+            arguments.picture,
+            is_elastic=arguments.elastic,
+            has_tls=arguments.tls,
+        )
     except (KeyboardInterrupt, SystemExit):
         shutil.rmtree(directory)
         raise
@@ -435,9 +453,19 @@ def main() -> int:
     return 0
 
 
-def run(directory: Path, seed: int, nodes: int, network: CutNetwork | NamespaceNetwork, seconds: float, picture: Path) -> list[str]:
+def run(
+    directory: Path,
+    seed: int,
+    nodes: int,
+    network: CutNetwork | NamespaceNetwork,
+    seconds: float,
+    picture: Path,
+    *,
+    is_elastic: bool = False,
+    has_tls: bool = False,
+) -> list[str]:
     """Run once; print what was done, draw it, and give what is wrong."""
-    chaos = Chaos(directory, seed, nodes, network)
+    chaos = Chaos(directory, seed, nodes, network, is_elastic=is_elastic, has_tls=has_tls)
     try:
         faults: list[str] = []
         try:
@@ -449,6 +477,8 @@ def run(directory: Path, seed: int, nodes: int, network: CutNetwork | NamespaceN
         elapsed = chaos.ended - chaos.began
         found = loads(chaos)
         print(report(found, chaos.spans, elapsed, chaos.ranges))
+        if chaos.administrator is not None:
+            print(chaos.administrator.report())
         print(f"{chaos.bytes_lost} bytes of logs that were not synced were cut off")
         moments = [moment for load in found for moment in load.commits]
         longest = max(pauses(moments, elapsed), key=lambda pause: pause.seconds)

@@ -26,6 +26,8 @@ BALANCE = 100
 _PARTICULARS = re.compile(r"b'(?:[^'\\]|\\.)*'|b\"(?:[^\"\\]|\\.)*\"|[0-9a-f]{8,}|\d{2,}|\(\d+\)")
 PATIENCE_S = 8
 """After this long a statement is given up by its server."""
+RECONNECTS = 0.1
+"""Of the transactions that failed, after so many the client connects anew; after the others it is the driver's to find another node."""
 
 
 class SharedRecorder:
@@ -72,7 +74,7 @@ class SharedRecorder:
 class Client(threading.Thread):
     """One client; a process of the history has one transaction at a time, and a new number after each unknown outcome."""
 
-    def __init__(self, url: str, number: int, seed: int, recorder: SharedRecorder, stop: threading.Event) -> None:
+    def __init__(self, url: Callable[[], str], number: int, seed: int, recorder: SharedRecorder, stop: threading.Event) -> None:
         super().__init__(daemon=True)
         self.chance = random.Random(seed)
         self._url, self._process, self._recorder, self._stop_asked = url, number, recorder, stop
@@ -91,12 +93,16 @@ class Client(threading.Thread):
                 if not self._one(connection):
                     with contextlib.suppress(dsdb.Error):
                         connection.rollback()
+                    if self.chance.random() < RECONNECTS:
+                        # The nodes may be others by now.
+                        connection.close()
+                        connection = None
         except BaseException as error:  # the thread's root: the run looks at it
             self.error = error
 
     def connect(self) -> Connection:
         """Connect to some node."""
-        return dsdb.connect(f"{self._url}?load_balance=random&statement_timeout={PATIENCE_S}s")
+        return dsdb.connect(f"{self._url()}load_balance=random&statement_timeout={PATIENCE_S}s")
 
     def _one(self, connection: Connection) -> bool:
         pending = self._recorder.begin(self._process)
@@ -214,8 +220,8 @@ def read_collected(connection: Connection) -> Scan:
 
 
 def make_tables(url: str) -> None:
-    """Make the tables, each over several ranges."""
-    with dsdb.connect(f"{url}?autocommit=true") as connection:
+    """Make the tables, each over several ranges.  url: ends with what options may be added to."""
+    with dsdb.connect(f"{url}autocommit=true") as connection:
         for text in (
             "CREATE TABLE lists (k INT PRIMARY KEY, v TEXT NOT NULL)",
             "CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL)",

@@ -22,6 +22,12 @@ COLORS = {
     "clock jump": "#bcbd22",
     "disk full": "#ff7f0e",
     "split": "#2ca02c",
+    "add": "#98df8a",
+    "drain": "#c5b0d5",
+    "decommission": "#f7b6d2",
+    "leave": "#c49c94",
+    "kill for good": "#ff1493",
+    "scatter": "#9edae5",
 }
 OTHER = "#444444"
 

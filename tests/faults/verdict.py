@@ -15,7 +15,7 @@ import msgspec
 AFTER_S = 2.0
 """A fault is blamed for pauses that begin so soon after its end."""
 ERRORS_SHOWN = 4
-DOWN = ("kill", "kill all", "power off", "pause", "isolate", "unplug", "disk full")
+DOWN = ("kill", "kill all", "kill for good", "power off", "pause", "isolate", "unplug", "disk full")
 """Faults whose node does nothing for its ranges."""
 
 
