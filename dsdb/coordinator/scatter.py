@@ -24,7 +24,7 @@ def scatter(scene: Scene, range_ids: Sequence[RangeId]) -> int:
     replicas = {store.store_id: 0 for store in scene.takers}
     leases = dict(replicas)
     for found in chosen:
-        for store_id in voters_of(found.desc):
+        for store_id in scene.stores_of(found.desc.range_id):
             replicas[store_id] = replicas.get(store_id, 0) + 1
         if found.leaseholder is not None:
             leases[found.leaseholder] = leases.get(found.leaseholder, 0) + 1

@@ -67,8 +67,10 @@ class Scene:
         self.lease_movers: set[StoreId] = set()
         """Stores that a lease is moved from or to."""
         self.replicas: dict[StoreId, int] = {}
-        """By store, with all moves through."""
+        """By store, with all moves through: what the view shows of a move already is not counted again."""
         self.leases: dict[StoreId, int] = {}
+        self._through: dict[RangeId, set[StoreId]] = {}
+        """Of ranges whose replicas are moved: the stores that will have them."""
         self.changes = 0
         self.transfers = 0
         self.splits = 0
@@ -103,20 +105,36 @@ class Scene:
         if isinstance(move, TransferLease):
             self.transfers += 1
             self.lease_movers |= {move.leaseholder, move.to}
-            self.leases[move.leaseholder] = self.leases.get(move.leaseholder, 0) - 1
-            self.leases[move.to] = self.leases.get(move.to, 0) + 1
+            if self._leaseholder(move.range_id) == move.leaseholder:
+                self.leases[move.leaseholder] = self.leases.get(move.leaseholder, 0) - 1
+                self.leases[move.to] = self.leases.get(move.to, 0) + 1
             return
         if isinstance(move, SplitRange):
             self.splits += 1
             return
         self.changes += 1
+        on = self.stores_of(move.range_id)
         for target in move.add:
             self.receiving.add(target.store_id)
-            self.replicas[target.store_id] = self.replicas.get(target.store_id, 0) + 1
+            if target.store_id not in on:
+                self.replicas[target.store_id] = self.replicas.get(target.store_id, 0) + 1
         if move.add:
             self.sending.add(move.leaseholder)
         for store_id in move.remove:
-            self.replicas[store_id] = self.replicas.get(store_id, 0) - 1
+            if store_id in on:
+                self.replicas[store_id] = self.replicas.get(store_id, 0) - 1
+        self._through[move.range_id] = (on | {target.store_id for target in move.add}).difference(move.remove)
+
+    def _leaseholder(self, range_id: RangeId) -> StoreId | None:
+        found = self.view.ranges.get(range_id)
+        return None if found is None else found.leaseholder
+
+    def stores_of(self, range_id: RangeId) -> set[StoreId]:
+        """Give the stores that have replicas of a range, or will have when its move is through."""
+        if range_id in self._through:
+            return self._through[range_id]
+        found = self.view.ranges.get(range_id)
+        return set() if found is None else {member.store_id for member in found.desc.replicas}
 
     def change(self, view: RangeView, reason: str, *, add: Iterable[StoreView] = (), remove: Iterable[StoreId] = ()) -> None:
         """Plan a change of replicas."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsdb.coordinator import scatter as scatter_module
-from dsdb.coordinator.moves import ChangeReplicas, Move, SplitRange, TransferLease
+from dsdb.coordinator.moves import ChangeReplicas, Move, SplitRange, Target, TransferLease
 from dsdb.coordinator.placement import PlacementBook
 from dsdb.coordinator.scatter import scatter
 from dsdb.coordinator.scene import Scene, Settings
@@ -127,3 +127,21 @@ def test_without_a_gap_it_would_not_end(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(scatter_module, "_GAP", 1)
     with pytest.raises(AssertionError, match="does not end"):
         spread(cluster(5, 7), [RangeId(number) for number in range(1, 8)], moves_max=42)
+
+
+def test_what_is_under_way_counts_where_it_goes_to_and_once() -> None:
+    """The view may not show it yet, or show its end already: neither begins moves that would have to be taken back."""
+    view = cluster(4, 0)
+    for number, stores in enumerate([[1, 2, 3], [1, 2, 3], [2, 3, 4], [2, 3, 4], [3, 4, 1], [3, 4, 1], [4, 1, 2], [4, 1, 2]], 1):
+        view.put_range(range_on(number, stores, leaseholder=stores[0]))
+    even = view.ranges[RangeId(3)]
+    crowded = range_on(3, [2, 3, 1], leaseholder=2)
+    move = ChangeReplicas(
+        desc=crowded.desc, leaseholder=StoreId(2), add=(Target(StoreId(4), NodeId(4)),), remove=(StoreId(1),), reason="planned before"
+    )
+    for seen in (crowded, even):
+        view.put_range(seen)
+        scene = Scene(view, (move,), Settings())
+        assert set(scene.replicas.values()) == {6}
+        scatter(scene, list(view.ranges))
+        assert scene.moves == []
