@@ -245,6 +245,10 @@ class RaftLoop:
         self._synced(self._take_unsynced())
         return True
 
+    def count_unsynced(self, size_bytes: int) -> None:
+        """Learn of bytes that another writer has put into the engine: the next sync has them to write, too."""
+        self._unsynced_bytes += size_bytes
+
     def _take_unsynced(self) -> _Unsynced:
         unsynced = self._marks, self._held
         self._marks, self._held = {}, []

@@ -16,7 +16,7 @@ Invariants:
 - What is sent is one state: keys, outcomes, txn records, descriptor and applied index come from one engine snapshot.
 - What was acknowledged is not sent again while both stores live; what nobody goes on with is cleared after `snapshot_patience_s`.
 - All that a store sends of Raft snapshots, and all that it takes, keeps within `snapshot_bytes_per_s` each.
-- Nothing here holds the event loop longer than one chunk takes.
+- Nothing here holds the event loop longer than one chunk takes, nor makes the next sync hold it: the loop knows what is to be synced.
 """
 
 import hashlib
@@ -404,6 +404,7 @@ class SnapshotReceiver:
         while True:
             try:
                 self._context.engine.write(batch)
+                self._loop.count_unsynced(batch.size_bytes)
                 return
             except WriteStallError:
                 await trio.sleep(config.stall_backoff_s)

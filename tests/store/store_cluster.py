@@ -161,6 +161,8 @@ class HoldableDisk:
 
     def __init__(self, *, is_prompt: bool = False) -> None:
         self.is_prompt = is_prompt
+        self.is_in_loop = False
+        """A call is being made in the loop."""
         self._free = trio.Event()
         self._free.set()
 
@@ -178,7 +180,9 @@ class HoldableDisk:
     def run_promptly(self, call: Callable[[], object]) -> bool:
         if not self.is_prompt or not self._free.is_set():
             return False
+        self.is_in_loop = True
         call()
+        self.is_in_loop = False
         return True
 
     def close(self) -> None:

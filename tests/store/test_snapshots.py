@@ -6,15 +6,17 @@ from contextlib import aclosing
 import msgspec
 import pytest
 import trio
-from store_cluster import Cluster, simulate
+from store_cluster import Cluster, HoldableDisk, simulate
 
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.requests import SplitRequest
-from dsdb.storage.engine.port import Family
+from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.engine.port import Family, WriteBatch
 from dsdb.storage.keys import prefix_end
-from dsdb.store import SnapshotHeader, StoreConfig, StoreFrame, TransportError
+from dsdb.store import SnapshotHeader, Store, StoreConfig, StoreFrame, TransportError
 from dsdb.store.checksum import checksum
+from dsdb.store.loop import PROMPT_BYTES_MAX
 from dsdb.store.state import ReplicaKeys, staging_prefix
 
 TABLES = RangeId(2)
@@ -218,6 +220,45 @@ def test_it_keeps_within_its_rate_and_does_not_hold_up_writes() -> None:
         assert slowest_s < 0.5
 
     simulate(2, body, config=StoreConfig(snapshot_bytes_per_s=100_000.0, snapshot_chunk_bytes=8192, snapshot_part_bytes=65536))
+
+
+class WeighingEngine(MemoryEngine):
+    """Knows how much each sync has to write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsynced_bytes = 0
+        self.disk = HoldableDisk()
+        self.in_loop: list[int] = []
+        self.in_thread: list[int] = []
+
+    def write(self, batch: WriteBatch) -> None:
+        super().write(batch)
+        self.unsynced_bytes += batch.size_bytes
+
+    def sync(self) -> None:
+        super().sync()
+        (self.in_loop if self.disk.is_in_loop else self.in_thread).append(self.unsynced_bytes)
+        self.unsynced_bytes = 0
+
+
+def test_what_it_writes_is_not_synced_in_the_loop() -> None:
+    async def body(cluster: Cluster) -> None:
+        await fill(cluster, 1_500)
+        cluster.kill(StoreId(2))
+        engine = WeighingEngine()
+        Store.create(engine, cluster.identity(StoreId(2)), first=False)
+        cluster.engines[StoreId(2)] = engine
+        cluster.has_prompt_disks = True
+        await cluster.restart(StoreId(2))
+        engine.disk = cluster.disks[StoreId(2)]
+        await cluster.replicate(TABLES, [2])
+        for number in range(5):
+            await cluster.put(key(number), b"small")
+        assert max(engine.in_thread) > 500_000
+        assert 0 < max(engine.in_loop) <= PROMPT_BYTES_MAX
+
+    simulate(2, body)
 
 
 @pytest.mark.parametrize("behind_s", [0.5, 3.0])
