@@ -7,6 +7,8 @@
 Invariants:
 - Nobody waits for a lock holding a latch, nor longer than it said.
 - What is read is what a later commit finds, as long as nobody writes without the lock: no write of these keys is on its way.
+- LockNotAvailable says that a living transaction has the lock.  That holders can do nothing, for want of a timestamp, is Unavailable:
+  whoever waits for others waits on, and two who take turns at failing would each wait for the other for ever.
 - A request that comes to nothing gives back what it took; its statement has failed, or asks again.
 """
 
@@ -54,6 +56,8 @@ class Locking:
         self._context = context
         self._clearing = clearing
         self._fresh = fresh
+        self._unstamped_at: float | None = None
+        """When the oracle last gave nobody here a timestamp, if nobody got one since."""
         self.handlers: dict[type, Serve] = {
             LockedReadRequest: self._read,
             UnlockRequest: self._at_once,
@@ -69,6 +73,8 @@ class Locking:
             ts = self._context.timestamps.fresh_nowait() if request.ts is None else request.ts
             if ts is None or not replica.locks.is_free_for(request.attempt, request.keys):
                 return None
+            if request.ts is None:
+                self._unstamped_at = None
             ask = self._ask(replica, request)
             reply = read_locked(replica, request, ask.locked, ts)
             # A timestamp of this node's own is the newest there is, but for other nodes'.
@@ -116,6 +122,8 @@ class Locking:
         while ask.state is AskState.WAITING:
             left_s = until - clock.now()
             if left_s <= 0:
+                if self._unstamped_at is not None and self._unstamped_at >= until - wait_s - self._context.config.timestamp_wait_s:
+                    raise KvError(Unavailable("no timestamp from the oracle, which those who hold the lock in turn wait for"))
                 raise KvError(LockNotAvailable(ask.keys[ask.at]))
             waiter: Waiter[None] = Waiter()
 
@@ -190,7 +198,7 @@ class Locking:
     async def _unblocked(self, replica: Replica, request: LockedReadRequest, locked: Sequence[bool]) -> Reply:
         until = 0.0
         while True:
-            ts = await self._fresh() if request.ts is None else request.ts
+            ts = await self._stamp() if request.ts is None else request.ts
             met = None
             try:
                 return read_locked(replica, request, locked, ts)
@@ -204,6 +212,16 @@ class Locking:
                 holds_locks = request.holds_locks
                 pusher = Pusher(request.start_ts if holds_locks else MAX_TIMESTAMP, request.attempt, wounds=holds_locks)
                 await self._clearing.clear(replica, met, pusher, until)
+
+    async def _stamp(self) -> Timestamp:
+        """Take a fresh timestamp.  Raises KvError."""
+        try:
+            ts = await self._fresh()
+        except KvError:
+            self._unstamped_at = self._context.clock.now()
+            raise
+        self._unstamped_at = None
+        return ts
 
 
 def check_place(replica: Replica, keys: Sequence[bytes]) -> None:

@@ -344,3 +344,30 @@ def test_a_lease_change_loses_locks_without_harm() -> None:
         assert await cluster.get(A) == b"2"
 
     simulate(3, body)
+
+
+def test_who_waits_for_those_who_get_no_timestamp_hears_of_that_and_not_of_a_lock() -> None:
+    async def run(cluster: Cluster) -> None:
+        store = await cluster.wait_leaseholder(TABLES)
+        clients = [Client(cluster, store) for _ in range(3)]
+        answers: list[KvErrorDetail] = []
+
+        async def ask(client: Client) -> None:
+            answers.append(await refusal(client.lock(A, wait_s=0.5)))
+
+        async def in_vain() -> Timestamp:
+            await trio.sleep(0.4)
+            raise KvError(Unavailable("the oracle is down"))
+
+        cluster.oracle.is_down, cluster.oracle.fresh = True, in_vain  # type: ignore[method-assign]  # down, and slow to say so
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(ask, client)
+        # The last one's time is over while the second has the lock, and waits.
+        assert all(isinstance(detail, Unavailable) for detail in answers), answers
+        assert sum("in turn" in str(detail) for detail in answers) == 1
+        cluster.oracle.is_down = False
+        assert isinstance(await clients[0].lock(A), LockedReadReply)
+        assert isinstance(await refusal(clients[1].lock(A, wait_s=0.5)), LockNotAvailable), "now it is the lock again"
+
+    simulate(4, run)
