@@ -7,6 +7,9 @@ import click
 _COMMANDS = {
     "start": ("dsdb.cli.start", "start_command"),
     "sql": ("dsdb.cli.shell", "sql_command"),
+    "import": ("dsdb.cli.transfer", "import_command"),
+    "export": ("dsdb.cli.transfer", "export_command"),
+    "dump": ("dsdb.cli.transfer", "dump_command"),
     "node": ("dsdb.cli.node_commands", "node_command"),
     "range": ("dsdb.cli.range_commands", "range_command"),
     "cert": ("dsdb.cli.cert", "cert_command"),

@@ -13,6 +13,7 @@ HELP = """\
   \\dt             tables
   \\l              databases
   \\c DATABASE     go on in another database
+  \\copy …         COPY, as without the backslash: files are read and written here
   \\i FILE         run the statements of a file
   \\timing         show how long statements take, or no longer
   \\x              show rows as lists of their columns, or no longer
@@ -36,6 +37,7 @@ class MetaCommands:
             "dt": lambda argument: shell.run("SHOW TABLES"),
             "l": lambda argument: shell.run("SHOW DATABASES"),
             "c": self._change_database,
+            "copy": lambda argument: shell.run(f"COPY {argument}"),
             "i": self._include,
             "timing": self._toggle_timing,
             "x": self._toggle_expanded,

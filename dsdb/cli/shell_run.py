@@ -1,8 +1,10 @@
 """The shell's hands: runs statements on a connection and writes what they give; Ctrl-C cancels them at the node."""
 
 import contextlib
+import itertools
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +16,7 @@ import msgspec
 from dsdb.cli.formats import BINARY_WRITERS, TEXT_WRITERS, FormatError, write_expanded, write_table
 from dsdb.cli.shell_text import StatementSplitter, describe_error
 from dsdb.driver.connection import Connection, connect_to
+from dsdb.driver.copying import is_copy, read_copy, run_copy
 from dsdb.driver.errors import Error
 from dsdb.driver.results import Inline, Streamed
 from dsdb.driver.target import Target
@@ -98,11 +101,14 @@ class Shell:
         self.target, self.connection = target, connection
         self.catalog_changes += 1
 
-    def run(self, sql: str) -> bool:
-        """Run a statement and write its results; say whether it succeeded."""
+    def run(self, sql: str, lines: Iterator[str] | None = None) -> bool:
+        """Run a statement and write its results; say whether it succeeded.  lines: of the text behind it, for COPY … FROM STDIN."""
         began = time.perf_counter()
         try:
             with self._cancelling():
+                if is_copy(sql):
+                    self._copy(sql, lines or iter(()))
+                    return True
                 answer = self.connection.run_statement(sql, ())
                 while (result := answer.next_result()) is not None:
                     self._write_notices()
@@ -128,10 +134,31 @@ class Shell:
                 if not meta(line.strip()):
                     return False
                 continue
-            if not all(self.run(statement) for statement in splitter.feed(line)):
+            if not all(self.run(statement, lines) for statement in splitter.feed(line)):
                 return False
         rest = splitter.take_rest()
         return not rest or self.run(rest)
+
+    def _copy(self, sql: str, lines: Iterator[str]) -> None:
+        """Run a COPY: its files are here; STDIN is the text behind it, up to a line of `\\.`, or standard input if there is none."""
+        copy = read_copy(sql)
+        self.out.flush()
+        if not copy.is_from:
+            pipe: IO[bytes] | None = self.out.buffer if hasattr(self.out, "buffer") else None
+            rows = run_copy(self.connection, sql, pipe)
+            if copy.file is None:
+                return
+        elif copy.file is not None:
+            rows = run_copy(self.connection, sql, None)
+        else:
+            with tempfile.TemporaryFile() as data:
+                behind = next(lines, None)
+                source = sys.stdin if behind is None else itertools.chain([behind], lines)
+                data.writelines(line.encode() for line in itertools.takewhile(lambda line: line.rstrip("\r\n") != "\\.", source))
+                data.seek(0)
+                rows = run_copy(self.connection, sql, data)
+        if self.output_format == "table":
+            self.out.write(f"COPY {rows}\n")
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Run a statement for the shell itself.  Raises Error."""

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dsdb.driver.errors import NotSupportedError
 from dsdb.driver.files import FileOptions, Location, unreachable
 from dsdb.protocol.messages import Column
 from dsdb.sql.types import TypeName
@@ -64,8 +63,20 @@ def created(file: Location) -> Iterator[Sink]:
         raise
 
 
+def _spelled(intervals: "pa.Array") -> "pa.Array":
+    import pyarrow as pa  # noqa: PLC0415, RUF100
+
+    from dsdb.sql.text import format_text  # noqa: PLC0415, RUF100
+    from dsdb.sql.types import INTERVAL  # noqa: PLC0415, RUF100
+    from dsdb.storage.datum import Kind  # noqa: PLC0415, RUF100
+    from dsdb.storage.rowarrow import array_to_datums  # noqa: PLC0415, RUF100
+
+    datums = array_to_datums(Kind.INTERVAL, intervals)
+    return pa.array([None if value is None else format_text(value, INTERVAL) for value in datums], pa.string())
+
+
 def writer_of(out: Sink, options: FileOptions, columns: Sequence[Column], schema: "pa.Schema") -> RowWriter:
-    """Give the writer of a format.  Raises NotSupportedError."""
+    """Give the writer of a format."""
     match options.format:
         case "csv":
             return CsvWriter(out, options, columns)
@@ -168,23 +179,25 @@ class ArrowWriter:
 
 
 class ParquetFileWriter:
-    """A Parquet file of large row groups."""
+    """A Parquet file of large row groups.  It has no intervals: they are text there, as SQL spells them."""
 
     def __init__(self, out: Sink, schema: "pa.Schema") -> None:
         import pyarrow as pa  # noqa: PLC0415, RUF100
         import pyarrow.parquet as pq  # noqa: PLC0415, RUF100
 
-        for field in schema:
-            if field.type == pa.month_day_nano_interval():
-                raise NotSupportedError(
-                    f'column "{field.name}" is an interval, which Parquet has not', sqlstate="0A000", hint="Cast it to text, or use Arrow."
-                )
+        self._intervals = [at for at, field in enumerate(schema) if field.type == pa.month_day_nano_interval()]
+        for at in self._intervals:
+            schema = schema.set(at, schema.field(at).with_type(pa.string()))
+        self._schema = schema
         self._writer = pq.ParquetWriter(out, schema, compression="zstd")
         self._waiting: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
     def write(self, batch: "pa.RecordBatch") -> None:
         """Write rows, when there are enough of them for a group."""
+        if self._intervals:
+            arrays = [_spelled(array) if at in self._intervals else array for at, array in enumerate(batch.columns)]
+            batch = type(batch).from_arrays(arrays, schema=self._schema)
         self._waiting.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
