@@ -275,7 +275,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 class EventInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Something that was done to ranges or nodes, for people.
 
-    at_us: wall clock of the node that coordinated; kind: replicas, lease or node; range_id: None if it concerns none; what: and why;
+    at_us: wall clock of the node that coordinated; kind: replicas, lease, split or node; range_id: None if it concerns none; what: and why;
     is_done: False if it was tried and failed.
     """
 
