@@ -130,7 +130,8 @@ class Gathering:
                     nursery.start_soon(self._hear, member, tracker, node_state)
         version = self.view.version
         now = self._clock.now()
-        for range_id in sorted(range_id for range_id, at in self._settled_at.items() if at <= now):
+        settled = sorted(range_id for range_id, at in self._settled_at.items() if at <= now)
+        for range_id in settled[:PAGE_RANGES]:
             del self._settled_at[range_id]
             self.view.settle(range_id)
             self._merge(range_id)

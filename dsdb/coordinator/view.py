@@ -155,7 +155,7 @@ class ClusterView:
         """Take a range as it is now."""
         range_id = view.desc.range_id
         known = self.ranges.get(range_id)
-        if known is not None and view.lease_term > known.lease_term:
+        if known is not None and view.lease_term > known.lease_term and known.requests_per_s + known.written_bytes_per_s > 0:
             self.unsettled[range_id] = known.requests_per_s, known.written_bytes_per_s
         if range_id in self.unsettled:
             requests, written = self.unsettled[range_id]
