@@ -1,5 +1,7 @@
 """What commands that look after a cluster have in common: a session, rows, tables, and errors as sentences."""
 
+import csv
+import json
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,14 +18,29 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound=Callable[..., object])
 
 EXIT_REFUSED, EXIT_NO_ANSWER, EXIT_INTERRUPTED = 1, 2, 130
+FORMATS = ("table", "csv", "json")
 TRIES = 40
 """Looks in vain, one after another, before a command gives up: nodes come back, and another one takes the session over."""
 
 
+def check_url(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+    """Refuse what would be an embedded node's directory: it would be made, and have a cluster of its own."""
+    if url is not None and "://" not in url:
+        raise click.BadParameter(f"{url!r} is no URL of a cluster: expected dsdb://HOST:PORT[,HOST:PORT …]")
+    return url
+
+
 def url_options(command: CommandT) -> CommandT:
     """Add --url and --certs-dir."""
-    option = click.option("--url", default=DEFAULT_URL, show_default=True, help="dsdb://user@host:7432[,host:7432 …]: a node that stays.")
+    text = "dsdb://user@host:7432[,host:7432 …]: a node that stays."
+    option = click.option("--url", default=DEFAULT_URL, show_default=True, callback=check_url, help=text)
     return option(certs_dir_option(command))
+
+
+def format_option(command: CommandT) -> CommandT:
+    """Add --format."""
+    text = "For people, or for programs."
+    return click.option("--format", "output_format", type=click.Choice(FORMATS), default="table", show_default=True, help=text)(command)
 
 
 class Asking:
@@ -83,6 +100,18 @@ class Asking:
             return last
 
         return patient
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], output_format: str) -> None:
+    """Print rows under their columns, or as CSV with a header, or as a JSON array of objects; empty values are empty there, or null."""
+    if output_format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([["" if value is None else _spelled(value) for value in row] for row in rows])
+    elif output_format == "json":
+        click.echo(json.dumps([dict(zip(columns, row)) for row in rows], indent=1, default=str, ensure_ascii=False))
+    else:
+        print_table(columns, rows)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsdb.cli.asking import EXIT_INTERRUPTED, EXIT_NO_ANSWER, check_url
 from dsdb.cli.certs_option import certs_dir_option
 from dsdb.cli.shell import DEFAULT_URL
 
 if TYPE_CHECKING:
     from dsdb.driver.connection import Connection
 
-EXIT_WRONG, EXIT_NO_ANSWER = 1, 2
+EXIT_WRONG = 1
 
 Finding = tuple[int | None, int | None, str]
 """Range, node, and what is wrong."""
@@ -27,10 +28,11 @@ def debug_group() -> None:
 
 
 @debug_group.command("check")
-@click.argument("url", default=DEFAULT_URL, required=False)
+@click.argument("url", default=DEFAULT_URL, required=False, callback=check_url)
+@click.option("--url", "url_option", default=None, callback=check_url, help="The same, as other commands have it.")
 @click.option("--quiet", is_flag=True, help="No progress, only what is wrong.")
 @certs_dir_option
-def check_command(url: str, quiet: bool) -> None:
+def check_command(url: str, url_option: str | None, quiet: bool) -> None:
     """Compare all replicas of all ranges, and the ranges with the addressing index.
 
     URL is dsdb://user@host:7432/database.  The exit code is 0 if all is well, 1 if something is wrong, 2 if the cluster does not answer.
@@ -41,12 +43,15 @@ def check_command(url: str, quiet: bool) -> None:
     from dsdb.driver.errors import Error  # noqa: PLC0415, RUF100
 
     try:
-        with dsdb.connect(url) as connection:
+        with dsdb.connect(url_option or url) as connection:
             connection.autocommit = True
             ranges, found = _check(connection, quiet=quiet)
     except Error as error:
         click.echo(describe_error(error, ""), err=True)
         sys.exit(EXIT_NO_ANSWER)
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted: not all was looked at.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
     if found:
         _print(found)
         click.echo(f"{len(found)} thing{'s are' if len(found) > 1 else ' is'} wrong with {ranges} ranges", err=True)

@@ -10,7 +10,7 @@ All of it is SQL (ALTER NODE … SET STATE, system.nodes); the wish is kept by t
 
 import click
 
-from dsdb.cli.asking import Asking, print_table, url_options
+from dsdb.cli.asking import Asking, format_option, print_rows, url_options
 from dsdb.cli.waiting import wait
 
 _COLUMNS = ("node_id", "address", "is_live", "state", "ranges", "leases", "locality")
@@ -24,12 +24,13 @@ def node_command() -> None:
 
 
 @node_command.command("ls")
+@format_option
 @url_options
-def list_nodes(url: str) -> None:
+def list_nodes(output_format: str, url: str) -> None:
     """List the nodes: where they are, how they are, what they have."""
     with Asking(url) as asking:
         rows = asking.rows(f"SELECT {', '.join(_COLUMNS)} FROM system.nodes ORDER BY node_id")
-        print_table(("node", "address", "live", "state", "replicas", "leases", "locality"), rows)
+        print_rows(("node", "address", "live", "state", "replicas", "leases", "locality"), rows, output_format)
 
 
 @node_command.command("drain")

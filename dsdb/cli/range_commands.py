@@ -2,7 +2,7 @@
 
 import click
 
-from dsdb.cli.asking import EXIT_REFUSED, Asking, print_table, url_options
+from dsdb.cli.asking import EXIT_REFUSED, Asking, format_option, print_rows, print_table, url_options
 from dsdb.cli.waiting import wait
 
 EVENTS_SHOWN = 20
@@ -17,14 +17,15 @@ def range_command() -> None:
 
 @range_command.command("ls")
 @click.argument("table", required=False)
+@format_option
 @url_options
-def list_ranges(table: str | None, url: str) -> None:
+def list_ranges(table: str | None, output_format: str, url: str) -> None:
     """List all ranges, or those of TABLE: who leads them, who has replicas."""
     with Asking(url) as asking:
         columns = "range_id, database_name, table_name, start_key, end_key, leaseholder, replicas"
         where = "" if table is None else " WHERE range_id IN (" + _ids_of(asking, table) + ")"
         rows = asking.rows(f"SELECT {columns} FROM system.ranges{where} ORDER BY range_id")
-        print_table(("range", "database", "table", "from", "to", "leaseholder", "replicas"), rows)
+        print_rows(("range", "database", "table", "from", "to", "leaseholder", "replicas"), rows, output_format)
 
 
 @range_command.command("show")
@@ -54,6 +55,8 @@ def show_range(range_id: int, url: str) -> None:
 def scatter(what: str, url: str) -> None:
     """Spread the ranges of TABLE, their leases and replicas, evenly over the nodes."""
     statement = f"ALTER RANGE {what} SCATTER" if what.isdecimal() else f"ALTER TABLE {_quoted(what)} SCATTER"
+    name = f"range {what}" if what.isdecimal() else f"the ranges of {what}"
+    verb = "is" if what.isdecimal() else "are"
     with Asking(url) as asking:
         asking.go_on = "What was begun is finished by the cluster; nothing more is moved. The same command goes on."
         ids = what if what.isdecimal() else _ids_of(asking, what)
@@ -66,10 +69,10 @@ def scatter(what: str, url: str) -> None:
             moved += begun
             return int(begun + waiting) if moved <= most else 0
 
-        wait(f"Scattering {what}", asking.looked(left), unit="ranges")
+        wait(f"Scattering {name}", asking.looked(left), unit="ranges")
         moves = f"{moved} move{'' if moved == 1 else 's'}"
         if moved <= most:
-            click.echo(f"{moves}: the ranges of {what} are spread evenly")
+            click.echo(f"{moves}: {name} {verb} spread evenly")
         else:
             click.echo(f"{moves}, and ranges come back: what the whole cluster needs goes before an even spread of {what}")
 

@@ -56,7 +56,7 @@ def refusal_of(view: ClusterView, node_id: NodeId, state: NodeState) -> str | No
     """Give the sentence with which a wish is refused; None: it can be granted."""
     stores = [store for store in view.stores.values() if store.node_id == node_id]
     if not stores:
-        return f"there is no node {node_id}: the nodes are {', '.join(sorted({str(store.node_id) for store in view.stores.values()}))}"
+        return f"there is no node {node_id}: the nodes are {', '.join(map(str, sorted({store.node_id for store in view.stores.values()})))}"
     known = stores[0].node_state
     if state is NodeState.DECOMMISSIONED:
         return "a node is decommissioned when it has no replica left, not by being told so: decommission it, and wait"
@@ -67,6 +67,8 @@ def refusal_of(view: ClusterView, node_id: NodeId, state: NodeState) -> str | No
     others = [store for store in view.stores.values() if store.node_id != node_id]
     if not any(store.takes_replicas for store in others):
         return f"node {node_id} is the last one that takes leases: nobody could serve what it serves"
+    if state is NodeState.DRAINING and (stuck := _nobody_else_leads(view, node_id)) is not None:
+        return stuck
     if state is NodeState.DECOMMISSIONING:
         hosts = {store.host for store in others if store.keeps_replicas}
         before = {store.host for store in [*others, *stores] if store.keeps_replicas}
@@ -94,5 +96,20 @@ def _refusal_by_placements(view: ClusterView, node_id: NodeId, hosts: set[Locali
             return (
                 f"without node {node_id} {after} nodes meet {spelled(placement.constraints)}, too few for {factor} replicas: "
                 "add a node there, or change the placement, first"
+            )
+    return None
+
+
+def _nobody_else_leads(view: ClusterView, node_id: NodeId) -> str | None:
+    """Say which range would have replicas on nodes only that take no leases, if this one took none: draining moves no replica."""
+    for range_id, found in sorted(view.ranges.items()):
+        on = [view.stores[voter.store_id] for voter in found.desc.voters if voter.store_id in view.stores]
+        if any(store.node_id == node_id for store in on) and not any(store.takes_replicas for store in on if store.node_id != node_id):
+            nodes = ", ".join(map(str, sorted(store.node_id for store in on if store.node_id != node_id)))
+            if not nodes:
+                return f"node {node_id} cannot be drained: range {range_id} has no other replica; decommission it instead"
+            return (
+                f"node {node_id} cannot be drained: range {range_id} has its other replicas on nodes that take no leases now ({nodes}): "
+                "recommission one of them, wait until it is back, or decommission this one"
             )
     return None

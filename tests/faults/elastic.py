@@ -32,6 +32,8 @@ SETTLE_S = 180.0
 """How long all ranges may take, after the last fault, until they are where they should be."""
 DEAD_AFTER_S = 8
 """Longer than most faults last, shorter than what starts slowly on a busy machine: so it is put to the test, too."""
+HEAL_S = 120.0
+"""How long the administrator waits, after a loss, for all ranges to have three replicas again, before doing something else."""
 KINDS = {"add": 3, "drain": 2, "decommission": 4, "kill for good": 4, "scatter": 2}
 """How often each change is chosen, where it is possible."""
 TABLES = ("lists", "accounts")
@@ -126,8 +128,8 @@ class Administrator:
         self._free(at)
         self._timed("add", [], self._start_fresh)
         while not self._is_whole():
-            if stop.wait(0.5):
-                return
+            if stop.wait(0.5) or time.monotonic() > began + HEAL_S:
+                return  # in the end it must be
         self.healed_s.append(time.monotonic() - began)
         self._tell(at, "decommission")
 
