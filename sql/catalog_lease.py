@@ -44,6 +44,7 @@ NOTIFY_SECONDS = 1.0
 """How long a change waits for the nodes that it tells; their leases bound what it waits for after that."""
 ATTEMPTS_MAX = 20
 """Times that a conflicting transaction on the catalogue is run again."""
+UNKNOWN_LEASE = "the catalogue cannot be reached: it is not known whether this node's lease was renewed"
 _RETRY_PAUSE_S = 0.005
 _DRAIN_POLL_S = 0.05
 """Pause between looks at the other nodes' leases while a change waits for them."""
@@ -161,10 +162,11 @@ class CatalogLeases:
             self._has_renewed = False
             try:
                 await _retried(self._renew)
-            except CannotConnectNowError as error:
+            except (CannotConnectNowError, UnknownOutcomeError) as error:
+                # A lease that was written, and nobody knows of, binds nobody: the statement has done nothing yet.
                 self._failures += 1
-                self._unreachable = str(error)
-                raise
+                self._unreachable = str(error) if isinstance(error, CannotConnectNowError) else UNKNOWN_LEASE
+                raise CannotConnectNowError(self._unreachable) from error
             self._has_renewed = True
 
     async def _renew(self) -> None:

@@ -9,7 +9,8 @@ import trio.testing
 from dsdb.sql import catalog as catalog_module
 from dsdb.sql.catalog import CatalogEditor, load_catalog
 from dsdb.sql.catalog_lease import CatalogLeases
-from dsdb.sql.ports import TransactionRetryError
+from dsdb.sql.errors import CannotConnectNowError
+from dsdb.sql.ports import AmbiguousCommitError, TransactionRetryError
 from dsdb.sql.schema import DatabaseDescriptor
 from tests.sql.local_txn import LocalStore, LocalTransaction
 
@@ -133,6 +134,30 @@ def test_a_conflicting_change_is_run_again() -> None:
         await leases.change(adding("one"), committed=nothing)
         assert refusals == []
         assert (await load_catalog(store.begin())).database("one") is not None
+
+    trio.run(scenario)
+
+
+def test_a_renewal_whose_outcome_is_unknown_fails_for_all_who_waited_for_it_and_leaves_no_doubt_about_their_statements() -> None:
+    async def scenario() -> None:
+        store, leases = await founded()
+        commits, errors = [], []
+
+        def lose(txn: LocalTransaction) -> None:
+            commits.append(txn)
+            raise AmbiguousCommitError("no answer")
+
+        async def renew() -> None:
+            with pytest.raises(CannotConnectNowError) as caught:
+                await leases.renew()
+            errors.append(str(caught.value))
+
+        store.before_commit = lose
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(renew)
+        # Each would wait for as long as a commit is tried, one after the other.
+        assert (len(commits), len(errors)) == (1, 3)
 
     trio.run(scenario)
 
