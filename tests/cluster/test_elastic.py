@@ -1,6 +1,7 @@
 """Nodes come, die for good and are decommissioned, as processes: ranges follow, and nothing that was acknowledged is lost."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,20 @@ class Nodes:
         self.nodes: list[NodeProcess] = []
 
     def add(self, *options: str) -> NodeProcess:
+        return self._make(*options).start()
+
+    def add_several(self, count: int) -> None:
+        """Start so many at the same time, where one is there to join: their ids are in any order."""
+        made = [self._make() for _ in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(NodeProcess.start, made))
+
+    def _make(self, *options: str) -> NodeProcess:
         join = [self.nodes[0].address] if self.nodes else []
         store = self.directory / f"node{len(self.nodes) + 1}"
         node = NodeProcess(store, join=join, options=("--dead-after", str(DEAD_AFTER_S), *options))
         self.nodes.append(node)
-        return node.start()
+        return node
 
     @property
     def url(self) -> str:

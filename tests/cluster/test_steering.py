@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import dsdb
 from tests.cluster.cut_cluster import ask, wait_until
-from tests.cluster.test_elastic import PATIENCE_S, Nodes
+from tests.cluster.test_elastic import DEAD_AFTER_S, PATIENCE_S, Nodes
 
 RANGES = 12
 LAG_LEAST_S = 4.8
@@ -22,8 +23,8 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Four nodes, and table t in many ranges."""
     found = Nodes(tmp_path_factory.mktemp("steered"))
     try:
-        for _ in range(4):
-            found.add()
+        found.add()
+        found.add_several(3)
         wait_until(found.have(1, 2, 3, 4), timeout_s=PATIENCE_S)
         execute(found, "CREATE TABLE t (id INT PRIMARY KEY, v TEXT)")
         execute(found, f"ALTER TABLE t SPLIT AT VALUES {', '.join(f'({number}0)' for number in range(1, RANGES))}")
@@ -62,8 +63,6 @@ def test_a_node_is_drained_and_comes_back(steered: Nodes) -> None:
 
 
 def test_waiting_is_interrupted_and_the_node_is_emptied_all_the_same(steered: Nodes) -> None:
-    execute(steered, "SET CLUSTER SETTING rebalance_moves_max = 1")
-    time.sleep(4)  # the time in which settings are promised to hold
     process = subprocess.Popen(command(steered, "node", "decommission", "3"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "replicas left" in process.stderr.readline()
@@ -71,10 +70,9 @@ def test_waiting_is_interrupted_and_the_node_is_emptied_all_the_same(steered: No
     _, rest = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Interrupted. Node 3 goes on giving its replicas away. To wait again: dsdb node decommission 3" in rest
-    assert steered.states()[3][0] == "decommissioning"
+    assert steered.states()[3][0] in ("decommissioning", "decommissioned")
     (job,) = ask(steered.url, "SELECT node_id, unit FROM system.jobs WHERE kind = 'decommission'") or [(3, "replicas")]
     assert job == (3, "replicas")
-    execute(steered, "RESET CLUSTER SETTING rebalance_moves_max")
     assert "node 3 is decommissioned" in said(steered, "node", "decommission", "3")
     assert steered.states()[3] == ("decommissioned", 0, 0)
     refused = run(steered, "node", "decommission", "2")
@@ -104,20 +102,24 @@ def test_ranges_are_listed_shown_and_scattered(steered: Nodes) -> None:
 def test_settings_hold_at_all_nodes_within_seconds(steered: Nodes) -> None:
     """The lag of reads of the past shrinks at each node; the node that coordinates calls a silent one dead."""
     execute(steered, "CREATE TABLE past (n SERIAL PRIMARY KEY)")
-    execute(steered, "SET CLUSTER SETTING closed_lag = '0.5s'", "SET CLUSTER SETTING dead_after = '1h'")
+    execute(steered, "SET CLUSTER SETTING dead_after = '1h'", "SET CLUSTER SETTING closed_lag = '0.5s'")
+    victim = steered.nodes[3]
     try:
-        time.sleep(4)  # the time in which settings are promised to hold
-        for node in steered.nodes:
-            lags_s = (lag_s(steered, f"dsdb://{node.address}") for _ in range(3))
-            assert any(found < LAG_LEAST_S for found in lags_s), "as if nothing had been set"
-        steered.nodes[3].kill()
-        time.sleep(4)
-        assert liveness(steered, 4) == "suspect"
-        execute(steered, "SET CLUSTER SETTING dead_after = '3s'")
-        wait_until(lambda: liveness(steered, 4) == "dead", timeout_s=20)
+        with ThreadPoolExecutor(len(steered.nodes)) as pool:
+            assert all(pool.map(lambda node: has_short_lag(steered, node.address), steered.nodes)), "as if nothing had been set"
+        victim.kill()
+        wait_until(lambda: silence_s(steered, victim.node_id) > DEAD_AFTER_S + 0.2, timeout_s=20)
+        assert liveness(steered, victim.node_id) == "suspect", "as if the setting before this one had not been taken with it"
+        execute(steered, f"SET CLUSTER SETTING dead_after = '{DEAD_AFTER_S}s'")
+        wait_until(lambda: liveness(steered, victim.node_id) == "dead", timeout_s=20)
     finally:
         execute(steered, "RESET CLUSTER SETTING closed_lag", "RESET CLUSTER SETTING dead_after")
-        steered.nodes[3].start()
+        victim.start()
+
+
+def has_short_lag(cluster: Nodes, address: str) -> bool:
+    """Measure at a node until it obeys the setting: it may take some seconds, and a busy machine more than one try."""
+    return any(lag_s(cluster, f"dsdb://{address}") < LAG_LEAST_S for _ in range(4))
 
 
 def lag_s(cluster: Nodes, url: str) -> float:
@@ -134,6 +136,11 @@ def has_row(url: str, query: str) -> bool:
         return bool(ask(url, query))
     except dsdb.Error:
         return False
+
+
+def silence_s(cluster: Nodes, node_id: int) -> float:
+    ((found,),) = ask(cluster.url, f"SELECT silence_s FROM system.stores WHERE node_id = {node_id}")
+    return float(str(found))
 
 
 def liveness(cluster: Nodes, node_id: int) -> object:
