@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import dsdb
 
+PAUSE_S = 0.02
+"""After a refusal."""
+
 
 class Writer(threading.Thread):
     """Inserts 1, 2, 3 … into a table (n INT PRIMARY KEY) until stopped.
@@ -42,6 +45,8 @@ class Writer(threading.Thread):
                     continue
                 except dsdb.OperationalError:
                     self.refused.append(number)
+                    # Asking again at once would take the processor from nodes that are starting.
+                    self._is_stopping.wait(PAUSE_S)
                     continue
                 now = time.monotonic()
                 self.longest_pause_s = max(self.longest_pause_s, now - last)

@@ -11,6 +11,7 @@ One node, two, or all three go at a time.  Ends with 1 if an acknowledged row is
 import argparse
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -36,6 +37,10 @@ class CrashLoop:
     def __init__(self, directory: Path, seed: int) -> None:
         self.chance = random.Random(seed)
         self.rounds = self.kills = self.bytes_lost = 0
+        self.starts_s: list[float] = []
+        """Of each round: from the start of its nodes' processes until all of them serve."""
+        self.recoveries_s: list[float] = []
+        """And from then until every writer has had five rows acknowledged."""
         self.faults: list[str] = []
         self.cluster = ProcessCluster(directory, nodes=3, launcher=LAUNCHER)
         self.writers: list[Writer] = []
@@ -73,11 +78,15 @@ class CrashLoop:
             self.bytes_lost += lose_unsynced(victim.store, self.chance)
         # Some stay away while the others go on.
         threading.Event().wait(self.chance.choice((0, 0, self.chance.uniform(0, 3))))
+        began = time.monotonic()
         with ThreadPoolExecutor(len(victims)) as pool:
             list(pool.map(NodeProcess.start, victims))
+        self.starts_s.append(time.monotonic() - began)
         self.kills += len(victims)
         self.rounds += 1
+        began = time.monotonic()
         self._wait_progress(5)
+        self.recoveries_s.append(time.monotonic() - began)
         self._check(is_final=False)
 
     def _wait_progress(self, rows: int) -> None:
@@ -102,9 +111,15 @@ class CrashLoop:
         """Say what was done and found."""
         counts = [sum(len(getattr(writer, name)) for writer in self.writers) for name in ("acknowledged", "unknown", "refused")]
         pause = max(writer.longest_pause_s for writer in self.writers)
+        spent = [
+            f"{what} {statistics.median(times):.1f} s in the median, {max(times):.1f} s at most"
+            for what, times in (("until the nodes serve", self.starts_s), ("from then until all write", self.recoveries_s))
+            if times
+        ]
         lines = [
             f"{self.rounds} rounds, {self.kills} kills, {self.bytes_lost} unsynced bytes cut off",
             "rows: {} acknowledged, {} of unknown outcome, {} refused".format(*counts) + f"; longest pause of a writer {pause:.1f} s",
+            "; ".join(spent),
             *self.faults,
             "FAULTS WERE FOUND" if self.faults else "nothing acknowledged was lost",
         ]
