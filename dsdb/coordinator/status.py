@@ -62,6 +62,8 @@ def refusal_of(view: ClusterView, node_id: NodeId, state: NodeState) -> str | No
         return "a node is decommissioned when it has no replica left, not by being told so: decommission it, and wait"
     if state is NodeState.ACTIVE or state is known:
         return None
+    if known is NodeState.DECOMMISSIONED and state is NodeState.DECOMMISSIONING:
+        return None  # as it may have become so just now; it becomes so again at once
     if known is NodeState.DECOMMISSIONED:
         return f"node {node_id} is decommissioned already: recommission it first"
     others = [store for store in view.stores.values() if store.node_id != node_id]

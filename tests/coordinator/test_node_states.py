@@ -29,6 +29,12 @@ def test_draining_is_refused_while_a_range_would_have_nobody_to_lead_it(standing
     assert refused(lines, 5, NodeState.DRAINING) is None
 
 
+def test_decommissioning_what_has_just_been_decommissioned_is_no_mistake() -> None:
+    lines = [*FIVE, "store 6 decommissioned"]
+    assert refused(lines, 6, NodeState.DECOMMISSIONING) is None
+    assert refused(lines, 6, NodeState.DRAINING) == "node 6 is decommissioned already: recommission it first"
+
+
 def test_a_range_of_one_replica_is_no_reason_to_wait_for_ever() -> None:
     assert refused(["store 1", "store 2", "range 2 on 1*"], 1, NodeState.DRAINING) == (
         "node 1 cannot be drained: range 2 has no other replica; decommission it instead"
