@@ -33,6 +33,8 @@ from dsdb.txn import Overlay
 
 BATCH_ROWS = 16_384
 """Rows gathered before a row-wise query runs or a batch leaves: an engine call costs a millisecond or two."""
+BATCH_BYTES = 2 << 20
+"""The same in bytes of row values: some batches wait at the gateway, and rows may be wide."""
 ENGINE_INPUT = "input"
 """What a stage's query calls its scan."""
 
@@ -170,17 +172,18 @@ class FragmentRunner:
         scan = request.stage.scan
         layouts = {layout.layout_id: layout for layout in scan.layouts}
         waiting: list[pa.RecordBatch] = []
-        rows = 0
+        rows = size = 0
         resume = piece.span.start
         async with aclosing(self._chunks(request, piece)) as chunks:
             async for keys, values, end in chunks:
                 if values:
                     waiting.append(decode_batches(values, layouts, scan.columns))
                     rows += len(keys)
+                    size += sum(map(len, values))
                 resume = end
-                if rows >= BATCH_ROWS or (scan.limit is not None and rows >= scan.limit):
+                if rows >= BATCH_ROWS or size >= BATCH_BYTES or (scan.limit is not None and rows >= scan.limit):
                     yield _joined(waiting, scan.names), resume
-                    waiting, rows = [], 0
+                    waiting, rows, size = [], 0, 0
         if not waiting:
             waiting.append(decode_batches([], layouts, scan.columns))
         yield _joined(waiting, scan.names), piece.span.end
