@@ -58,6 +58,7 @@ VAGUE_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "misc"
 PURE = (
     *("dsdb.raft", "dsdb.protocol", "dsdb.kv", "dsdb.sql.bind", "dsdb.sql.plan"),
     *("dsdb.coordinator.plan", "dsdb.coordinator.view", "dsdb.coordinator.repair", "dsdb.coordinator.balance", "dsdb.coordinator.scene"),
+    "dsdb.coordinator.placement",
     *("dsdb.store.latches", "dsdb.store.locks", "dsdb.store.timestamp_cache", "dsdb.store.liveness", "dsdb.store.evaluate"),
     *("dsdb.store.state_machine", "dsdb.store.command", "dsdb.store.frame"),
     *("dsdb.store.intents", "dsdb.store.records", "dsdb.store.verdicts"),
