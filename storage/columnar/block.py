@@ -37,6 +37,7 @@ from dsdb.storage.engine.port import Family, Reader
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import KEY_MAX, Span
 from dsdb.storage.rowarrow import LayoutColumn, arrow_type, batch_of, cast_array, field_name, repeated
+from dsdb.storage.rowbatch import HeadShape
 from dsdb.storage.rowcodec import codec_for
 
 INDEX, BLOCK = Family.INDEX, Family.BLOCK
@@ -100,6 +101,14 @@ class BlockCache:
     def chunk(self, entry: BlockEntry, slot: int) -> Any:
         """Give a chunk if it is here."""
         return self._parts.get((entry.last_key, entry.generation, slot, mark_at(entry, slot).crc))
+
+    def plan(self, identity: tuple[Any, ...]) -> Any:
+        """Give what was kept for the rows of a block."""
+        return self._parts.get(identity)
+
+    def keep_plan(self, identity: tuple[Any, ...], plan: Any, size_bytes: int) -> None:
+        """Keep what is needed for the rows of a block."""
+        self._parts.put(identity, plan, size_bytes)
 
     def keep(self, entry: BlockEntry, slot: int, chunk: Any, size_bytes: int) -> None:
         """Keep a chunk."""
@@ -238,9 +247,21 @@ class Blocks:
     def row_value(self, entry: BlockEntry, row: int) -> bytes:
         """Give the stored value of one current row."""
         place = int(self.layout_places(entry)[row]) if len(entry.layouts) > 1 else 0
-        layout, slots = entry.layouts[place], entry.layout_slots[place]
-        chunks = self.chunks(entry, slots)
-        return codec_for(layout).encode([chunks[slot].datum(row, column) for slot, column in zip(slots, layout.columns)])
+        shape, chunks = self._row_plan(entry, place)
+        return _joined_row(shape, [chunk.stored_value(row) for chunk in chunks])
+
+    def _row_plan(self, entry: BlockEntry, place: int) -> tuple[HeadShape, list[Chunk]]:
+        """Give what is needed of a block for the values of rows of one of its layouts."""
+        identity = (entry.last_key, entry.generation, entry.rows_crc, "row", place)
+        plan: tuple[HeadShape, list[Chunk]] | None = None if self._cache is None else self._cache.plan(identity)
+        if plan is None:
+            slots = entry.layout_slots[place]
+            chunks = self.chunks(entry, slots)
+            plan = codec_for(entry.layouts[place]).shape, [chunks[slot] for slot in slots]
+            if self._cache is not None:
+                # Chunks that are cached by themselves too count twice: the limit holds all the same.
+                self._cache.keep_plan(identity, plan, sum(chunk.size_bytes for chunk in plan[1]) + 512)
+        return plan
 
     def row_values(self, entry: BlockEntry, rows: npt.NDArray[np.int64]) -> list[bytes]:
         """Give the stored values of current rows."""
@@ -257,6 +278,37 @@ class Blocks:
                 batch = batch_of(arrays, [field_name(column.column_id) for column in layout.columns], len(own))
                 values[own] = codec_for(layout).encode_batch(batch)
         return cast(list[bytes], values.tolist())
+
+
+_interval = struct.Struct("<iiq")
+_NUMBER_OF_BYTES = {"f": struct.Struct("<f"), "d": struct.Struct("<d")}
+
+
+def _joined_row(shape: HeadShape, stored: Sequence[int | bytes | None]) -> bytes:
+    """Put a row value together of its columns' stored values: what `RowCodec.encode` gives of their datums."""
+    bits = end = 0
+    items: list[Any] = []
+    ends: list[int] = []
+    tails: list[bytes] = []
+    for position, (letters, value) in enumerate(zip(shape.letters, stored)):
+        if value is None:
+            bits |= 1 << position
+        if not letters:
+            tail = b"" if value is None else value
+            assert isinstance(tail, bytes)
+            tails.append(tail)
+            end += len(tail)
+            ends.append(end)
+        elif letters == "iiq":
+            items += (0, 0, 0) if value is None else _interval.unpack(value)  # type: ignore[arg-type]
+        elif letters == "16s":
+            items.append(value.to_bytes(16, "little", signed=True) if isinstance(value, int) else value or b"")
+        elif isinstance(value, bytes):
+            items += _NUMBER_OF_BYTES[letters].unpack(value)
+        else:
+            items.append(value or 0)
+    nulls = bits.to_bytes(shape.bitmap_bytes, "little")
+    return b"".join((shape.struct.pack(shape.layout_id, nulls, *items, *ends), *tails))
 
 
 def _require_rows(entry: BlockEntry, rows: int) -> None:

@@ -21,7 +21,6 @@ Not here: checksums, and which chunk is which column (`entry`).
 
 import enum
 import struct
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dsdb.storage.datum import Datum, Kind
 from dsdb.storage.errors import CorruptionError, ValueRangeError
-from dsdb.storage.rowarrow import DECIMAL_UNITS, EXACT, LayoutColumn
 
 Numbers = npt.NDArray[Any]
 
@@ -66,7 +63,7 @@ class Patch(NamedTuple):
     places: npt.NDArray[np.int64]
     """Ascending rows of the chunk."""
     values: pa.Array
-    """One for each, of the chunk's own type."""
+    """One for each, of the chunk's own type; for a DICTIONARY, also as a dictionary."""
 
 
 # ---- Encoding -----------------------------------------------------------------------------------------------------------------------
@@ -231,6 +228,8 @@ class Chunk:
             self._numbers = np.frombuffer(self._parts[1], _UNSIGNED[self._width])
         self._offsets: npt.NDArray[np.int32] | None = None
         self._dictionary: Any = None
+        self._values: list[bytes] | None = None
+        """Of the dictionary, once one was asked for."""
         self._check_data()
 
     def _check_data(self) -> None:
@@ -311,11 +310,12 @@ class Chunk:
                 halves[:, 1] = 0
             else:
                 np.right_shift(halves[:, 0], 63, out=halves[:, 1])
-            values: Numbers = halves.view(np.uint8)
-        else:
-            values = self.integers(_UNSIGNED[width]).view(np.uint8).reshape(self.rows, width)
+            if patch is not None:
+                halves[patch.places] = _raw_matrix(patch.values, width).view(np.int64)
+            return halves
+        values = self.integers(_UNSIGNED[width])
         if patch is not None:
-            values[patch.places] = _raw_matrix(patch.values, width)
+            values[patch.places] = _raw_matrix(patch.values, width).view(_UNSIGNED[width])[:, 0]
         return values
 
     def _raw(self, patch: Patch | None) -> Any:
@@ -344,51 +344,53 @@ class Chunk:
         cuts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]).tolist()
         data, done = memoryview(self._parts[2]), 0
         pieces: list[Any] = []
-        for index, (start, end) in enumerate(zip(offsets[patch.places].tolist(), offsets[patch.places + 1].tolist())):
-            pieces += (data[done:start], fresh[cuts[index] : cuts[index + 1]])
+        starts, ends = offsets[patch.places].tolist(), offsets[patch.places + 1].tolist()
+        for start, end, low, high in zip(starts, ends, cuts, cuts[1:]):
+            pieces.append(data[done:start])
+            pieces.append(fresh[low:high])
             done = end
         pieces.append(data[done:])
         all_lengths = np.diff(offsets)
         all_lengths[patch.places] = lengths
-        moved = np.zeros(self.rows + 1, np.int64)
-        np.cumsum(all_lengths, out=moved[1:])
-        if moved[-1] > PART_BYTES_MAX:
-            raise ValueRangeError(f"{moved[-1]} bytes in one column of a record batch")
-        return moved.astype(np.int32), pa.py_buffer(b"".join(pieces))
+        whole = b"".join(pieces)
+        if len(whole) > PART_BYTES_MAX:
+            raise ValueRangeError(f"{len(whole)} bytes in one column of a record batch")
+        moved = np.zeros(self.rows + 1, np.int32)
+        np.cumsum(all_lengths, out=moved[1:], dtype=np.int32)
+        return moved, pa.py_buffer(whole)
 
     def _dictionary_array(self, patch: Patch | None, as_dictionary: bool) -> pa.Array:
         dictionary = self._dictionary
         places = np.zeros(self.rows, np.int32) if self._numbers is None else self._numbers.astype(np.int32)
         if patch is not None:
-            at = pc.index_in(patch.values, value_set=dictionary)
-            unknown = pc.and_(at.is_null(), patch.values.is_valid())
-            if pc.any(unknown).as_py():
-                dictionary = pa.concat_arrays([dictionary, patch.values.filter(unknown).unique()])
-                at = pc.index_in(patch.values, value_set=dictionary)
-            places[patch.places] = at.fill_null(0).to_numpy()
+            coded = patch.values if pa.types.is_dictionary(patch.values.type) else patch.values.dictionary_encode()
+            at = pc.index_in(coded.dictionary, value_set=dictionary)
+            if at.null_count:
+                dictionary = pa.concat_arrays([dictionary, coded.dictionary.filter(at.is_null())])
+                at = pc.index_in(coded.dictionary, value_set=dictionary)
+            codes = coded.indices if coded.indices.null_count == 0 else coded.indices.fill_null(0)
+            if len(at):
+                places[patch.places] = at.to_numpy()[codes.to_numpy()]
         validity = self._validity(patch)
         indices = pa.Array.from_buffers(pa.int32(), self.rows, [validity, pa.py_buffer(places)])
         return pa.DictionaryArray.from_arrays(indices, dictionary) if as_dictionary else dictionary.take(indices)
 
-    def datum(self, row: int, column: LayoutColumn) -> Datum:
-        """Give the value of one row without decoding the others."""
+    def stored_value(self, row: int) -> int | bytes | None:
+        """Give one value without decoding the others: an integer (of a decimal: unscaled), or else its bytes; None for a NULL."""
         if self._valid is not None and not self._valid[row]:
             return None
         if self.encoding is Encoding.INTEGERS:
             number: int = (self._base + (0 if self._numbers is None else int(self._numbers[row]))) & _MASK64
-            number -= (number >> 63) << 64
-            if column.kind is Kind.DECIMAL:
-                return EXACT.multiply(Decimal(number), DECIMAL_UNITS[column.scale])
-            return number != 0 if column.kind is Kind.BOOL else number
+            return number - ((number >> 63) << 64)
+        if self.encoding is Encoding.DICTIONARY:
+            if self._values is None:
+                self._values = self._dictionary.cast(pa.binary()).to_pylist()
+            return self._values[0 if self._numbers is None else int(self._numbers[row])]
         if self.encoding is Encoding.RAW:
             width = _fixed_width(self.type)
-            return _raw_datum(bytes(memoryview(self._parts[2])[row * width : (row + 1) * width]), column)
-        if self.encoding is Encoding.DICTIONARY:
-            raw: bytes = self._dictionary[0 if self._numbers is None else int(self._numbers[row])].as_buffer().to_pybytes()
-        else:
-            offsets = self._text_offsets()
-            raw = bytes(memoryview(self._parts[2])[offsets[row] : offsets[row + 1]])
-        return raw if column.kind is Kind.BYTES else Decimal(raw.decode()) if column.kind is Kind.DECIMAL else raw.decode()
+            return bytes(self._parts[2][row * width : (row + 1) * width])
+        offsets = self._text_offsets()
+        return bytes(self._parts[2][int(offsets[row]) : int(offsets[row + 1])])
 
 
 def _opened(stored: bytes, flags: int, sizes: list[int]) -> list[Any]:
@@ -408,17 +410,3 @@ def _opened(stored: bytes, flags: int, sizes: list[int]) -> list[Any]:
             raise CorruptionError("a part of a chunk has not its size")
         parts.append(part)
     return parts
-
-
-def _raw_datum(raw: bytes, column: LayoutColumn) -> Datum:
-    match column.kind:
-        case Kind.FLOAT:
-            number: float = struct.unpack("<f" if column.width == 4 else "<d", raw)[0]
-            return number
-        case Kind.DECIMAL:
-            return EXACT.multiply(Decimal(int.from_bytes(raw, "little", signed=True)), DECIMAL_UNITS[column.scale])
-        case Kind.INTERVAL:
-            months, days, nanoseconds = struct.unpack("<iiq", raw)
-            return months, days, nanoseconds // 1000
-        case _:
-            return raw

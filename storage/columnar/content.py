@@ -31,6 +31,7 @@ from dsdb.storage.columnar.entry import (
     chunk_key,
     encode_entry,
     mark_of,
+    rows_crc_of,
     zone_of,
 )
 from dsdb.storage.columnar.keyrun import encode_keys
@@ -205,6 +206,7 @@ def _write_block(batch: WriteBatch, content: Content, generation: int) -> BlockE
             zones.append(zone_of(column, slot, array, is_dictionary=chunks[slot][0] == Encoding.DICTIONARY))
     if history_keys:
         chunks[HISTORY_SLOT] = encode_history(content.history)
+    marks = {slot: mark_of(chunks[slot]) for slot in sorted(chunks)}
     slots = {zone.column: zone.slot for zone in zones}
     entry = BlockEntry(
         generation=generation,
@@ -217,7 +219,8 @@ def _write_block(batch: WriteBatch, content: Content, generation: int) -> BlockE
         layouts=content.layouts if rows else (),
         layout_slots=tuple(tuple(slots[column] for column in layout.columns) for layout in content.layouts) if rows else (),
         zones=tuple(zones),
-        chunks={slot: mark_of(chunks[slot]) for slot in sorted(chunks)},
+        rows_crc=rows_crc_of(marks),
+        chunks=marks,
     )
     for slot in sorted(chunks):
         batch.put(BLOCK, chunk_key(entry.last_key, slot), chunks[slot])

@@ -14,7 +14,7 @@ Not here: the bytes of chunks (`chunk`, `keyrun`), and reading them (`block`).
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -82,6 +82,8 @@ class BlockEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One for each distinct column of the layouts."""
     layout_slots: tuple[tuple[int, ...], ...]
     """Of each layout, the slots of its columns."""
+    rows_crc: int
+    """Of the checksums of all chunks but the history's: what caches know the current rows by, with place and generation."""
     chunks: dict[int, ChunkMark]
     """By slot."""
 
@@ -132,6 +134,11 @@ def mark_at(entry: BlockEntry, slot: int) -> ChunkMark:
 def mark_of(stored: bytes) -> ChunkMark:
     """Give what an entry says of a chunk."""
     return ChunkMark(len(stored), zlib.crc32(stored))
+
+
+def rows_crc_of(marks: Mapping[int, ChunkMark]) -> int:
+    """Give the checksum of checksums by which a block's current rows are known."""
+    return zlib.crc32(b"".join(marks[slot].crc.to_bytes(4, "big") for slot in sorted(marks) if slot != HISTORY_SLOT))
 
 
 def check_chunk(entry: BlockEntry, slot: int, stored: bytes | None, checks_sum: bool) -> bytes:

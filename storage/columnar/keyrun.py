@@ -105,13 +105,16 @@ class KeyRun:
             fits = len(self._ends) == self.rows + 1 and int(self._ends[-1]) == len(self._rests)
             self.is_exact = False
         else:
-            self._same = np.setdiff1d(np.arange(len(self._shared)), self._differing)
+            if any(not 0 <= place < len(self._shared) for place in decoded.differing):  # type: ignore[union-attr]
+                raise CorruptionError("keys of a block differ behind their ends")
+            is_same = np.ones(len(self._shared), np.bool_)
+            is_same[self._differing] = False
+            self._same = np.flatnonzero(is_same)
             self._template = np.frombuffer(self._shared, np.uint8)
             self._first_differing = decoded.differing[:WORD_BYTES]  # type: ignore[index]
             width = len(self._differing)
             self.is_exact = width <= WORD_BYTES
             fits = len(self._rests) == (0 if self.is_exact else self.rows * width)
-            fits = fits and (width == 0 or 0 <= decoded.differing[0] <= decoded.differing[-1] < len(self._shared))  # type: ignore[index]
         if self.rows == 0 or not fits:
             raise CorruptionError("the keys of a block do not fit together")
 

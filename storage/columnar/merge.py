@@ -36,6 +36,9 @@ DELTA_CHUNK_ROWS = 4096
 REGIONS_AT_ONCE_MAX = 32
 """Regions whose rows from the delta are decoded together: decoding costs some 0.4 ms for any number of rows."""
 OVERLAY_ROWS_MAX = 16_384
+"""Rows from the delta that are decoded together, or those of one region more."""
+SELECTED = "selected"
+"""Name of the column of a selection; no stored column has it."""
 NO_WRITES: Layer = ([], [])
 
 
@@ -247,6 +250,35 @@ def scan(blocks: Blocks, request: Request, columns: Columns, *, limit: int | Non
             yield batch
 
 
+def scan_selected(blocks: Blocks, request: Request, columns: Columns) -> Iterator[pa.RecordBatch]:
+    """Read columns as `scan` does, but leave the blocks' rows where they are: a last column, `SELECTED`, says which rows are seen.
+
+    What lies over the blocks comes in batches of its own, so rows are in no order.  For a consumer that filters anyway: on top of clean
+    blocks it costs half of what `scan` does, and deleted or inserted rows cost no more than replaced ones.
+    """
+    assert not request.reverse, "rows of a scan with a selection have no order"
+    dictionaries = _dictionaries(blocks, request, columns)
+    names = [*(field_name(column.column_id) for column in columns.target), SELECTED]
+    found, at_once = regions(blocks, request), 1
+    while chosen := _some(found, at_once):
+        at_once = min(2 * at_once, REGIONS_AT_ONCE_MAX)
+        for region in chosen:
+            if region.entry is not None and region.block_row_count:
+                arrays = blocks.columns(region.entry, columns.target, columns.defaults, None, dictionaries)
+                yield pa.record_batch([*arrays, _selection(region, region.entry.rows)], names=names)
+        over = _decoded_whole(chosen, columns, dictionaries)
+        if over:
+            yield pa.record_batch([*over, pa.repeat(pa.scalar(True), sum(len(region.over[0]) for region in chosen))], names=names)
+
+
+def _selection(region: Region, rows: int) -> pa.Array:
+    seen = np.zeros(rows, np.bool_)
+    seen[region.rows] = True
+    if region.is_replacing:
+        seen[region.places] = False
+    return pa.array(seen)
+
+
 def schema_of(blocks: Blocks, request: Request, columns: Columns) -> pa.Schema:
     """Give the schema that all batches of a scan have."""
     dictionaries = _dictionaries(blocks, request, columns)
@@ -288,23 +320,30 @@ def _some(found: Iterator[Region], count: int) -> list[Region]:
 
 def _decoded(chosen: Sequence[Region], columns: Columns, dictionaries: frozenset[int]) -> list[list[pa.Array]]:
     """Decode the rows over blocks of several regions at once; give their columns, region by region."""
-    values = [value for region in chosen for value in region.over[1] if value is not None]
-    if not values:
-        return [[] for _ in chosen]
-    batch = decode_batches(values, columns.layouts, columns.target, columns.defaults)
+    arrays = _decoded_whole(chosen, columns, dictionaries)
     out, at = [], 0
     for region in chosen:
         rows = len(region.over[1])
-        out.append([array.slice(at, rows) for array in batch.columns])
+        out.append([array.slice(at, rows) for array in arrays])
         at += rows
     return out
+
+
+def _decoded_whole(chosen: Sequence[Region], columns: Columns, dictionaries: frozenset[int]) -> list[pa.Array]:
+    values = [value for region in chosen for value in region.over[1] if value is not None]
+    if not values:
+        return []
+    batch = decode_batches(values, columns.layouts, columns.target, columns.defaults)
+    return [
+        array.dictionary_encode() if column.column_id in dictionaries else array for array, column in zip(batch.columns, columns.target)
+    ]
 
 
 def _rendered(blocks: Blocks, region: Region, over: list[pa.Array], columns: Columns, dictionaries: frozenset[int]) -> pa.RecordBatch:
     names = [field_name(column.column_id) for column in columns.target]
     over_rows = len(region.over[0])
     if region.entry is None or region.block_row_count == 0:
-        return batch_of(_as_dictionaries(over, columns, dictionaries), names, over_rows)
+        return batch_of(over, names, over_rows)
     patch = (region.places, over) if region.is_replacing and over_rows else None
     arrays = blocks.columns(region.entry, columns.target, columns.defaults, patch, dictionaries)
     if isinstance(region.rows, slice) and (region.is_replacing or not over_rows):
@@ -319,15 +358,8 @@ def _rendered(blocks: Blocks, region: Region, over: list[pa.Array], columns: Col
         order = region.order()
         at = np.concatenate([region.rows, region.entry.rows + np.arange(over_rows)])
         chosen = pa.array(at[order])
-        over = _as_dictionaries(over, columns, dictionaries)
         arrays = [pa.concat_arrays([array, more]) for array, more in zip(arrays, over)]
     return batch_of([array.take(chosen) for array in arrays], names, len(chosen))
-
-
-def _as_dictionaries(arrays: list[pa.Array], columns: Columns, dictionaries: frozenset[int]) -> list[pa.Array]:
-    return [
-        array.dictionary_encode() if column.column_id in dictionaries else array for array, column in zip(arrays, columns.target)
-    ]
 
 
 # ---- Rows ---------------------------------------------------------------------------------------------------------------------------
