@@ -90,8 +90,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Applied entries kept for followers that are a little behind; truncated when twice as many are there."""
     log_bytes_max: int = 8 << 20
     """A log is truncated to what is not applied when it is larger: a follower so far behind takes a Raft snapshot."""
-    snapshot_chunk_bytes: int = 256 << 10
-    """Bytes in a chunk of a Raft snapshot: less than 2 ms of work for either side."""
+    snapshot_chunk_bytes: int = 64 << 10
+    """Bytes in a chunk of a Raft snapshot: less than 1 ms of work for either side, which requests may have to wait for turn by turn."""
     snapshot_part_bytes: int = 4 << 20
     """Bytes of a Raft snapshot between two acknowledgements: what is sent again after a broken connection, and kept in memory for that."""
     snapshot_bytes_per_s: float = 32 << 20

@@ -16,7 +16,8 @@ Invariants:
 - What is sent is one state: keys, outcomes, txn records, descriptor and applied index come from one engine snapshot.
 - What was acknowledged is not sent again while both stores live; what nobody goes on with is cleared after `snapshot_patience_s`.
 - All that a store sends of Raft snapshots, and all that it takes, keeps within `snapshot_bytes_per_s` each.
-- Nothing here holds the event loop longer than one chunk takes, nor makes the next sync hold it: the loop knows what is to be synced.
+- Nothing here holds the event loop longer than one chunk takes, or has more than half of its time, nor makes the next sync hold it: the
+  loop knows what is to be synced.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ from dsdb.store.state import (
     staging_prefix,
 )
 from dsdb.store.state_machine import StateMachine, clear_keys
-from dsdb.store.throttle import Throttle
+from dsdb.store.throttle import Throttle, give_way
 from dsdb.store.waiter import Waiter
 
 log = logging.getLogger("dsdb.store")
@@ -232,13 +233,16 @@ class SnapshotSender:
             log.info("range %d: sending a Raft snapshot at %d to replica %d on store %d", replica.range_id, applied.index, to, store)
             first, size = 0, 0
             part: list[bytes] = []
+            clock = self._context.clock
+            began = clock.now()
             for chunk in range_chunks(snapshot, replica.keys, state.descriptor.span, self._context.config.snapshot_chunk_bytes):
+                await give_way(clock, began)
                 if size >= self._context.config.snapshot_part_bytes:
                     await self._send_part(replica, store, _part_of(header, first, part, is_last=False), part)
                     first, size, part = first + len(part), 0, []
                 part.append(chunk)
                 size += len(chunk)
-                await trio.lowlevel.checkpoint()
+                began = clock.now()
             await self._send_part(replica, store, _part_of(header, first, part, is_last=True), part)
             return applied.index
         finally:
@@ -507,10 +511,11 @@ class SnapshotReceiver:
         incoming = replica.incoming
         assert incoming is not None, replica.range_id
         for number in range(incoming.chunks):
+            began = context.clock.now()
             batch = context.engine.new_batch()
             put_staged(context.engine, batch, replica.keys, replica.range_id, number)
             await self._write(batch, must_succeed=True)
-            await trio.lowlevel.checkpoint()
+            await give_way(context.clock, began)
         batch = context.engine.new_batch()
         put_end(batch, replica.keys, replica.range_id)
         await self._write(batch, must_succeed=True)

@@ -34,3 +34,12 @@ class Throttle:
             await trio.sleep(self._free_at - now)
         else:
             await trio.lowlevel.checkpoint()
+
+
+async def give_way(clock: Clock, began: float) -> None:
+    """Pause for as long as the work took that began then; a checkpoint in any case.
+
+    Work in slices would else have every other turn of the loop: a request that takes five turns would wait for five slices.  So it has at
+    most half of the loop, and less of a busy one, as its slices then take longer.
+    """
+    await trio.sleep(max(clock.now() - began, 0.0))

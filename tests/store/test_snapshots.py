@@ -6,6 +6,7 @@ from contextlib import aclosing
 import msgspec
 import pytest
 import trio
+import trio.testing
 from store_cluster import Cluster, HoldableDisk, simulate
 
 from dsdb.kv.errors import KvError
@@ -18,6 +19,7 @@ from dsdb.store import SnapshotHeader, Store, StoreConfig, StoreFrame, Transport
 from dsdb.store.checksum import checksum
 from dsdb.store.loop import PROMPT_BYTES_MAX
 from dsdb.store.state import ReplicaKeys, staging_prefix
+from dsdb.store.throttle import give_way
 
 TABLES = RangeId(2)
 ROWS = 400
@@ -220,6 +222,26 @@ def test_it_keeps_within_its_rate_and_does_not_hold_up_writes() -> None:
         assert slowest_s < 0.5
 
     simulate(2, body, config=StoreConfig(snapshot_bytes_per_s=100_000.0, snapshot_chunk_bytes=8192, snapshot_part_bytes=65536))
+
+
+def test_work_in_slices_leaves_the_loop_to_others_for_as_long_as_it_took() -> None:
+    class Time:
+        def now(self) -> float:
+            return trio.current_time() + worked_s
+
+        def wall_ms(self) -> int:
+            return 0
+
+    async def main() -> None:
+        nonlocal worked_s
+        clock = Time()
+        began, before = clock.now(), trio.current_time()
+        worked_s += 0.003
+        await give_way(clock, began)
+        assert trio.current_time() - before == pytest.approx(0.003)
+
+    worked_s = 0.0
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 class WeighingEngine(MemoryEngine):
