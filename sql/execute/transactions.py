@@ -163,7 +163,13 @@ class SessionTransactions:
                 attempt += not isinstance(error, FencedTableError)
                 may_repeat = isinstance(error, TransactionRetryError | DeadlineExceededError | FencedTableError)
                 may_repeat = may_repeat and attempt < FIRST_ATTEMPTS_MAX
-                if not may_repeat or transaction.has_run or transaction.savepoints or transaction.is_historical:
+                is_bound = transaction.has_run or transaction.savepoints or transaction.is_historical
+                if may_repeat and is_bound and isinstance(error, DeadlineExceededError) and transaction.catalog is None:
+                    # Those before it (DROP … IF EXISTS of what is not there, SET) used no rows: it is still the first that needs a lease.
+                    transaction.txn.rollback_to(mark)
+                    await self._services.catalogs.renew()
+                    continue
+                if not may_repeat or is_bound:
                     transaction.txn.rollback_to(mark)
                     if isinstance(error, FencedTableError):
                         raise _being_changed(error.table_id, catalog) from error

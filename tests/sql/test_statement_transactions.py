@@ -227,6 +227,17 @@ async def _first_is_repeated(one: Client, two: Client) -> None:
 test_an_idle_nodes_lease_is_renewed_for_the_first_statement = scenario(_first_is_repeated)
 
 
+async def _first_that_reads_is_repeated(one: Client, two: Client) -> None:
+    leases = one.database.catalogs
+    await one.run("BEGIN; DROP TABLE IF EXISTS nothing")
+    assert leases._current is not None
+    leases._current.lease_expiration = from_milliseconds(1)
+    await one.run("SELECT * FROM t; COMMIT")
+
+
+test_a_lease_is_renewed_for_the_first_statement_that_uses_rows = scenario(_first_that_reads_is_repeated)
+
+
 async def _commit_late(one: Client, two: Client) -> None:
     leases = one.database.catalogs
     await one.run("BEGIN; UPDATE t SET n = 5 WHERE id = 1")
