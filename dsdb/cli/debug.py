@@ -80,7 +80,7 @@ def _findings(connection: "Connection", statement: str) -> list[Finding]:
 
 def _with_progress(range_ids: list[int], *, quiet: bool) -> Iterator[int]:
     """Give the ranges one by one, and show how far that is."""
-    if quiet:
+    if quiet or not sys.stderr.isatty():
         yield from range_ids
         return
     from rich.console import Console  # noqa: PLC0415, RUF100

@@ -106,7 +106,7 @@ class TcpStream(NodeStream, trio.abc.HalfCloseableStream):
         try:
             name = self._sock.getpeername()
         except OSError:
-            return "closed connection"
+            return "somebody who is gone already"
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "local socket"
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:

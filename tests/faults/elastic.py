@@ -162,7 +162,10 @@ class Administrator:
                 if "Interrupted." not in said.errors:
                     self.faults.append(f"dsdb {command} did not say what goes on after Ctrl-C: {said}")
             case 1 | 2 if said.errors and "Traceback" not in said.errors and "XX000" not in said.errors:
-                self.ends[f"{command}: {' '.join(said.errors.splitlines()[-1].split())[:160]}"] += 1
+                told = next(
+                    (line for line in said.errors.splitlines() if line.startswith(("ERROR", "Error", "dsdb:"))), said.errors.strip()
+                )
+                self.ends[f"{command}: {told[:160]}"] += 1
             case _:
                 self.faults.append(f"dsdb {command} ended with {said}")
 
