@@ -42,7 +42,7 @@ IDLE_PERCENT_MAX, IDLE_MIB_MAX = 1.0, 1536.0
 ROUTING_MAX = 1.10
 RESTART_S_MAX, RESTART_FEW_S_MAX = 30.0, 2.0
 PATIENCE_S = 120.0
-"""How long a restarted cluster is asked."""
+"""How long a cluster is asked that does not answer: it was restarted, or the machine has too much to do."""
 
 
 class Side:
@@ -52,13 +52,17 @@ class Side:
         self.name = f"{ranges:,} ranges"
         self._rows = rows
         self.cluster = ProcessCluster(directory)
-        self.cluster.wait_replicated(3)
-        self.connection: Connection = dsdb.connect(self.cluster.url, autocommit=True)
-        self.connection.execute("CREATE TABLE kv (id INT PRIMARY KEY, v INT NOT NULL)")
-        for begin in range(0, rows, BATCH):
-            values = ",".join(f"({number}, 0)" for number in range(begin, min(begin + BATCH, rows)))
-            self.connection.execute(f"INSERT INTO kv VALUES {values}")
-        self.split_s = self.split(ranges)
+        try:
+            self.cluster.wait_replicated(3)
+            self.connection: Connection = dsdb.connect(self.cluster.url, autocommit=True)
+            self.connection.execute("CREATE TABLE kv (id INT PRIMARY KEY, v INT NOT NULL)")
+            for begin in range(0, rows, BATCH):
+                values = ",".join(f"({number}, 0)" for number in range(begin, min(begin + BATCH, rows)))
+                self.connection.execute(f"INSERT INTO kv VALUES {values}")
+            self.split_s = self.split(ranges)
+        except BaseException:
+            self.cluster.close()
+            raise
 
     def split(self, ranges: int) -> float:
         """Cut the table into so many ranges, some of which may be there; give how long it took."""
@@ -66,7 +70,7 @@ class Side:
         points = [number * self._rows // ranges for number in range(1, ranges)]
         for begin in range(0, len(points), BATCH):
             values = ",".join(f"({point})" for point in points[begin : begin + BATCH])
-            self.connection.execute(f"ALTER TABLE kv SPLIT AT VALUES {values}")
+            until_it_works(lambda values=values: self.connection.execute(f"ALTER TABLE kv SPLIT AT VALUES {values}"))  # type: ignore[misc]
         return time.monotonic() - began
 
     @property
@@ -87,7 +91,8 @@ class Side:
         before = sum(self.cpu_s())
         for number in range(count):
             cursor = cursors[number % len(cursors)]
-            cursor.execute(statement, (chance.randrange(self._rows),))
+            row = (chance.randrange(self._rows),)
+            until_it_works(lambda cursor=cursor, row=row: cursor.execute(statement, row))  # type: ignore[misc]
             if cursor.description is not None:
                 cursor.fetchall()
         used_s = sum(self.cpu_s()) - before
@@ -139,7 +144,7 @@ def until_it_works(call: Callable[[], T]) -> T:
             return call()
         except dsdb.OperationalError as error:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"nothing works {PATIENCE_S:.0f} s after a restart: {error}") from error
+                raise RuntimeError(f"nothing works for {PATIENCE_S:.0f} s: {error}") from error
             click.echo(f"  (asked again: {error})")
 
 

@@ -20,6 +20,7 @@ import trio
 
 from dsdb.env import Clock
 from dsdb.flow.fragment import FRAGMENT, FragmentOutput, FragmentRequest, FragmentRunner, Piece, decode_chunk
+from dsdb.flow.leaders import Leaders
 from dsdb.kv.errors import InvalidRequest, KvError, NotLeaseholder, RangeKeyMismatch, RangeNotFound, Unavailable
 from dsdb.kv.ids import NodeId
 from dsdb.kv.requests import DescribeReply, DescribeRequest
@@ -46,7 +47,8 @@ _ADDRESSING = (NotLeaseholder, RangeNotFound, RangeKeyMismatch, Unavailable, Inv
 class Gatherer:
     """Runs leaf stages for this node's sessions; implements `dsdb.sql.ports.StageRunner`."""
 
-    def __init__(self, *, router: Router, peers: Peers, runner: FragmentRunner, clock: Clock) -> None:
+    def __init__(self, *, router: Router, peers: Peers, runner: FragmentRunner, clock: Clock, leaders: Leaders) -> None:
+        self._leaders = leaders
         self._router = router
         self._peers = peers
         self._runner = runner
@@ -122,7 +124,10 @@ class Gatherer:
         past: read there, so this node does what is resolved on it (rule 23).
         """
         pieces = []
-        for entry, span in await self._router.cut(spans):
+        cut = await self._router.cut(spans)
+        if past is None:
+            await self._leaders.find([entry for entry, _ in cut])
+        for entry, span in cut:
             is_here = past is not None and self._runner.reads_past(entry.desc.range_id, past)
             node = self._router.node_id if is_here else await self.serving_node(entry)
             pieces.append((node, Piece(entry.desc.range_id, span)))
@@ -265,6 +270,9 @@ class _Job:
                 raise InternalError(str(error)) from error
             self._reason = str(error)
             self._gatherer.forget(pieces[current], error)
+            if not isinstance(error, KvError):
+                for piece in pieces:  # the node is out of reach: it leads none of them
+                    self._gatherer.forget(piece, error)
             whole = not self._stage.is_rowwise and self._stage.sql is not None
             self._left += [piece.span for piece in pieces] if whole else [span for span in rest.values() if not span.is_empty]
 

@@ -20,7 +20,8 @@ from dsdb.coordinator.gathering import REPORT, Member, ReportReply, ReportReques
 from dsdb.coordinator.splitter import Splitter
 from dsdb.coordinator.view import NodeState
 from dsdb.env import Address, Clock, Network, NodeListener, Offload
-from dsdb.flow import FRAGMENT, FragmentRunner, Gatherer
+from dsdb.flow import FRAGMENT, LEADERS, FragmentRunner, Gatherer, Leaders
+from dsdb.flow.leaders import ANSWER_S as LEADERS_ANSWER_S
 from dsdb.jobs import Cleanup, VersionCollector
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import KvError
@@ -218,7 +219,13 @@ class NodeParts:
         """From stages up to sessions."""
         self.engine = QueryEngine(spill_directory=self._spill_directory())
         self.fragments = FragmentRunner(self.store, self.engine)
-        self.gatherer = Gatherer(router=self.router, peers=self.peers, runner=self.fragments, clock=self._clock)
+        self.leaders = Leaders(
+            node_id=self.identity.node_id,
+            store=self.store,
+            clock=self._clock,
+            ask=lambda node_id, request: self.peers.call(node_id, LEADERS, request, timeout_s=LEADERS_ANSWER_S),
+        )
+        self.gatherer = Gatherer(router=self.router, peers=self.peers, runner=self.fragments, clock=self._clock, leaders=self.leaders)
         self.leases = CatalogLeases(
             node_id=self.identity.node_id,
             transactions=self.transactions.begin,
@@ -241,9 +248,7 @@ class NodeParts:
             transactions=self.transactions,
             directory=self.directory,
         )
-        splits = RangeSplits(
-            router=self.router, transactions=self.transactions, meta=self.meta, wake_coordinator=self.coordinator.wake
-        )
+        splits = RangeSplits(router=self.router, transactions=self.transactions, meta=self.meta, wake_coordinator=self.coordinator.wake)
         self.cluster = NodeClusterView(
             router=self.router,
             gatherer=self.gatherer,
@@ -257,9 +262,7 @@ class NodeParts:
             activity=self.activity,
             checking=self.checking,
         )
-        self.splitter = Splitter(
-            loads=self.store.loads, split=splits.split, router=self.router, clock=self._clock, events=self.events
-        )
+        self.splitter = Splitter(loads=self.store.loads, split=splits.split, router=self.router, clock=self._clock, events=self.events)
         self.executor = StatementExecutor(
             Services(
                 catalogs=self.leases,
@@ -437,6 +440,7 @@ class NodeParts:
         registry.serve_calls(KV_CALL, self.store.serve, self.store.try_serve)
         registry.serve_calls(ISSUE, self._issue, self._issue_fast)
         registry.serve_downloads(FRAGMENT, self.fragments.serve)
+        registry.serve_calls(LEADERS, self.leaders.serve)
         registry.serve_calls(JOIN, self.membership.serve_join)
         registry.serve_calls(MEET, self.membership.serve_meet)
         registry.serve_calls(CATALOG_RENEW, self._renew_catalog)

@@ -39,9 +39,7 @@ META_TRIES = 5
 class RangeSplits:
     """One for each node."""
 
-    def __init__(
-        self, *, router: Router, transactions: TransactionFactory, meta: MetaWriter, wake_coordinator: Callable[[], None]
-    ) -> None:
+    def __init__(self, *, router: Router, transactions: TransactionFactory, meta: MetaWriter, wake_coordinator: Callable[[], None]) -> None:
         self._router = router
         self._transactions = transactions
         self._meta = meta

@@ -102,7 +102,6 @@ class Telling:
             dropped=tuple(sorted([range_id for range_id in before if range_id not in indexes])),
         )
 
-
     def amend(self, store: StoreId, ts: Timestamp, indexes: Mapping[RangeId, int], looked_at: Sequence[RangeId]) -> ClosedUpdate | None:
         """Make the update that says: `ts`, as in the last one, is closed at these indexes of the ranges looked at, in no others of them.
 

@@ -7,6 +7,7 @@ Invariants:
 - Support is asked of the stores that hold replicas of groups led here, and of no others.
 - What befalls very many replicas at once (their leader's store is lost, or is back) is done for a few at a time, and they are not ticked
   before: the store must stay able to answer for itself, or it would lose its leases by keeping them.  One that is asked for goes first.
+  Still fewer are woken while the store is late with its ticks: then the machine has too much to do.
 """
 
 import heapq
@@ -36,6 +37,14 @@ WOKEN_AT_ONCE = 64
 """Groups that are woken together without waiting in line."""
 WAKE_PAUSE_S = 0.001
 """Least time between two looks at the line."""
+WAKE_REFILL_S = 0.02
+"""The same when more are due than may be woken now."""
+WANTED_AHEAD_S = 0.5
+"""For so long those are woken that were wanted together; longer than it takes until the rest is wanted again."""
+LATE_S = 0.1
+"""Whoever is woken so much later than it asked for shares its processors with too many."""
+LATE_WAKES_PER_S = 10.0
+"""So many are woken in a second then."""
 PATIENT_PART = 0.5
 """The part of a promise that must be left, for its renewal to wait for a frame that goes anyway: at most an interval."""
 ENDED_LIVES_MAX = 16
@@ -67,10 +76,18 @@ class Keeper:
         """Store → its latest lives before that one."""
         self._line: list[tuple[float, RangeId]] = []
         """When resting replicas are woken: a heap; an entry counts if its replica's `wake_at` still says so."""
+        self._asked_line: list[tuple[float, RangeId]] = []
+        """The same for those that are asked for: they go first."""
+        self._wakes = float(WOKEN_AT_ONCE)
+        """So many may be woken now."""
+        self._woken_at = 0.0
+        """When they were counted."""
         self._ticked_last = RangeId(0)
         self._barred_until = 0.0
         self._wanted_at = 0.0
         """Before then enough replicas are woken because they were asked for."""
+        self._due_at = math.inf
+        """When `tick` is to be called next."""
         self._tick_at = 0.0
         """When groups are ticked next; in between only those in line are woken, as replicas that campaign in one moment split the votes."""
         context.on_wanted = self.want
@@ -111,11 +128,11 @@ class Keeper:
             self._wake_at(replica, begin + self._context.chance.random() * spread_s)
             self._loop.rest(replica.range_id)
 
-    def _wake_at(self, replica: Replica, when: float) -> None:
+    def _wake_at(self, replica: Replica, when: float, *, is_asked: bool = False) -> None:
         replica.wake_at = when
         if not replica.is_leader:
             replica.campaign_at = when
-        heapq.heappush(self._line, (when, replica.range_id))
+        heapq.heappush(self._asked_line if is_asked else self._line, (when, replica.range_id))
 
     def want(self, range_id: int) -> None:
         """Have a replica that was asked for, and waits to be woken, woken next."""
@@ -127,7 +144,20 @@ class Keeper:
         if when < replica.wake_at:
             # A scan asks for all of very many: they too come a few at a time.
             self._wanted_at = max(now, self._wanted_at) + 1 / self._context.config.wakes_wanted_per_s
-            self._wake_at(replica, min(max(when, self._wanted_at), replica.wake_at))
+            self._wake_at(replica, min(max(when, self._wanted_at), replica.wake_at), is_asked=True)
+
+    def want_some(self, range_ids: Sequence[RangeId]) -> None:
+        """Have replicas that were asked for, and wait to be woken, woken soon: as many as can be within WANTED_AHEAD_S.
+
+        Whoever wants very many asks again; a single one that is wanted meanwhile does not wait for all of them.
+        """
+        until = self._context.clock.now() + WANTED_AHEAD_S
+        for range_id in range_ids:
+            if self._wanted_at > until:
+                return
+            replica = self._replicas.get(range_id)
+            if replica is not None and replica.wake_at < math.inf:
+                self.want(range_id)
 
     def forget_peers(self) -> None:
         """Find out again whose support is needed, before long: leadership or membership has changed."""
@@ -164,8 +194,9 @@ class Keeper:
             tick_s = min(max(due_s, tick_s / 10), context.config.support_interval_s)
         if self._tick_at <= now or now + tick_s < self._tick_at:
             self._tick_at = now + tick_s
-        next_at = min(self._tick_at, self._line[0][0]) if self._line else self._tick_at
-        return max(next_at - now, WAKE_PAUSE_S)
+        next_at = min([self._tick_at, *[line[0][0] for line in (self._asked_line, self._line) if line]])
+        self._due_at = max(next_at, now + (WAKE_PAUSE_S if self._wakes >= 1 else WAKE_REFILL_S))
+        return self._due_at - now
 
     def tick(self) -> None:
         """Do what is due."""
@@ -192,15 +223,24 @@ class Keeper:
         self._loop.outbox.flush()
 
     def _wake_due(self, now: float) -> None:
-        line = self._line
-        while line and line[0][0] <= now:
-            when, range_id = heapq.heappop(line)
-            replica = self._replicas.get(range_id)
-            if replica is not None and replica.wake_at == when:
-                replica.wake_at = math.inf
-                if not replica.is_leader:
-                    self._campaign(replica, now)
-                self._loop.mark(range_id)
+        """Wake those whose time has come, those first that are asked for; as many as the store can take."""
+        config = self._context.config
+        per_s = LATE_WAKES_PER_S if now - self._due_at > LATE_S else config.wakes_per_s + config.wakes_wanted_per_s
+        self._wakes = min(self._wakes + (now - self._woken_at) * per_s, WOKEN_AT_ONCE)
+        self._woken_at = now
+        for line in (self._asked_line, self._line):
+            while line and line[0][0] <= now:
+                when, range_id = line[0]
+                replica = self._replicas.get(range_id)
+                if replica is not None and replica.wake_at == when:
+                    if self._wakes < 1:
+                        break
+                    self._wakes -= 1
+                    replica.wake_at = math.inf
+                    if not replica.is_leader:
+                        self._campaign(replica, now)
+                    self._loop.mark(range_id)
+                heapq.heappop(line)
 
     def _campaign(self, replica: Replica, now: float) -> None:
         replica.campaign_at = now + 2 * self._context.config.campaign_jitter_s + self._jitter()

@@ -15,7 +15,7 @@ Invariants:
 import logging
 import random
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
 
 import msgspec
@@ -469,6 +469,16 @@ class Store(LoopEvents):
         self._context.touched.add(range_id)
         for callback in self._lease_callbacks:
             callback(range_id, held)
+
+    def live_leaseholder_hint(self, range_id: RangeId) -> StoreId | None:
+        """Give the store that probably serves a range, unless nothing was heard of it for as long as a promise stands."""
+        store_id = self.leaseholder_hint(range_id)
+        is_live = store_id == self.identity.store_id or (store_id is not None and self._context.liveness.promises(store_id))
+        return store_id if is_live else None
+
+    def wake(self, range_ids: Sequence[RangeId]) -> None:
+        """Have replicas that wait to be woken woken before others: some of them, ask again for the rest."""
+        self._keeper.want_some(range_ids)
 
     def hear_of_range(self, descriptor: RangeDescriptor) -> None:
         """Hear how a range is elsewhere: a replica here that it does not name finds out whether it was removed."""

@@ -4,9 +4,12 @@ import pytest
 import trio
 from store_cluster import Cluster, simulate
 
+from dsdb.flow.leaders import Leaders, LeadersReply, LeadersRequest
 from dsdb.kv.errors import KvError
-from dsdb.kv.ids import FIRST_TABLE_RANGE, RangeId, StoreId
+from dsdb.kv.ids import FIRST_TABLE_RANGE, NodeId, RangeId, StoreId
 from dsdb.kv.requests import ReadRequest, SplitRequest, TransferLeaseRequest
+from dsdb.ranges import CachedRange
+from dsdb.rpc import NotSent
 from dsdb.store.config import StoreConfig
 
 RANGES = 120
@@ -150,3 +153,38 @@ def test_stores_that_support_each_other_exchange_two_frames_in_an_interval() -> 
         assert cluster.network.frames - before <= 30 / config.support_interval_s * 3 * 2 * 1.1
 
     simulate(3, body)
+
+
+def test_who_leads_very_many_ranges_is_found_out_together_after_a_restart_of_all() -> None:
+    """A scan of everything waits until all have leaders; a single range that is wanted meanwhile does not."""
+
+    async def body(cluster: Cluster) -> None:
+        range_ids = await split(cluster)
+        for store_id in cluster.ids:
+            cluster.kill(store_id)
+        for store_id in cluster.ids[:2]:
+            await cluster.restart(store_id)
+        await trio.sleep(cluster.config.support_duration_s * 1.1)
+        nodes: dict[NodeId, Leaders] = {}
+
+        async def ask(node_id: NodeId, request: LeadersRequest) -> LeadersReply:
+            if node_id not in nodes:
+                raise NotSent(f"node {node_id} is away")
+            return await nodes[node_id].serve(request)
+
+        for number in (1, 2):
+            clock = cluster.store(number)._context.clock
+            nodes[NodeId(number)] = Leaders(node_id=NodeId(number), store=cluster.store(number), clock=clock, ask=ask)
+        entries = [CachedRange(desc, None) for desc in cluster.store(1).descriptors()]
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(nodes[NodeId(1)].find, entries)
+            await trio.sleep(0.1)
+            await cluster.get(key(RANGES // 2))
+            assert trio.current_time() - begin < RANGES / WAKES_PER_S / 2
+        assert trio.current_time() - begin < 3 * RANGES / WAKES_PER_S
+        unknown = [entry for entry in entries if entry.leaseholder not in (StoreId(1), StoreId(2))]
+        assert len(unknown) <= 8, "a few are left to who asks the ranges themselves"
+        assert led(cluster, range_ids) > RANGES * 0.9
+
+    simulate(3, body, config=StoreConfig(wakes_per_s=0.1, wakes_wanted_per_s=WAKES_PER_S))
