@@ -52,7 +52,7 @@ def open_chunk(chunk: bytes) -> tuple[str, list[bytes], list[bytes]]:
         raise CorruptionError("a chunk of a Raft snapshot has a wrong checksum")
     try:
         decoded = _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptionError(f"a chunk of a Raft snapshot cannot be read: {error}") from None
     return decoded.what, decoded.keys, decoded.values
 

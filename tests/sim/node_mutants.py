@@ -8,7 +8,8 @@ support, and promises forgotten at a start.  Nor what has another rule behind it
 may make the record anew, and recovery then aborts it with nothing to resolve; an intent below a newer version comes after every read
 that the cache and the low water know of; a follower that takes a range for resolved above an intent meets the intent when it reads.
 A late copy of an earlier flush that takes the place of a later one, and one that comes after an intent of nothing was resolved, are too
-rare here: `tests/store/test_flushes.py` has them.
+rare here: `tests/store/test_flushes.py` has them.  An oracle that starts at its clock is found by the protocol simulator, which looks at
+every timestamp (`protocol_mutants`).
 """
 
 import contextlib
@@ -500,7 +501,6 @@ MUTANTS = (
     Mutant(leases_are_not_checked, ("partition",)),
     Mutant(reads_leave_no_trace, ("transfer",)),
     Mutant(syncs_do_nothing, ("quorum",), ("insert", "count")),
-    Mutant(oracle_starts_at_its_clock, ("wall clock", "storm", "crash")),
     Mutant(scans_leave_no_trace, ("storm", "delays"), ("pairs", "rows")),
     Mutant(reads_do_not_wait, ("slow disk",)),
     Mutant(reads_pass_by_intents, ("delays",), ("transfers", "lists")),

@@ -277,7 +277,7 @@ class Faults:
         await self._last()
 
     async def _chain(self, host: "Host") -> None:
-        second, third = self._others(host)
+        second, third, *_ = self._others(host)
         self._network.cut(host.node_id, second.node_id)
         self._network.cut(second.node_id, host.node_id)
         await trio.sleep(self._chance.choice((0.1, 0.5, 1.0)))

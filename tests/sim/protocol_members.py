@@ -12,7 +12,6 @@ looks, as only a comparison finds it, and until then nothing can know: it must b
 In the end every range has three voters, the replicas of a range hold the same, nothing is left of what was removed, and nothing is bad.
 """
 
-import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,9 @@ from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 from dsdb.kv.requests import ChangeReplicasRequest, TransferLeaseRequest
 from dsdb.raft.messages import ReplicaId
 from dsdb.storage.engine.memory import MemoryEngine
-from dsdb.storage.engine.port import Family
+from dsdb.store.checksum import checksum
 from dsdb.store.snapshot import SnapshotReceiver
+from dsdb.store.state import ReplicaKeys
 from tests.checkers.history import Violation
 from tests.sim.protocol_clients import OTHER_KEYS
 from tests.sim.rotting_engine import RottingEngine
@@ -357,12 +357,13 @@ def differing(hosts: "list[Host]") -> str:
     return ""
 
 
-def _content(engine: MemoryEngine, desc: RangeDescriptor) -> int:
-    """Give what stands for all versions and intents of a range."""
-    found = 0
-    for keys, values in engine.scan(Family.DELTA, desc.start_key, desc.end_key):
-        found = zlib.crc32(repr((keys, values)).encode(), found)
-    return found
+def _content(engine: MemoryEngine, desc: RangeDescriptor) -> bytes:
+    """Give what stands for all that replicas of a range must have alike."""
+    snapshot = engine.snapshot()
+    try:
+        return checksum(snapshot, ReplicaKeys(desc.range_id))
+    finally:
+        snapshot.release()
 
 
 def _leads(host: "Host", range_id: RangeId) -> bool:

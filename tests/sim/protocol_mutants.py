@@ -63,6 +63,7 @@ MUTANTS = (
     Mutant(promises_are_forgotten_at_a_start, ("blackout", "chain"), ("lists", "bank")),
     Mutant(earlier_lives_are_heard, ("ghost",), ("lists", "bank")),
     Mutant(node_mutants.late_intents_become_versions, ("late",)),
+    Mutant(node_mutants.oracle_starts_at_its_clock, ("clock", "oracle", "crash")),
 )
 
 

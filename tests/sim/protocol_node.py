@@ -162,7 +162,9 @@ class SimNode:
             keeper=self.keeper,
             counters=self.counters,
         )
-        self.meta = MetaWriter(self.transactions, is_leaseholder=store.holds_lease)
+        self.meta = MetaWriter(
+            self.transactions, is_leaseholder=lambda range_id: store.leaseholder_hint(range_id) == StoreId(host.node_id)
+        )
         store.on_descriptor_applied(self._descriptor_applied)
         store.on_lease_changed(self._lease_changed)
         self.handlers = {KV_CALL.number: (store.try_serve, store.serve), ISSUE.number: (self._issue_fast, self._issue)}

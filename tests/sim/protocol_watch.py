@@ -3,17 +3,20 @@
 Invariants that are watched:
 - The oracle's timestamps only grow, whoever issues them: all nodes are in one process, so the order of the calls is that of real time.
 - When a lease begins, no other replica of its range may serve.
+- A change of replicas has fewer voters at no moment than before and after it.
 - No Raft core finds that a peer or its disk has broken its word.
 """
 
 from collections import Counter
 from typing import Any
 
+from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor, ReplicaKind
 from dsdb.oracle import Issuer
 from dsdb.store import snapshot
 from dsdb.store.intents import RECORD_LATCHES
 from dsdb.store.latches import Latches
 from dsdb.store.loop import RaftLoop
+from dsdb.store.membership import MembershipChanges
 from dsdb.store.repairing import Repairing
 from dsdb.store.replica import Replica
 from dsdb.store.store import Store
@@ -60,6 +63,11 @@ RARE_ELASTIC = (
 """What a search on four hosts is."""
 
 
+def voting(desc: RangeDescriptor) -> list[ReplicaDescriptor]:
+    """Give the voters that a range has, or will have when a joint configuration is left."""
+    return [member for member in desc.replicas if member.kind in (ReplicaKind.VOTER, ReplicaKind.VOTER_INCOMING)]
+
+
 class Watch:
     """The looks of one run."""
 
@@ -69,12 +77,15 @@ class Watch:
         self._issued = 0
         """The highest timestamp that was issued."""
         self._issuer: object = None
+        self._voters_least: dict[int, int] = {}
+        """Of the replicas by `id`, which decides no order, that lead a change: how many voters their range may have meanwhile."""
         hooks.wrap(Issuer, "issue_nowait", self._issue)
         hooks.wrap(Replica, "start_lease", self._start_lease)
         hooks.wrap(Store, "_halt", self._halt)
         hooks.wrap(Issuer, "_raise_mark", self._raise_mark)
         hooks.wrap(Latches, "acquire", self._acquire)
         hooks.wrap(RaftLoop, "_apply_config", self._apply_config)
+        hooks.wrap(MembershipChanges, "_carry_out", self._carry_out)
         hooks.wrap(Repairing, "quarantine", self._quarantine)
         hooks.wrap(snapshot, "put_staged", self._put_staged)
 
@@ -125,10 +136,23 @@ class Watch:
             before = replica.descriptor
             original(loop, replica, entry)
             after, events = replica.descriptor, self._events
+            if len(voting(after)) < self._voters_least.get(id(replica), 0):
+                raise Violation(f"range {replica.range_id} has fewer voters than before and after a change: {after}")
             events["rare: replica added"] += replica.is_leader and len(after.replicas) > len(before.replicas)
             events["rare: replica removed"] += replica.is_leader and len(after.replicas) < len(before.replicas)
             events["rare: joint configuration"] += replica.is_leader and replica.raft.membership.is_joint
             events["rare: leader was removed"] += replica.is_leader and after.replica(replica.replica_id) is None
+
+        return wrapped
+
+    def _carry_out(self, original: Any) -> Any:
+        async def wrapped(changes: Any, replica: Any, request: Any, waiter: Any) -> None:
+            before = len(voting(replica.descriptor))
+            self._voters_least[id(replica)] = min(before, before + len(request.add) - len(request.remove))
+            try:
+                await original(changes, replica, request, waiter)
+            finally:
+                del self._voters_least[id(replica)]
 
         return wrapped
 
