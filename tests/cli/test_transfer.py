@@ -79,7 +79,7 @@ def test_a_dump_is_loaded_again(database: tuple[Connection, str], tmp_path: Path
 
 
 def test_a_dump_with_rows_missing_is_not_loaded(database: tuple[Connection, str], tmp_path: Path) -> None:
-    # B12: a restore never succeeds with rows missing.
+    # A restore never succeeds with rows missing.
     connection, url = database
     connection.execute("INSERT INTO t VALUES (1, 'one'), (2, 'two')")
     assert run("dump", tmp_path / "dump", "--url", url).exit_code == 0

@@ -48,7 +48,7 @@ def test_a_frame_is_joined_with_rows_of_all_nodes(cluster: ProcessCluster) -> No
 
 
 def test_an_ingest_whose_gateway_dies_leaves_nothing(cluster: ProcessCluster) -> None:
-    # B12: rows in are rows out, or a failure that left nothing.
+    # Rows in are rows out, or a failure that left nothing.
     gateway, other = cluster.nodes[1], cluster.nodes[2]
     with dsdb.connect(f"dsdb://{other.address}", autocommit=True) as watching:
         watching.execute("DROP TABLE IF EXISTS dying")
@@ -78,7 +78,7 @@ def test_an_ingest_whose_gateway_dies_leaves_nothing(cluster: ProcessCluster) ->
 
 
 def test_a_dump_during_an_ingest_has_all_of_it_or_nothing(cluster: ProcessCluster, tmp_path: Path) -> None:
-    # B13: a backup does not miss rows that come in bulk meanwhile, nor takes some of them.
+    # A backup does not miss rows that come in bulk meanwhile, nor takes some of them.
     url = f"dsdb://{cluster.nodes[0].address}"
     with dsdb.connect(url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE dumped")

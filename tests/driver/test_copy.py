@@ -154,7 +154,7 @@ def test_several_files_are_one(connection: Connection, target: str, tmp_path: Pa
 
 
 def test_a_sink_that_fails_leaves_no_file(connection: Connection, tmp_path: Path) -> None:
-    # B12: an export never succeeds with rows missing, nor leaves a part of a file that looks like one.
+    # An export never succeeds with rows missing, nor leaves a part of a file that looks like one.
     with pytest.raises(dsdb.DataError, match="division by zero"):
         connection.cursor().copy(f"COPY (SELECT 1 / (id - 1) FROM source) TO '{tmp_path}/x.csv'")
     with pytest.raises(dsdb.OperationalError, match="no/such"):
