@@ -126,8 +126,8 @@ class Blocks:
         own checksums, as they do for rows."""
 
     def checked(self) -> "Blocks":
-        """Give these blocks read anew, with all checksums compared."""
-        return Blocks(self.reader, checks_sums=True)
+        """Give these blocks read anew, with all checksums compared; what was read is kept for as long as they are."""
+        return Blocks(self.reader, BlockCache(), checks_sums=True)
 
     # ---- The directory ----
 

@@ -47,7 +47,7 @@ FOLD_BYTES_MAX = 4 << 20
 """Of row values: what one call takes from the delta, but for the versions of its last key."""
 KEY_VERSIONS_MAX = 256
 """A key with more versions below the resolved timestamp waits in the delta until garbage collection has taken some."""
-_SCAN_ROWS = 1024
+_SCAN_ROWS = 256
 
 
 class Folded(msgspec.Struct, frozen=True, kw_only=True):
