@@ -26,6 +26,9 @@ from dsdb.protocol.messages import (
     Rows,
     Schema,
     ServerMessage,
+    TableBatch,
+    TableEnd,
+    TableInput,
     Welcome,
     decode_client_message,
     decode_columns,
@@ -274,3 +277,19 @@ def test_a_client_hears_each_answer_in_order() -> None:
     side.heard(ErrorMessage(stream=0, sqlstate="57P01", message=""))
     with pytest.raises(ProtocolError, match="closed"):
         side.heard(Pong())
+
+
+def test_tables_come_in_order_behind_their_statement_and_nothing_else_between() -> None:
+    side = NodeSide()
+    side.heard(Hello(user="u", database="d"))
+    table = TableInput(columns=(Column("a", SqlType(TypeName.INT)),), number=1)
+    rows = memoryview(b"")
+    side.heard(Execute(stream=1, sql="", tables=(table, table)))
+    for wrong in (Execute(stream=2, sql=""), Ping(), TableBatch(stream=1, table=1, arrow=rows), TableEnd(stream=2, table=0)):
+        with pytest.raises(ProtocolError):
+            side.heard(wrong)
+    for right in (TableBatch(stream=1, table=0, arrow=rows), Cancel(stream=1), TableEnd(stream=1, table=0), TableEnd(stream=1, table=1)):
+        side.heard(right)
+    with pytest.raises(ProtocolError):
+        side.heard(TableBatch(stream=1, table=1, arrow=rows))
+    side.heard(Execute(stream=2, sql=""))

@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 
 import msgspec
+import pyarrow as pa
 
 from dsdb.protocol.frames import REQUEST_BYTES_MAX, SQL_MAGIC, SQL_MAGIC_PREFIX, frame
-from dsdb.protocol.messages import Bye, Cancel, Credit, Execute, Hello, Ping, encode_message
+from dsdb.protocol.messages import Bye, Cancel, Column, Credit, Execute, Hello, Ping, TableBatch, TableEnd, TableInput, encode_message
 from dsdb.rpc.frames import FRAME_BYTES_MAX, RPC_MAGIC, FrameKind, encode_frame
 from dsdb.rpc.server import Hello as NodeHello
+from dsdb.sql.types import SqlType, TypeName
 
 Port = tuple[str, int]
 Attack = Callable[[Port, random.Random], str]
@@ -134,6 +136,27 @@ def odd_messages(port: Port, chance: random.Random) -> str:
     return say(port, chance.choice((SQL_MAGIC, OPENING, OPENING, OPENING)) + frame(body), then_close=chance.random() < 0.7)
 
 
+def bad_tables(port: Port, chance: random.Random) -> str:
+    """Give a statement tables whose bytes are wrong, whose types are others, or that come when nobody wants them."""
+    batch = pa.record_batch({"a": pa.array([1, 2, 3]), "s": pa.array(["x" * 50, None, "z"])})
+    arrow = bytearray(batch.serialize().to_pybytes())
+    for _ in range(chance.randrange(0, 12)):
+        arrow[chance.randrange(len(arrow))] = chance.randrange(256)
+    names = [TypeName(chance.choice(list(TypeName))) for _ in range(2)] if chance.random() < 0.5 else [TypeName.BIGINT, TypeName.TEXT]
+    columns = tuple(Column(name, SqlType(kind)) for name, kind in zip("as", names))
+    data = OPENING
+    if chance.random() < 0.9:
+        sql = chance.choice(("SELECT a, s FROM $1", "COPY wire_rows FROM STDIN", "SELECT count(*) FROM $1, $1 AS b"))
+        table = TableInput(columns=columns[: chance.randrange(0, 3)], number=0 if sql.startswith("COPY") else 1)
+        tables = (table,) * chance.choice((1, 1, 1, 3))
+        data += encode_message(Execute(stream=1, sql=sql, types=bytes([18]), values=[None], tables=tables))
+    for _ in range(chance.randrange(0, 4)):
+        data += encode_message(TableBatch(stream=chance.choice((1, 1, 2)), table=chance.choice((0, 0, 1)), arrow=memoryview(bytes(arrow))))
+    if chance.random() < 0.7:
+        data += encode_message(TableEnd(stream=1, table=0, rows=chance.randrange(0, 9), failure=chance.choice(("", "", "why"))))
+    return say(port, data + encode_message(Ping()), then_close=chance.random() < 0.3)
+
+
 def node_garbage(port: Port, chance: random.Random) -> str:
     return say(port, RPC_MAGIC + chance.randbytes(chance.choice((1, 11, 1_000, 100_000))), then_close=chance.random() < 0.7)
 
@@ -209,6 +232,7 @@ ATTACKS: tuple[Attack, ...] = (
     promised_frame,
     mutated_messages,
     odd_messages,
+    bad_tables,
     node_garbage,
     node_oversized_frame,
     node_frames,
