@@ -44,7 +44,7 @@ from dsdb.storage.versions import DELTA, INTENT, SUFFIX_BYTES, TOMBSTONE, VALUE,
 
 FOLD_VERSIONS_MAX = 16_384
 FOLD_BYTES_MAX = 4 << 20
-"""Of row values: what one call takes from the delta, but for the versions of its last key."""
+"""Of row values: what one block takes from the delta at once, but for the versions of its last key."""
 KEY_VERSIONS_MAX = 256
 """A key with more versions below the resolved timestamp waits in the delta until garbage collection has taken some."""
 _SCAN_ROWS = 256
@@ -83,8 +83,11 @@ def fold(
     start: bytes | None = None,
     blocks_max: int = 1,
     rows_max: int = BLOCK_ROWS_MAX,
+    versions_max: int = FOLD_VERSIONS_MAX,
 ) -> Folded:
     """Fold from `start` on what goes into up to `blocks_max` blocks of a span, which is the part of one index that lies in one range.
+
+    A block takes up to `versions_max` versions at once, but for those of its last key, and is written as blocks of up to `rows_max` rows.
 
     Nobody may write versions at or below `resolved` any more.  The batch must be written before the next call.  Raises CorruptionError.
     """
@@ -93,7 +96,7 @@ def fold(
     candidates = _Candidates(_keys_of(blocks, rest, resolved), layouts)
     removed = written = versions = count = 0
     while count < blocks_max and (first := candidates.peek()) is not None:
-        entry, group = _next_group(blocks, span, candidates, first.key, rows_max)
+        entry, group = _next_group(blocks, span, candidates, first.key, rows_max, versions_max)
         content = _folded(blocks.checked(), entry, group, threshold, layouts)
         if entry is not None:
             remove_block(batch, entry)
@@ -143,12 +146,12 @@ class _Candidates:
     def _is_known(self, item: _KeyVersions) -> bool:
         return all(_is_known(stored, self._layouts) for stored in item.stored)
 
-    def take(self, last_key: bytes | None) -> list[_KeyVersions]:
-        """Take keys up to `last_key`, at least one, as far as the limits of one call go."""
+    def take(self, last_key: bytes | None, versions_max: int) -> list[_KeyVersions]:
+        """Take keys up to `last_key`, at least one, as far as the limits of one block go."""
         taken: list[_KeyVersions] = []
         versions = size = 0
         while (item := self.peek()) is not None and (last_key is None or item.key <= last_key):
-            if versions >= FOLD_VERSIONS_MAX or size >= FOLD_BYTES_MAX:
+            if versions >= versions_max or size >= FOLD_BYTES_MAX:
                 break
             taken.append(item)
             self._next = None
@@ -183,19 +186,19 @@ def _keys_of(blocks: Blocks, span: Span, resolved: Timestamp) -> Iterator[_KeyVe
 
 
 def _next_group(
-    blocks: Blocks, span: Span, candidates: _Candidates, key: bytes, rows_max: int
+    blocks: Blocks, span: Span, candidates: _Candidates, key: bytes, rows_max: int, versions_max: int
 ) -> tuple[BlockEntry | None, list[_KeyVersions]]:
     """Take the keys that go into one block, and say which: the one that can hold them, or the first one behind; behind all, the last one
     while it has room, else a new one."""
     entry = blocks.entry_at(key)
     if entry is not None and entry.last_key < span.end:
-        group = candidates.take(entry.last_key)
+        group = candidates.take(entry.last_key, versions_max)
         return entry, group
     if entry is not None and entry.first_key < span.end:
         raise CorruptionError(f"the block at key {entry.last_key.hex()} goes beyond the span of its range or index")
     found = blocks.reader.last(INDEX, span.start, span.end)
     last = None if found is None else decode_entry(*found)
-    return (last if last is not None and last.rows < rows_max else None), candidates.take(None)
+    return (last if last is not None and last.rows < rows_max else None), candidates.take(None, versions_max)
 
 
 def _folded(
@@ -217,7 +220,7 @@ def _folded(
         for item, (row, value) in zip((item for item, is_found in zip(group, found) if is_found), old):
             version_ts = Timestamp(int(content.versions[row]))
             if suffix_ts(item.engine_keys[-1][-SUFFIX_BYTES:]) <= version_ts:
-                raise CorruptionError(f"key {item.key.hex()} has a version in the delta that not newer than its block's, {version_ts}")
+                raise CorruptionError(f"key {item.key.hex()} has a version in the delta not newer than its block's, {version_ts}")
             history[item.key + version_suffix(version_ts)] = VALUE + value
     fresh, fresh_places = [], []
     for item, place in zip(group, places.tolist()):

@@ -232,6 +232,18 @@ def test_a_zone_excludes_no_row_that_lies_within_the_bounds(
         assert may_match(entry, [Bounds(column_id=1, low=low, high=high)])
 
 
+def test_nothing_is_concluded_of_a_column_that_was_widened_or_added() -> None:
+    narrow, wide = LayoutColumn(column_id=1, kind=Kind.INT, width=4), LayoutColumn(column_id=1, kind=Kind.INT)
+    other = LayoutColumn(column_id=2, kind=Kind.INT)
+    layouts = {number: RowLayout(layout_id=number, columns=(column,)) for number, column in ((1, narrow), (2, wide), (3, other))}
+    for ids, defaults in (((1, 2), {}), ((1, 3), {1: 900}), ((2, 3), {1: 900})):
+        rows = {b"k1": codec_for(layouts[ids[0]]).encode((5,)), b"k2": codec_for(layouts[ids[1]]).encode((900,))}
+        engine = folded(rows, layouts)
+        asked = Request(SPAN, View(Timestamp(9)), bounds=[Bounds(column_id=1, low=500)])
+        [got] = merge.scan(Blocks(engine), asked, Columns((wide,), layouts, defaults))
+        assert 900 in got["c1"].to_pylist()
+
+
 def test_blocks_outside_of_the_bounds_are_not_read() -> None:
     column = LayoutColumn(column_id=1, kind=Kind.INT)
     layout = RowLayout(layout_id=1, columns=(column,))

@@ -87,8 +87,8 @@ steps = st.one_of(
     st.tuples(st.just("write all"), numbers),
     st.tuples(st.just("intent"), keys, st.sampled_from([OWN, OTHER]), numbers),
     st.tuples(st.just("resolve"), keys, st.booleans()),
-    st.tuples(st.just("fold"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([2, 3, 8])),
-    st.tuples(st.just("fold all"), st.sampled_from([2, 3, 8])),
+    st.tuples(st.just("fold"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([2, 3, 8]), st.sampled_from([2, 1000])),
+    st.tuples(st.just("fold all"), st.sampled_from([2, 3, 8]), st.sampled_from([2, 1000])),
     st.tuples(st.just("collect"), st.integers(0, 6)),
     st.tuples(st.just("cut"), st.sampled_from(EDGES)),
 )
@@ -131,10 +131,10 @@ class History:
                     attempt = self.intents.pop(key).attempt_id
                     ts = Timestamp(self.clock) if is_commit else None
                     self.both(lambda engine, batch: mvcc.resolve_intent(engine, batch, key, attempt, ts))
-            case "fold", back, blocks_max, rows_max:
-                self._fold(back, blocks_max, rows_max)
-            case "fold all", rows_max:
-                self._fold(0, 10**6, rows_max)
+            case "fold", back, blocks_max, rows_max, versions_max:
+                self._fold(back, blocks_max, rows_max, versions_max)
+            case "fold all", rows_max, versions_max:
+                self._fold(0, 10**6, rows_max, versions_max)
             case "collect", back:
                 self._collect(back)
             case "cut", bound:
@@ -152,7 +152,7 @@ class History:
 
         self.both(write)
 
-    def _fold(self, back: int, blocks_max: int, rows_max: int) -> None:
+    def _fold(self, back: int, blocks_max: int, rows_max: int, versions_max: int) -> None:
         limit = min([intent.ts - 1 for intent in self.intents.values()], default=self.clock)
         self.resolved = max(self.resolved, min(self.clock - back, limit))
         start: bytes | None = None
@@ -169,6 +169,7 @@ class History:
                 start=start,
                 blocks_max=blocks_max,
                 rows_max=rows_max,
+                versions_max=versions_max,
             )
             self.world.tiers.write(batch)
             self.folds += done.blocks_written
@@ -321,7 +322,7 @@ def test_a_long_history_on_rocksdb(tmp_path_factory: pytest.TempPathFactory) -> 
     history = History(World(MemoryEngine(), engine, BlockCache(50_000)))
     for number in range(60):
         history.apply(("write all", number) if number % 7 == 0 else ("write", [(chance.choice(KEYS), number)]))
-        history.apply(("fold", number % 5, 1 + number % 3, 3))
+        history.apply(("fold", number % 5, 1 + number % 3, 3, 2 + number % 4))
         if number % 9 == 8:
             history.apply(("collect", 4))
             history.apply(("cut", chance.choice(EDGES)))
