@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsdb.cli.asking import url_options
+from dsdb.cli.certs_option import certs_dir_option
+from dsdb.cli.shell import DEFAULT_URL
 
 if TYPE_CHECKING:
     from dsdb.driver.connection import Connection
 
+_url_option = click.option("--url", default=DEFAULT_URL, show_default=True, help="Of a cluster, or the directory of an embedded node.")
 _FORMATS = ("csv", "parquet", "arrow", "jsonl")
 _format_option = click.option("--format", "file_format", type=click.Choice(_FORMATS), help="By itself, what the file's name says.")
 _csv_options = (
@@ -70,7 +72,8 @@ def _with_csv_options(command: click.decorators.FC) -> click.decorators.FC:
 @click.option("--reject-file", help="Bad rows of csv and jsonl go here (file, line, column, reason, text), the others in.")
 @click.option("--reject-max", default=1_000, show_default=True, help="With more bad rows nothing is imported.")
 @click.option("--dump", "directory", help="Load what `dsdb dump` has written, instead of files.")
-@url_options
+@_url_option
+@certs_dir_option
 def import_command(
     table: str | None,
     files: tuple[str, ...],
@@ -151,7 +154,8 @@ def _append(
 @_format_option
 @_with_csv_options
 @click.option("--query", help="Export what this gives, instead of a table.")
-@url_options
+@_url_option
+@certs_dir_option
 def export_command(
     names: tuple[str, ...], file_format: str | None, no_header: bool, delimiter: str | None, null: str, query: str | None, url: str
 ) -> None:
@@ -178,7 +182,8 @@ def export_command(
 @click.command("dump")
 @click.argument("directory")
 @click.option("--format", "file_format", type=click.Choice(_FORMATS), default="parquet", show_default=True, help="Of the tables' files.")
-@url_options
+@_url_option
+@certs_dir_option
 def dump_command(directory: str, file_format: str, url: str) -> None:
     """Write the schema and the rows of all tables of a database to DIRECTORY, as of one moment.
 
