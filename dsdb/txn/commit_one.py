@@ -26,6 +26,8 @@ from dsdb.txn.sender import Sender
 
 BUMPS_MAX = 20
 """Commits tried at ever later timestamps before the transaction is run again."""
+BUMPS_S_MAX = 10.0
+"""How long a commit goes on after bumps: where each look takes a second, twenty are too many."""
 SPLITS_MAX = 3
 """Times that a commit is cut to a range that is split before it arrives."""
 FIRST_TS_AGE_MAX = 20_000 << 18
@@ -60,8 +62,11 @@ class OneRangeCommit:
             return None
         ts = self._sender.oracle.fresh_nowait() if self._plan.read_ts is None else None
         self._first_ts = await self._choose_first_ts(ts)
+        began = self._sender.now()
         try:
             for _ in range(BUMPS_MAX):
+                if self._sender.now() - began > BUMPS_S_MAX:
+                    break
                 reply = await self._send(ts)
                 if reply is None:
                     if not self._copies.in_doubt:

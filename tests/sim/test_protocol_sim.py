@@ -53,6 +53,19 @@ def test_properties_hold_under_faults_and_rare_events_happen() -> None:
     assert not too_few, too_few
 
 
+FAILED_ONCE: tuple[tuple[int, float, tuple[str, ...], tuple[str, ...]], ...] = (
+    # Two commits that bumped each other, where every message took a second, went on for 21 s.
+    (34, 60.0, ("partition", "delays"), ("lists", "bank")),
+    # Two that wanted one row's lock took turns at waiting for an oracle that was away, for 33 s.
+    (500490, 60.0, ("clock", "late", "loss", "usurp", "delays", "transfer", "splits", "power", "link"), ("lists", "bank")),
+)
+
+
+@pytest.mark.parametrize(("seed", "seconds", "faults", "clients"), FAILED_ONCE)
+def test_what_failed_once_holds(seed: int, seconds: float, faults: tuple[str, ...], clients: tuple[str, ...]) -> None:
+    simulate(seed, seconds, faults, clients=clients)
+
+
 def test_replicas_come_go_are_sent_whole_and_go_bad_and_nothing_is_lost_or_wrong() -> None:
     events: Counter[str] = Counter()
     for seed, faults in ELASTIC_SEEDS:
