@@ -41,7 +41,7 @@ from dsdb.raft.messages import (
 )
 from dsdb.raft.ready import Ready, Role, RoleChange, StableMark
 from dsdb.storage.engine.port import WriteBatch
-from dsdb.storage.errors import DiskFullError, StorageError, WriteStallError
+from dsdb.storage.errors import CorruptionError, DiskFullError, StorageError, WriteStallError
 from dsdb.store.command import ChangeReplicasCommand, ChecksumCommand, Command, CommitCommand, SplitCommand, decode_command
 from dsdb.store.context import StoreContext
 from dsdb.store.frame import RaftEnvelope, ReplicaNotice, Transport
@@ -361,7 +361,7 @@ class RaftLoop:
             if ready.stable is not None:
                 self._marks[range_id] = ready.stable
                 self._needs_sync = True
-            if ready.committed:
+            if ready.committed and not replica.machine.is_damaged:
                 if queue is None:
                     queue = self._to_apply[range_id] = deque()
                 queue.extend(ready.committed)
@@ -419,7 +419,15 @@ class RaftLoop:
                     if proposal is not None:
                         replica.pending[entry.index] = proposal
                     break
-                result = machine.apply(batch, entry.index, entry.term, command)
+                try:
+                    result = machine.apply(batch, entry.index, entry.term, command)
+                except CorruptionError as error:
+                    machine.is_damaged = True
+                    if proposal is not None:
+                        replica.pending[entry.index] = proposal
+                    self._context.on_unreadable(replica.range_id, error)
+                    queue.clear()
+                    break
                 if isinstance(command, SplitCommand):
                     self._apply_split(replica, command, result)
                 if proposal is not None:

@@ -116,6 +116,8 @@ class StateMachine:
         """Keys whose intents the present batch lays or settles: the engine does not know of it yet."""
         self._has_cleared = False
         """The present batch clears a span."""
+        self.is_damaged = False
+        """A command could not be applied, as what it needs cannot be read: nothing after it is."""
         self.is_checked = False
         """Nothing was applied since the replicas' checksums were compared (`consistency`)."""
         self.voided: list[tuple[bytes, Timestamp]] = []
@@ -184,7 +186,10 @@ class StateMachine:
         )
 
     def apply(self, batch: WriteBatch, index: int, term: int, command: Command) -> Result:
-        """Apply a command at its place in the log.  Membership changes come through `apply_change`."""
+        """Apply a command at its place in the log.  Membership changes come through `apply_change`.
+
+        Raises CorruptionError: what it needs is damaged.  How much of it was done is not known, so nothing can be applied after it.
+        """
         delta = 0
         closed = MIN_TIMESTAMP
         result: Result

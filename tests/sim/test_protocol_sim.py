@@ -66,6 +66,12 @@ def test_what_failed_once_holds(seed: int, seconds: float, faults: tuple[str, ..
     simulate(seed, seconds, faults, clients=clients)
 
 
+def test_damage_that_is_met_while_a_command_is_applied_ends_no_node() -> None:
+    faults = ("transfer", "loss", "storm", "clock", "oracle", "ghost", "late", "blackout", "resets", "usurp", "crash", "splits", "gateway")
+    elastic = ("link", "power", *("snapshots", "members", "damage") * 3)
+    simulate(2040, 3.0, (*faults, *elastic), clients=("registers",), elastic=True)
+
+
 def test_replicas_come_go_are_sent_whole_and_go_bad_and_nothing_is_lost_or_wrong() -> None:
     events: Counter[str] = Counter()
     for seed, faults in ELASTIC_SEEDS:
