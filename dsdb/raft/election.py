@@ -126,9 +126,11 @@ class Election(Leading):
         elif message.transfer and message.term > self.followed_term and self.role is not Role.LEADER:
             # The leader of the term before gave up, and every earlier lead ended with that one's election.
             self._unfollow()
-        # Also where it is ignored: what is learnt may be that the leader who is protected was removed.
-        self._learn_commit(message)
-        if self._must_ignore(message):
+        is_ignored = self._must_ignore(message)
+        if not is_ignored or self.role is not Role.LEADER:
+            # Also where it is ignored: what is learnt may be that the leader who is protected was removed.  A leader counts for itself.
+            self._learn_commit(message)
+        if is_ignored:
             return
         if message.term > self.term and not message.pre:
             self._become_follower(message.term, NO_REPLICA)
