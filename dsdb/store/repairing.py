@@ -6,7 +6,8 @@
 
 Invariants:
 - A quarantined replica serves nothing until it is removed, or a Raft snapshot has replaced all it had; a restart does not change that.
-- It goes on voting and keeping the log, which is not in doubt: so quarantine costs no quorum.
+- It goes on voting and keeping the log, which is not in doubt: so quarantine costs no quorum.  Where the damage was met while a command
+  was applied, nothing more is.
 - Nothing is removed by a leaseholder that is out of service itself, nor the range's only replica, nor where the rest has no live quorum.
 - With nothing damaged nothing runs here.
 """

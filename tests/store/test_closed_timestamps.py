@@ -25,13 +25,12 @@ from dsdb.raft.config import RaftConfig
 from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.errors import WriteStallError
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store import Store, StoreConfig
 from dsdb.store.closed import IssuedLine, Promises, Telling
 from dsdb.store.closing import INTERVALS
 from dsdb.store.command import CommitCommand
 from dsdb.store.frame import ClosedUpdate
-from dsdb.store.open_intents import OpenIntents
 
 LAG_S = StoreConfig().closed_lag_s + INTERVALS * StoreConfig().closed_interval_s + 0.2
 """After so long what was issued is closed everywhere."""
@@ -167,22 +166,6 @@ def test_the_first_update_of_an_old_session_is_not_followed_by_those_of_a_new_on
     assert ear.take(old)  # on a connection that was thought to be dead
     assert not ear.take(telling.update(StoreId(2), Timestamp(300), ranges(r2=6)))
     assert ear.closed(2) == 100
-
-
-def test_open_intents_know_their_oldest() -> None:
-    intents = OpenIntents(is_complete=True)
-    assert intents.oldest_ts() == MAX_TIMESTAMP
-    for number in range(300):
-        intents.lay(b"%03d" % number, Timestamp(1000 - number))
-    intents.lay(b"299", Timestamp(2000))
-    assert (intents.oldest_ts(), intents.count) == (702, 300)
-    right = intents.hand_over(b"200")
-    assert (intents.oldest_ts(), right.oldest_ts(), right.count) == (801, 702, 100)
-    intents.clear(Span(b"100", b"300"))
-    assert (intents.oldest_ts(), intents.count) == (901, 100)
-    for number in range(100):
-        intents.drop(b"%03d" % number)
-    assert (intents.oldest_ts(), intents.count) == (MAX_TIMESTAMP, 0)
 
 
 # ---- Reads without the lease ----
