@@ -34,7 +34,8 @@ from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
 from dsdb.sql.catalog_draft import CatalogDraft
 from dsdb.sql.errors import SqlError
-from dsdb.storage import mvcc
+from dsdb.storage import mvcc, visible
+from dsdb.storage.columnar import overlay
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import Family
 from dsdb.storage.errors import StorageError
@@ -146,7 +147,8 @@ def reads_do_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 def reads_pass_by_intents(patch: pytest.MonkeyPatch) -> None:
     """Nobody asks what becomes of an intent that a read meets (rule 4)."""
-    patch.setattr(mvcc, "_is_in_the_way", lambda intent, ts, passable: False)
+    for module in (mvcc, visible, overlay):
+        patch.setattr(module, "is_in_the_way", lambda intent, ts, passable: False)
 
 
 def pushed_intents_are_passable_for_ever(patch: pytest.MonkeyPatch) -> None:
