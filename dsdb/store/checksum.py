@@ -1,9 +1,10 @@
 """The checksum of a range: of what reads can see in it, not of how a store keeps it; and who is wrong when replicas' checksums differ.
 
-    engine snapshot ─▶ replicated state ▸ versions and intents ▸ outcomes ▸ txn records ─▶ 16 bytes
+    engine snapshot ─▶ replicated state ▸ versions and intents, of the delta and of blocks in one order ▸ outcomes ▸ txn records ─▶ 16 bytes
 
 Invariants:
-- Replicas that applied the same log up to the same index have the same checksum, whatever their engines, logs and caches are like.
+- Replicas that applied the same log up to the same index have the same checksum, whatever their engines, logs and caches are like, and
+  however much of it each has folded into blocks.
 - What no read at or above the garbage collection threshold sees is left out; so are a replica's own estimates.
 - A slice reads `SLICE_ROWS` rows, or one row above `SLICE_BYTES`, so that nobody waits long for the event loop.
 
@@ -19,7 +20,9 @@ from typing import NamedTuple
 import msgspec
 
 from dsdb.raft.messages import ReplicaId
-from dsdb.storage.engine.port import EngineSnapshot, Family, Reader
+from dsdb.storage.columnar.block import BlockCache, Blocks
+from dsdb.storage.columnar.plain import plain_entries
+from dsdb.storage.engine.port import EngineSnapshot, Reader
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import prefix_end
 from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
@@ -30,6 +33,8 @@ SLICE_ROWS = 256
 """Less than a millisecond of work."""
 SLICE_BYTES = 1 << 20
 """Of keys and values hashed without a pause, about a millisecond too."""
+CACHE_BYTES = 8 << 20
+"""Of the block that is being read, about twice."""
 
 _SUFFIX_BYTES = 8
 _INTENT_SUFFIX = bytes(_SUFFIX_BYTES)
@@ -55,7 +60,9 @@ class RangeSum:
         self._hash.update(encode(_ordered(self._state)))
         span = self._state.descriptor.span
         seen = VersionFilter(self._state.threshold)
-        for keys, values in self._reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
+        # What is kept here of a block is used while it is the one being read, and its bytes are compared with their checksums.
+        blocks = Blocks(self._reader, BlockCache(CACHE_BYTES), checks_sums=True)
+        for keys, values in plain_entries(blocks, span, chunk_rows=SLICE_ROWS):
             size = sum(map(len, keys)) + sum(map(len, values))
             yield from self._add(1, *seen.visible(keys, values))
             yield size

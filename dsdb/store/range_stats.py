@@ -1,24 +1,26 @@
 """How large a range is, and where its middle lies: counted by reading it, in slices.
 
-    every apply ─▶ size_bytes, replicated (`state_machine`)           split ─▶ the left side is counted just before it (`split`)
+    every apply ─▶ size_bytes, by each replica (`state_machine`)      split ─▶ the left side is counted just before it (`split`)
 
-The size of a range is that of all its versions and intents, keys and values as they are stored.  It is a part of the replicated state:
-commits add to it, collected and cleared versions leave it, by the same amount on every replica.  Only a split cannot know the parts
-without reading; so the leaseholder counts before it takes the latch, and what was written meanwhile is divided in proportion.
+The size of a range is that of all its versions and intents, keys and values as they are stored, and of its blocks.  Each replica keeps its
+own: commits add to it, collected and cleared versions leave it, and so does what folding saves; so replicas that are folded alike have the
+same, and nothing replicated depends on it.  Only a split cannot know the parts without reading; so the leaseholder counts before it takes
+the latch, and each replica divides its own size in that proportion.
 
 Invariants:
 - No slice takes longer than some milliseconds, however wide rows are.
 - What is found is a key that is stored, or the start of a table: the boundary of a row in any case.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from operator import add
 
 import msgspec
 import trio
 
+from dsdb.storage.columnar import measure
+from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.engine.port import Family, Reader
 from dsdb.storage.errors import KeyFormatError
 from dsdb.storage.keys import Span, decode_index_prefix, table_prefix
@@ -47,12 +49,18 @@ class Middle(msgspec.Struct, frozen=True, kw_only=True):
 async def count_bytes(reader: Reader, span: Span, *, is_over: Callable[[], bool]) -> int | None:
     """Count the bytes of a span; None if it was over before the end.  Checkpoints after every slice."""
     total = 0
-    for keys, values in reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
-        total += sum(map(len, keys)) + sum(map(len, values))
+    for size in _sizes(reader, span):
+        total += size
         await trio.lowlevel.checkpoint()
         if is_over():
             return None
     return total
+
+
+def _sizes(reader: Reader, span: Span) -> Iterator[int]:
+    yield from measure.sizes(Blocks(reader), span)
+    for keys, values in reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
+        yield sum(map(len, keys)) + sum(map(len, values))
 
 
 async def find_middle(reader: Reader, span: Span, *, size_bytes: int) -> Middle | None:
@@ -61,24 +69,44 @@ async def find_middle(reader: Reader, span: Span, *, size_bytes: int) -> Middle 
     size_bytes: about how large it is.
     """
     step = max(size_bytes // SAMPLES, SAMPLE_BYTES_MIN)
-    samples: list[tuple[int, bytes]] = []
-    total, last, first = 0, b"", b""
-    for keys, values in reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
-        first = first or keys[0][:-VERSION_SUFFIX_BYTES]
-        offsets = list(accumulate(map(add, map(len, keys), map(len, values)), initial=total))
-        at = 0
-        while at < len(keys):
-            samples.append((offsets[at], keys[at][:-VERSION_SUFFIX_BYTES]))
-            at = max(bisect_left(offsets, offsets[at] + step, at), at + 1)
-        total, last = offsets[-1], keys[-1][:-VERSION_SUFFIX_BYTES]
+    weights: list[tuple[bytes, int]] = []
+    last = b""
+    for found in measure.weights(Blocks(reader), span, step):
+        weights += found
         await trio.lowlevel.checkpoint()
-    samples.append((total, last))
-    above = [(offset, key) for offset, key in samples if key > max(first, span.start)]
+    if weights:
+        last = weights[-1][0]
+    for some, behind in _delta_weights(reader, span, step):
+        weights += some
+        last = max(last, behind)
+        await trio.lowlevel.checkpoint()
+    weights.sort()
+    offsets = list(accumulate([weight for _, weight in weights], initial=0))
+    total = offsets[-1]
+    samples = [*zip(offsets, [key for key, _ in weights]), (total, last)]
+    above = [(offset, key) for offset, key in samples if key > max(samples[0][1], span.start)]
     if not above:
         return None
     half = total / 2
     offset, key = min(_table_starts(samples, span, total) or above, key=lambda sample: abs(sample[0] - half))
     return Middle(key=key, left_bytes=offset, total_bytes=total)
+
+
+def _delta_weights(reader: Reader, span: Span, step: int) -> Iterator[tuple[list[tuple[bytes, int]], bytes]]:
+    """Give after each slice keys at which about `step` bytes begin, and how many; and the last key that was read."""
+    key, weight = b"", 0
+    for keys, values in reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
+        found: list[tuple[bytes, int]] = []
+        for engine_key, size in zip(keys, map(add, map(len, keys), map(len, values))):
+            user_key = engine_key[:-VERSION_SUFFIX_BYTES]
+            if weight >= step and user_key != key:
+                found.append((key, weight))
+                key, weight = user_key, 0
+            key = key or user_key
+            weight += size
+        yield found, keys[-1][:-VERSION_SUFFIX_BYTES]
+    if weight:
+        yield [(key, weight)], key
 
 
 def _table_starts(samples: list[tuple[int, bytes]], span: Span, total: int) -> list[tuple[int, bytes]]:
@@ -100,6 +128,10 @@ def _table_starts(samples: list[tuple[int, bytes]], span: Span, total: int) -> l
 
 def has_rows(reader: Reader, span: Span, count: int) -> bool:
     """Say whether a span has so many rows, as far as some slices tell."""
+    for in_block in measure.row_counts(Blocks(reader), span):
+        count -= in_block
+        if count <= 0:
+            return True
     seen: set[bytes] = set()
     rows = size = 0
     for keys, values in reader.scan(Family.DELTA, span.start, span.end, chunk_rows=SLICE_ROWS):
@@ -113,4 +145,6 @@ def has_rows(reader: Reader, span: Span, count: int) -> bool:
 def stored_key_from(reader: Reader, span: Span) -> bytes | None:
     """Give the first stored key of a span."""
     found = reader.first(Family.DELTA, span.start, span.end)
-    return None if found is None else found[0][:-VERSION_SUFFIX_BYTES]
+    keys = [] if found is None else [found[0][:-VERSION_SUFFIX_BYTES]]
+    in_block = measure.first_key(Blocks(reader), span)
+    return min([*keys, *([] if in_block is None else [in_block])], default=None)

@@ -44,6 +44,8 @@ from dsdb.kv.requests import (
     TransferLeaseRequest,
 )
 from dsdb.storage import mvcc
+from dsdb.storage.columnar import measure
+from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span, key_after
 from dsdb.storage.mvcc import Intent, IntentsFoundError, get_intent
@@ -490,7 +492,11 @@ class Serving:
     def _garbage_end(self, start: bytes, end: bytes) -> bytes | None:
         """Give the end of the part, from `start`, that one command may look at; None for all the rest."""
         rows_max = self._context.config.garbage_chunk_rows
+        # What is in blocks here may be in the delta of other replicas.
+        behind = measure.key_behind(Blocks(self._context.engine), Span(start, end), rows_max)
         for keys, _values in self._context.engine.scan(Family.DELTA, start, end, chunk_rows=rows_max):
             last = keys[-1][:-VERSION_SUFFIX_BYTES]
-            return key_after(last) if len(keys) == rows_max and last >= start else None
-        return None
+            if len(keys) == rows_max and last >= start:
+                return key_after(last) if behind is None else min(key_after(last), behind)
+            break
+        return behind

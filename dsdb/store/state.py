@@ -51,7 +51,7 @@ class Applied(msgspec.Struct, frozen=True, array_like=True, gc=False):
     index: int
     term: int
     size_bytes: int = 0
-    """An estimate of the keys and values in the range; replicated, so that all replicas agree on it."""
+    """An estimate of the keys and values in the range, and of its blocks, as this replica stores them."""
     closed: Timestamp = MIN_TIMESTAMP
     """The highest promise that came with a command (rule 23)."""
     intents: int = UNKNOWN

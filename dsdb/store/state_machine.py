@@ -35,6 +35,8 @@ from dsdb.kv.requests import (
 )
 from dsdb.raft.messages import Membership
 from dsdb.storage import mvcc
+from dsdb.storage.columnar import upkeep
+from dsdb.storage.columnar.block import BlockCache, Blocks
 from dsdb.storage.engine.port import Family, Reader, WriteBatch
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
@@ -116,6 +118,10 @@ class StateMachine:
         """Keys whose intents the present batch lays or settles: the engine does not know of it yet."""
         self._has_cleared = False
         """The present batch clears a span."""
+        self.upheavals = 0
+        """Commands that removed, cleared or divided what a fold may have read: what was begun before them is not written."""
+        self.split_off_bytes = 0
+        """Size of the right side of the last split."""
         self.is_damaged = False
         """A command could not be applied, as what it needs cannot be read: nothing after it is."""
         self.is_checked = False
@@ -142,7 +148,7 @@ class StateMachine:
         """Say whether applying reads from the engine what may have changed since `begin_batch`, and must be written first."""
         if isinstance(command, (ResolveCommand, EndTxnCommand)):
             return self._has_cleared or (bool(self._unwritten) and not self._unwritten.isdisjoint(_keys_of(command)))
-        return isinstance(command, CollectGarbageCommand)
+        return isinstance(command, (CollectGarbageCommand, SplitCommand))
 
     def advance(self, batch: WriteBatch, index: int, term: int, *, size_delta: int = 0, closed: Timestamp = MIN_TIMESTAMP) -> None:
         """Note an entry as applied; the last call for a batch must be followed by `put_applied`."""
@@ -233,6 +239,7 @@ class StateMachine:
                 if not self.descriptor.span.covers(command.span):
                     return RangeKeyMismatch((self.descriptor,))
                 self._has_cleared = True
+                self.upheavals += 1
                 clear_keys(batch, command.span)
                 self.intents.clear(command.span)
                 is_all = command.span.covers(self.descriptor.span)
@@ -458,22 +465,41 @@ class StateMachine:
             self._put_state(batch, threshold=command.threshold)
         if span.is_empty:
             return RangeKeyMismatch((self.descriptor,))
-        removed, removed_bytes, _ = mvcc.collect_garbage(self._engine, batch, span, self.state.threshold, versions_max=VERSIONS_MAX)
+        self.upheavals += 1
+        blocks = Blocks(self._engine, BlockCache())
+        removed, removed_bytes, _ = upkeep.collect_delta_garbage(blocks, batch, span, self.state.threshold, versions_max=VERSIONS_MAX)
         self._shrink(removed_bytes)
         return CollectGarbageReply(self.state.threshold, removed)
 
     def _shrink(self, size_bytes: int) -> None:
         self.applied = msgspec.structs.replace(self.applied, size_bytes=max(0, self.applied.size_bytes - size_bytes))
 
+    def note_folded(self, batch: WriteBatch, grown_bytes: int) -> None:
+        """Take into account what folding, or collecting in blocks, put into the batch; all that was applied must be written."""
+        self._shrink(-grown_bytes)
+        self.put_applied(batch)
+
     def _apply_split(self, batch: WriteBatch, command: SplitCommand) -> Result:
         """Shrink to the left side.  The right side is made by the store, which knows whether it may have it (`split`)."""
         descriptor = self.descriptor
         if command.generation != descriptor.generation:
             return InvalidRequest(f"range {descriptor.range_id} has changed to generation {descriptor.generation} before its split")
+        # What is damaged is found before anything is changed.
+        upkeep.cut(Blocks(self._engine), batch, command.right.start_key)
+        self.upheavals += 1
         self._put_state(batch, descriptor=command.left)
-        size_bytes = min(command.left_size_bytes, self.applied.size_bytes)
+        size_bytes, self.split_off_bytes = self._divided(command)
         self.applied = msgspec.structs.replace(self.applied, size_bytes=size_bytes, closed=max(self.applied.closed, command.closed))
         return SplitReply(command.left, command.right)
+
+    def _divided(self, command: SplitCommand) -> tuple[int, int]:
+        """Divide this replica's own size as the leaseholder found that its own is divided."""
+        own, left = self.applied.size_bytes, command.left_size_bytes
+        if command.right_size_bytes is None:
+            return min(left, own), left
+        total = left + command.right_size_bytes
+        part = left if own == total else own * left // total if total else 0
+        return part, own - part
 
     def right_state(self, command: SplitCommand) -> ReplicatedState:
         """Give what the right side of a split starts with beside its `Applied`: outcomes' floor and threshold are the left side's."""
