@@ -118,6 +118,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Rows in one ScanReply, whatever was asked for."""
     garbage_chunk_rows: int = 8_192
     """Versions that one garbage collection command looks at: about 10 ms of work."""
+    block_cache_bytes: int = 64 << 20
+    """Decompressed parts of columnar blocks that a store keeps for its reads: of lineitem, some 1.2 million rows."""
     stall_backoff_s: float = 0.01
     """Pause after the engine refused a write for being busy."""
     disk_full_probe_s: float = 1.0

@@ -8,7 +8,8 @@ from dsdb.env.clock import Clock
 from dsdb.kv.errors import KvError, Unavailable
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.intents import Pusher, TxnMeta
-from dsdb.storage.engine.port import Engine
+from dsdb.storage.columnar.block import BlockCache, Blocks
+from dsdb.storage.engine.port import Engine, EngineSnapshot
 from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store.closed import Promises
@@ -43,6 +44,9 @@ class StoreContext:
         self.chance = chance
         self.timestamps = timestamps
         self.liveness = liveness
+        self._block_cache = BlockCache(config.block_cache_bytes)
+        self.blocks = Blocks(engine, self._block_cache)
+        """The columnar blocks of the engine as it is; for the event loop alone, and not across a wait."""
         self.deadlines = Deadlines()
         self.disk_trouble: str | None = None
         """Why writes are refused now: the disk is full."""
@@ -68,6 +72,10 @@ class StoreContext:
         """Told a range whose replica was asked for and waits to be woken; set by the keeper."""
         self.intents: IntentSettler = _Nobody()
         """Finds out what becomes of foreign intents; set by the node."""
+
+    def blocks_of(self, snapshot: EngineSnapshot) -> Blocks:
+        """Give the columnar blocks of an engine snapshot, read through the store's cache: for the event loop alone."""
+        return Blocks(snapshot, self._block_cache)
 
 
 class _Nobody:

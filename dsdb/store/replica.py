@@ -34,6 +34,7 @@ from dsdb.kv.requests import CommitReply, Reply
 from dsdb.raft.messages import NO_REPLICA, MembershipChange, ReplicaId
 from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
+from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, before
 from dsdb.store.command import (
@@ -85,6 +86,9 @@ class Proposal:
 
 class Replica:
     """One replica of this store."""
+
+    has_blocks: bool
+    """The range may have columnar blocks: without, its rows are read alone.  False where there are some would lose rows."""
 
     def __init__(self, context: StoreContext, replica_id: ReplicaId, state: ReplicatedState) -> None:
         """Load it from the engine; `state` is its replicated state there, or, of one that waits for a Raft snapshot, a stand-in."""
@@ -148,14 +152,19 @@ class Replica:
         """The data of a Raft snapshot is being copied: the core is left alone until it is there."""
         self.told_removed: set[StoreId] = set()
         """Stores that say that it was removed from its range."""
-        self.is_destroyed = False
-        self.is_halted = False
-        """The core found that a peer or the disk broke its word: it is not asked any more."""
+        self.is_destroyed = self.is_halted = False
+        """Halted: the core found that a peer or the disk broke its word: it is not asked any more."""
         self.damage: str | None = None
         """Why the replica was taken out of service."""
         self.damaged_peers: dict[ReplicaId, str] = {}
         """Replicas on other stores that are out of service, as far as this leader has heard, and why."""
+        self.look_for_blocks()
         self.learn_stores()
+
+    def look_for_blocks(self) -> None:
+        """Find out whether the range has columnar blocks: when it is loaded, and after its data was replaced as a whole."""
+        start, end = self.descriptor.span
+        self.has_blocks = self.context.engine.first(Family.INDEX, start, end) is not None
 
     def _open_log(self, state: ReplicatedState) -> ReplicaLog:
         engine, keys = self.context.engine, self.keys

@@ -526,6 +526,7 @@ class SnapshotReceiver:
         assert state is not None, replica.range_id
         replica.machine = StateMachine(self._context.engine, replica.keys, state)
         replica.learn_stores()
+        replica.look_for_blocks()
         replica.incoming = None
         replica.is_installing = False
         replica.damage = None
