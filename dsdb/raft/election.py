@@ -142,7 +142,7 @@ class Election(Leading):
             if self.vote == NO_REPLICA:
                 self._set_hard(self.term, message.sender)
             self._elapsed = 0
-        self._after_sync.append(VoteReply(to=message.sender, sender=self.replica, term=message.term, pre=message.pre, granted=True))
+        self._answer(message, message.term, granted=True)
 
     def _must_ignore(self, message: Vote) -> bool:
         """Whether a promise, or the presence of a leader, forbids to even consider the request."""
@@ -162,14 +162,18 @@ class Election(Leading):
         return self.leader not in (NO_REPLICA, message.sender) and self._elapsed < self.config.election_ticks
 
     def _refuse(self, message: Vote) -> None:
+        self._answer(message, self.term, granted=False)
+
+    def _answer(self, message: Vote, term: int, *, granted: bool) -> None:
+        """Answer, and tell how far this replica knows the log to be committed: that may be the news that a protected leader has left."""
         log = self.log
         self._after_sync.append(
             VoteReply(
                 to=message.sender,
                 sender=self.replica,
-                term=self.term,
+                term=term,
                 pre=message.pre,
-                granted=False,
+                granted=granted,
                 commit=log.commit,
                 commit_term=log.term(log.commit),
             )
@@ -188,7 +192,9 @@ class Election(Leading):
             is_mine = self.role is Role.CANDIDATE and not message.pre and message.term == self.term
         if is_mine and message.sender not in self._votes:
             self._votes[message.sender] = message.granted
-            self._learn_commit(message)
+            if message.pre or not message.granted:
+                # Whoever leads by this vote commits by entries of its own term only, and tells of them.
+                self._learn_commit(message)
             if self._has_unapplied_membership():
                 # Those who were asked may have left: ask again when the change is applied.
                 self._become_follower(self.term, NO_REPLICA)

@@ -110,11 +110,20 @@ class RaftState:
 
     def _follow(self, leader: ReplicaId) -> None:
         """Acknowledge a leader. Until the store says otherwise its promise to that leader's store is taken to stand."""
-        if self.followed != leader:
+        if self._has_left(leader):
+            self._unfollow()
+        elif self.followed != leader:
             self.followed = leader
             self._is_supported = True
             self._is_role_dirty = True
         self.followed_term = self.term
+
+    def _has_left(self, leader: ReplicaId) -> bool:
+        """Whether the leader of this term is known to be no voter any more, so that it holds no lease, and steps down before long.
+
+        It was a voter where it was elected; what is applied of its own term lies behind that.
+        """
+        return not self.membership.is_voter(leader) and self.log.term(self.log.applied) == self.term
 
     def _unfollow(self) -> None:
         """Forget the followed leader, which is known to lead no more: a promise to its store protects nothing here."""

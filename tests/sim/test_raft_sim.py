@@ -56,6 +56,12 @@ def test_properties_hold_under_faults_and_rare_events_happen() -> None:
     assert not too_few, too_few
 
 
+# Leaders that had left, which followers went on to protect although they led no more: nobody could be elected.
+@pytest.mark.parametrize("seed", [700171, 701344])
+def test_seeds_that_failed_once(seed: int) -> None:
+    simulate(seed, 20.0)
+
+
 def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
     script = "from tests.sim.raft_sim import simulate; print([(s.trace, s.events) for s in (simulate(3, 5), simulate(6, 5))])"
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
