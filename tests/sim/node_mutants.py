@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -198,7 +199,7 @@ def floor_is_not_checked(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_soon(patch: pytest.MonkeyPatch) -> None:
     """Outcomes are forgotten soon: no fault, but what one of them needs to show."""
-    patch.setattr(parts, "StoreConfig", lambda: StoreConfig(outcome_keep_ms=200, outcome_floor_step_ms=50))
+    patch.setattr(parts, "StoreConfig", partial(StoreConfig, outcome_keep_ms=200, outcome_floor_step_ms=50))
 
 
 # ---- Commits over many ranges ----
