@@ -110,6 +110,11 @@ class CatalogLeases:
         self._is_used = False
         """Whether a statement came since the last renewal: else the lease may run out."""
 
+    @property
+    def newest(self) -> Catalog | None:
+        """Give the newest catalogue that this node has seen, for whoever commits nothing by it; None before the first lease."""
+        return self._current
+
     def acquire_nowait(self) -> Catalog | None:
         """Give the catalogue that statements use now, held until `release`; None before the first lease.
 

@@ -111,6 +111,15 @@ CLUSTER_SETTINGS = {
             description="A store that does not answer for so long is dead: its replicas are replaced.",
         ),
         ClusterSetting(
+            name="fold_percent",
+            kind=SettingKind.COUNT,
+            default=25,
+            least=1,
+            most=100,
+            is_off_at_zero=True,
+            description="Part of the time for which a store folds old rows into columnar blocks, at most; 0: not at all.",
+        ),
+        ClusterSetting(
             name="rebalance_moves_max",
             kind=SettingKind.COUNT,
             default=64,

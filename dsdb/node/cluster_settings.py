@@ -114,5 +114,6 @@ class ClusterSettings:
         self._store.consistency.interval_s = values.get("check_interval", CLUSTER_SETTINGS["check_interval"].default)
         for throttle in self._store.snapshot_rates:
             throttle.bytes_per_s = values.get("snapshot_bytes_per_s", CLUSTER_SETTINGS["snapshot_bytes_per_s"].default)
+        self._store.folding.share = values.get("fold_percent", CLUSTER_SETTINGS["fold_percent"].default) / 100
         self._cleanup.use_age(values.get("version_age"))
         self._version_collector.use_age(values.get("version_age"))

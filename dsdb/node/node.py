@@ -53,6 +53,8 @@ class Node:
         self._credentials: NodeCredentials | None = None
         self._network: Network = network or TcpNetwork()
         self._disk = disk or (DiskThread("dsdb-disk") if config.store is not None else InlineDisk())
+        # Whoever brings a disk decides what runs where: a simulation, one thing after the other.
+        self._worker: Offload = disk or (DiskThread("dsdb-fold") if config.store is not None else InlineDisk())
         self._random = chance or random.Random(secrets.randbits(64))
         self._scope = trio.CancelScope()
         self._stop_asked = trio.Event()
@@ -78,6 +80,7 @@ class Node:
                     await self._serve(opened, listener, task_status)
             finally:
                 self._disk.close()
+                self._worker.close()
                 opened.engine.close()
         finally:
             self.ended.set()
@@ -123,7 +126,9 @@ class Node:
         return listener
 
     async def _serve(self, opened: OpenStore, listener: NodeListener, task_status: trio.TaskStatus[None]) -> None:
-        parts = NodeParts(self._config, opened, self.address, self._clock, self._network, self._disk, self._random, self._credentials)
+        parts = NodeParts(
+            self._config, opened, self.address, self._clock, self._network, self._disk, self._worker, self._random, self._credentials
+        )
         self.parts = parts
         self.node_id = parts.identity.node_id
         http = self._open_http(parts)

@@ -36,6 +36,7 @@ from dsdb.node.config import NodeConfig
 from dsdb.node.directory import Directory, NodeEntry
 from dsdb.node.greeting import Greeter
 from dsdb.node.lag import LoopLag
+from dsdb.node.layouts import CatalogLayouts
 from dsdb.node.membership import (
     CATALOG_RENEW,
     JOIN,
@@ -84,6 +85,7 @@ class NodeParts:
         clock: Clock,
         network: Network,
         disk: Offload,
+        worker: Offload,
         chance: random.Random,
         credentials: NodeCredentials | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class NodeParts:
             disk=disk,
             transport=transport,
             timestamps=self._timestamps,
+            worker=worker,
         )
         self._wire_transactions(own)
         self._wire_cluster(own)
@@ -232,6 +235,7 @@ class NodeParts:
             fresh_timestamp=self._fresh_timestamp,
             notify=self._ask_to_renew,
         )
+        self.store.folding.layouts = CatalogLayouts(self.leases, self._clock)
         self.activity = Activity(
             node_id=self.identity.node_id,
             transactions=lambda now_us: self.sessions.open_transactions(now_us),

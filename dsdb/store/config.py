@@ -120,6 +120,28 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Versions that one garbage collection command looks at: about 10 ms of work."""
     block_cache_bytes: int = 64 << 20
     """Decompressed parts of columnar blocks that a store keeps for its reads: of lineitem, some 1.2 million rows."""
+    folds: bool = False
+    """Whether old versions are folded into columnar blocks."""
+    fold_look_s: float = 1.0
+    """Between two looks at what could be folded."""
+    fold_quiet_s: float = 5.0
+    """A range that was not written for so long is looked at: while it is written, its blocks would be written again soon."""
+    fold_rest_s: float = 30.0
+    """After so long it is at rest: also blocks of which little has changed are written anew, as what lies over a block doubles its scan."""
+    fold_busy_writes: int = 32_768
+    """After so many writes a range is looked at even if it is never quiet: its delta would grow without end."""
+    fold_range_bytes_min: int = 512 << 10
+    """Ranges that are smaller stay rows: there is nothing to be gained."""
+    fold_versions_min: int = 4_096
+    """Versions that are worth a block, new or written anew."""
+    fold_rest_versions: int = 64
+    """Versions that are worth writing a block anew at rest, at least."""
+    fold_batch_versions: int = 4_096
+    """Versions that one batch of folding takes: some 5 ms of the loop's time with the block that they go into."""
+    fold_block_rows: int = 16_384
+    """Rows in a block at most (docs/decisions/0020)."""
+    fold_share: float = 0.25
+    """Part of the time that folding may take."""
     stall_backoff_s: float = 0.01
     """Pause after the engine refused a write for being busy."""
     disk_full_probe_s: float = 1.0
@@ -133,5 +155,5 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"clock_drift_max must lie within 0 and 0.5, not {self.clock_drift_max}")
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and value <= 0 and name not in ("campaign_jitter_s", "clock_drift_max"):
+            if isinstance(value, (int, float)) and value <= 0 and name not in ("folds", "campaign_jitter_s", "clock_drift_max"):
                 raise ValueError(f"{name} must be above 0, not {value}")

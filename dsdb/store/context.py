@@ -52,6 +52,8 @@ class StoreContext:
         """Why writes are refused now: the disk is full."""
         self.touched: set[RangeId] = set()
         """Ranges that were asked, changed or moved since the last report (`reporting`)."""
+        self.changed: set[RangeId] = set()
+        """Ranges in which something was applied, or installed, since the last look (`folding`)."""
         self.asked: set[RangeId] = set()
         """Ranges without a load that were asked, or led, since the last look (`load`)."""
         self.led: dict[RangeId, Replica] = {}

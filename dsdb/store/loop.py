@@ -463,6 +463,7 @@ class RaftLoop:
         if replica.is_destroyed:
             return
         self._context.touched.add(replica.range_id)
+        self._context.changed.add(replica.range_id)
         replica.raft.applied(index)
         self._truncate(replica)
         if replica.raft.has_ready:

@@ -37,7 +37,7 @@ from dsdb.raft.messages import Membership
 from dsdb.storage import mvcc
 from dsdb.storage.columnar import upkeep
 from dsdb.storage.columnar.block import BlockCache, Blocks
-from dsdb.storage.engine.port import Family, Reader, WriteBatch
+from dsdb.storage.engine.port import Engine, Family, Reader, WriteBatch
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.store.command import (
@@ -474,10 +474,12 @@ class StateMachine:
     def _shrink(self, size_bytes: int) -> None:
         self.applied = msgspec.structs.replace(self.applied, size_bytes=max(0, self.applied.size_bytes - size_bytes))
 
-    def note_folded(self, batch: WriteBatch, grown_bytes: int) -> None:
-        """Take into account what folding, or collecting in blocks, put into the batch; all that was applied must be written."""
-        self._shrink(-grown_bytes)
-        self.put_applied(batch)
+    def write_folded(self, engine: Engine, batch: WriteBatch, grown_bytes: int) -> None:
+        """Write a batch of folding, with by how much it makes the range grow; all that was applied must be written.  Raises as `write`."""
+        applied = msgspec.structs.replace(self.applied, size_bytes=max(0, self.applied.size_bytes + grown_bytes))
+        batch.put(META, self.keys.applied, encode(applied))
+        engine.write(batch)
+        self.applied = applied
 
     def _apply_split(self, batch: WriteBatch, command: SplitCommand) -> Result:
         """Shrink to the left side.  The right side is made by the store, which knows whether it may have it (`split`)."""

@@ -42,6 +42,7 @@ from dsdb.store.command import ChecksumCommand, SplitCommand
 from dsdb.store.config import StoreConfig
 from dsdb.store.consistency import Consistency
 from dsdb.store.context import StoreContext
+from dsdb.store.folding import Folding
 from dsdb.store.frame import ReplicaNotice, SnapshotHeader, StoreFrame, TimestampSource, Transport
 from dsdb.store.identity import StoreIdentity, read_identity, write_identity
 from dsdb.store.keeper import PERIOD_BITS, Keeper
@@ -109,6 +110,7 @@ class Store(LoopEvents):
         disk: Offload,
         transport: Transport,
         timestamps: TimestampSource,
+        worker: Offload | None = None,
     ) -> None:
         """Load what the engine holds.  Raises StoreFormatError if it is another store's, CorruptionError."""
         if read_identity(engine) != identity:
@@ -148,6 +150,7 @@ class Store(LoopEvents):
         self._changes = MembershipChanges(self._context, self._sender)
         self._repairing = Repairing(self._context, self._replicas, self._loop, self._changes)
         self.consistency = Consistency(self._context, self._replicas, self._loop, self._repairing)
+        self.folding = Folding(self._context, self._replicas, self._loop, disk if worker is None else worker)
         self.loads = LoadWatch(self._context, self._replicas)
         self.reports = Reporting(self._context, self._replicas)
         self._serving.handlers[SplitRequest] = self._splitting.serve
@@ -213,6 +216,7 @@ class Store(LoopEvents):
                 nursery.start_soon(self.closing.run_scans)
                 nursery.start_soon(self._changes.run)
                 nursery.start_soon(self.loads.run)
+                nursery.start_soon(self.folding.run)
                 nursery.start_soon(self.consistency.run)
                 nursery.start_soon(self._repairing.run)
                 task_status.started()
@@ -391,6 +395,7 @@ class Store(LoopEvents):
         """Tell of a new applied descriptor."""
         self._by_start = None
         self._context.touched.add(replica.range_id)
+        self._context.changed.add(replica.range_id)
         self._keeper.forget_peers()
         self.closing.note_change(replica.range_id)
         replica.locks.clip(replica.descriptor.end_key, self._context.clock.now())
@@ -565,6 +570,7 @@ class Store(LoopEvents):
             "checks": float(self.consistency.checks),
             "check_mismatches": float(self.consistency.mismatches),
             "check_alarms": float(self.consistency.alarms),
+            **self.folding.statistics(),
             **self._sender.statistics(self._receiver.throttle),
             "follower_reads": float(self._context.follower_reads),
             "latches": float(sum(len(replica.latches) for replica in replicas)),

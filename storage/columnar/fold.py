@@ -59,6 +59,8 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True):
     """Keys that stay in the delta although they could be folded by their timestamps."""
     blocks_removed: int
     blocks_written: int
+    grown_bytes: int
+    """By how much what is stored grows: mostly below 0."""
     resume: bytes | None
     """The key to go on from, once the batch is written; None at the span's end."""
 
@@ -94,18 +96,22 @@ def fold(
     assert threshold <= resolved, (threshold, resolved)
     rest = Span(span.start if start is None else max(start, span.start), span.end)
     candidates = _Candidates(_keys_of(blocks, rest, resolved), layouts)
-    removed = written = versions = count = 0
+    removed = written = versions = count = grown = 0
     while count < blocks_max and (first := candidates.peek()) is not None:
         entry, group = _next_group(blocks, span, candidates, first.key, rows_max, versions_max)
         content = _folded(blocks.checked(), entry, group, threshold, layouts)
         if entry is not None:
             remove_block(batch, entry)
             removed += 1
-        written += len(write_contents(batch, content, 0 if entry is None else entry.generation + 1, rows_max=rows_max))
+            grown -= entry.stored_bytes
+        made = write_contents(batch, content, 0 if entry is None else entry.generation + 1, rows_max=rows_max)
+        written += len(made)
+        grown += sum(block.stored_bytes for block in made)
         for item in group:
             for engine_key in item.engine_keys:
                 batch.delete(DELTA, engine_key)
             versions += len(item.engine_keys)
+            grown -= sum(map(len, item.engine_keys)) + sum(map(len, item.stored))
         count += 1
         following = candidates.peek()
         if entry is None or group[-1].key > entry.last_key or (following is not None and following.key <= entry.last_key):
@@ -117,6 +123,7 @@ def fold(
         kept_back=candidates.kept_back,
         blocks_removed=removed,
         blocks_written=written,
+        grown_bytes=grown,
         resume=None if following is None else following.key,
     )
 

@@ -26,23 +26,25 @@ from dsdb.storage.versions import SUFFIX_BYTES
 
 def collect_garbage(
     blocks: Blocks, batch: WriteBatch, span: Span, threshold: Timestamp, *, start: bytes | None = None, blocks_max: int
-) -> tuple[int, bytes | None]:
+) -> tuple[int, int, bytes | None]:
     """Remove from the history of a span's blocks what no read at or above `threshold` sees; current rows stay.
 
-    Gives how many versions were removed, and, when `blocks_max` histories were looked at, the key to go on from once the batch is written.
+    Gives how many versions were removed, their stored bytes, and, when `blocks_max` histories were looked at, the key to go on from once
+    the batch is written.
     """
-    removed = looked_at = 0
+    removed = removed_bytes = looked_at = 0
     for entry in blocks.entries(Span(span.start if start is None else start, span.end)):
         if not entry.history_rows:
             continue
         if looked_at == blocks_max:
-            return removed, entry.first_key
+            return removed, removed_bytes, entry.first_key
         looked_at += 1
-        removed += _collect_of(blocks, batch, entry, threshold)
-    return removed, None
+        count, size = _collect_of(blocks, batch, entry, threshold)
+        removed, removed_bytes = removed + count, removed_bytes + size
+    return removed, removed_bytes, None
 
 
-def _collect_of(blocks: Blocks, batch: WriteBatch, entry: BlockEntry, threshold: Timestamp) -> int:
+def _collect_of(blocks: Blocks, batch: WriteBatch, entry: BlockEntry, threshold: Timestamp) -> tuple[int, int]:
     blocks = blocks.checked()
     keys, values = blocks.history(entry)
     known = Content(
@@ -55,10 +57,10 @@ def _collect_of(blocks: Blocks, batch: WriteBatch, entry: BlockEntry, threshold:
     )
     kept = retained(known, dict(zip(keys, values)), threshold)
     if len(kept[0]) == len(keys):
-        return 0
+        return 0, 0
     if not kept[0] and not entry.rows:
         remove_block(batch, entry)
-        return len(keys)
+        return len(keys), entry.stored_bytes
     marks = {slot: mark for slot, mark in entry.chunks.items() if slot != HISTORY_SLOT}
     if kept[0]:
         stored = encode_history(kept)
@@ -74,7 +76,7 @@ def _collect_of(blocks: Blocks, batch: WriteBatch, entry: BlockEntry, threshold:
         chunks={slot: marks[slot] for slot in sorted(marks)},
     )
     batch.put(INDEX, entry.last_key, encode_entry(changed))
-    return len(keys) - len(kept[0])
+    return len(keys) - len(kept[0]), entry.stored_bytes - changed.stored_bytes
 
 
 def may_hold(blocks: Blocks, key: bytes) -> bool:

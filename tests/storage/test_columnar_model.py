@@ -185,7 +185,7 @@ class History:
         start: bytes | None = None
         for _ in range(100):
             batch = tiers.new_batch()
-            _, start = upkeep.collect_garbage(self.world.blocks(), batch, SPAN, threshold, start=start, blocks_max=2)
+            _, _, start = upkeep.collect_garbage(self.world.blocks(), batch, SPAN, threshold, start=start, blocks_max=2)
             tiers.write(batch)
             if start is None:
                 break
