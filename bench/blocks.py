@@ -22,7 +22,6 @@ from dsdb.storage.columnar.block import BlockCache, Blocks
 from dsdb.storage.columnar.content import BLOCK_ROWS_MAX, Content, write_contents
 from dsdb.storage.columnar.entry import Bounds
 from dsdb.storage.columnar.fold import fold
-from dsdb.storage.columnar.overlay import View
 from dsdb.storage.datum import Kind
 from dsdb.storage.engine.rocksdb import RocksEngine
 from dsdb.storage.keycodec import KeyColumn, key_codec
@@ -30,6 +29,7 @@ from dsdb.storage.keys import index_prefix, prefix_span
 from dsdb.storage.rowarrow import LayoutColumn, arrow_type, field_name
 from dsdb.storage.rowcodec import RowLayout, codec_for
 from dsdb.storage.timestamp import Timestamp, from_milliseconds
+from dsdb.storage.versions import View
 
 LOADED, UPDATED, NOW = from_milliseconds(1000), from_milliseconds(2000), from_milliseconds(3000)
 ORDER, LINE, Q6_COLUMNS = 0, 3, (4, 5, 6, 10)
@@ -118,11 +118,11 @@ class Bench:
                 mvcc.put(batch, key, LOADED, value)
             alone.write(batch)
             alone.flush()
-        self.timed("point reads of rows alone", len(keys), lambda: [mvcc.get(alone, key, NOW) for key in keys])
+        self.timed("point reads of rows alone", len(keys), lambda: [mvcc.get(alone, key, View(NOW)) for key in keys])
         alone.close()
         cold, warm = Blocks(self.engine), Blocks(self.engine, BlockCache(CACHE_BYTES))
-        self.timed("point reads of blocks, nothing cached", 200, lambda: [points.get(cold, key, NOW) for key in keys[:200]])
-        self.timed("point reads of blocks, all cached", len(keys), lambda: [points.get(warm, key, NOW) for key in keys])
+        self.timed("point reads of blocks, nothing cached", 200, lambda: [points.get(cold, key, View(NOW)) for key in keys[:200]])
+        self.timed("point reads of blocks, all cached", len(keys), lambda: [points.get(warm, key, View(NOW)) for key in keys])
 
     def fold(self) -> None:
         start: bytes | None = None

@@ -18,29 +18,30 @@ Invariants:
 Not here: who may write at which timestamp (`dsdb.store`); columnar blocks of older versions; what the values mean (`rowcodec`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Reader, WriteBatch
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
+from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.storage.versions import (
     DELTA,
     INTENT,
     INTENT_HEAD_BYTES,
     INTENT_SUFFIX,
     NO_USER_KEY,
-    NONE_COMMITTED,
-    NONE_PASSABLE,
     SUFFIX_BYTES,
     SUFFIXES_END,
     TOMBSTONE,
     VALUE,
+    Standing,
+    View,
     decode_intent,
     decode_version,
     encode_intent,
     is_in_the_way,
     is_visible,
+    not_a_version,
     suffix_of,
     suffix_ts,
     version_suffix,
@@ -50,9 +51,9 @@ from dsdb.storage.versions import IntentsFoundError as IntentsFoundError
 from dsdb.storage.versions import Version as Version
 from dsdb.storage.visible import VisibleRows
 
-_NEWEST_CHUNK_ROWS = 128
-_NEWEST_BYTES_MAX = 1 << 20
-"""Of values that `newest_of` reads in vain before it seeks each key."""
+_STANDING_CHUNK_ROWS = 128
+_STANDING_BYTES_MAX = 1 << 20
+"""Of values that `standing_of` reads in vain before it seeks each key."""
 
 
 # ---- Point reads ----
@@ -70,19 +71,12 @@ def _first_version(reader: Reader, key: bytes, ts: Timestamp) -> Version | None:
     return None if found is None else decode_version(*found)
 
 
-def get(
-    reader: Reader,
-    key: bytes,
-    ts: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-    committed: Mapping[bytes, Timestamp] = NONE_COMMITTED,
-) -> Version | None:
-    """Read the newest version of a key at or below `ts`, or the intent of attempt `own`, at whatever timestamp it stands.
+def get(reader: Reader, key: bytes, view: View) -> Version | None:
+    """Read the newest version of a key that is seen, or the intent of the reader's own attempt, at whatever timestamp it stands.
 
-    Raises IntentsFoundError at another's intent at or below `ts` that is not passable there.
+    Raises IntentsFoundError at another's intent at or below the view's timestamp that is not passable there.
     """
+    ts, own, passable, committed = view
     found = _first_from(reader, key, INTENT_SUFFIX)
     if found is None:
         return None
@@ -104,22 +98,14 @@ def get(
     return _first_version(reader, key, ts)
 
 
-def get_many(
-    reader: Reader,
-    keys: Sequence[bytes],
-    ts: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-    committed: Mapping[bytes, Timestamp] = NONE_COMMITTED,
-) -> list[bytes | None]:
-    """Read the values of keys at `ts` as `get` does, in the order asked; None where there is none or a tombstone.
+def get_many(reader: Reader, keys: Sequence[bytes], view: View) -> list[bytes | None]:
+    """Read the values of keys as `get` does, in the order asked; None where there is none or a tombstone.
 
     Raises IntentsFoundError with all the intents of others that are in the way.
     """
     values: list[bytes | None] = []
     in_the_way: list[tuple[bytes, Intent]] = []
-    oldest_visible = version_suffix(ts)
+    oldest_visible = version_suffix(view.ts)
     first = reader.first
     for key in keys:
         found = first(DELTA, key + INTENT_SUFFIX, key + SUFFIXES_END)
@@ -132,7 +118,7 @@ def get_many(
             values.append(stored[1:])
             continue
         try:
-            version = get(reader, key, ts, own=own, passable=passable, committed=committed)
+            version = get(reader, key, view)
         except IntentsFoundError as error:
             in_the_way += error.intents
             continue
@@ -157,24 +143,47 @@ def newest_and_intent(reader: Reader, key: bytes) -> tuple[Version | None, Inten
     return decode_version(*found), None
 
 
-def newest_of(reader: Reader, keys: Sequence[bytes]) -> list[tuple[Version | None, Intent | None]]:
-    """Do what `newest_and_intent` does for keys (ascending): by one scan, where little else lies between them."""
+def standing(reader: Reader, key: bytes) -> Standing:
+    """Read what a writer must know of a key: by one seek, where there is no intent."""
+    found = _first_from(reader, key, INTENT_SUFFIX)
+    if found is None:
+        return Standing(MIN_TIMESTAMP, False, None)
+    intent = None
+    if found[1][:1] == INTENT:
+        intent = decode_intent(found[1])
+        found = _first_from(reader, key, version_suffix(Timestamp(MAX_TIMESTAMP - 1)))
+        if found is None:
+            return Standing(MIN_TIMESTAMP, False, intent)
+    return Standing(*_head(*found), intent)
+
+
+def standing_of(reader: Reader, keys: Sequence[bytes]) -> list[Standing]:
+    """Do what `standing` does for keys (ascending): by one scan, where little else lies between them."""
+    if len(keys) == 1:
+        return [standing(reader, keys[0])]
     entries: dict[bytes, tuple[bytes, bytes]] = {}
     found: dict[bytes, bytes] = {}
     rows = taken = 0
-    for engine_keys, stored in reader.scan(DELTA, keys[0] + INTENT_SUFFIX, keys[-1] + SUFFIXES_END, chunk_rows=_NEWEST_CHUNK_ROWS):
+    for engine_keys, stored in reader.scan(DELTA, keys[0] + INTENT_SUFFIX, keys[-1] + SUFFIXES_END, chunk_rows=_STANDING_CHUNK_ROWS):
         rows += len(engine_keys)
         taken += sum(map(len, stored))
-        if rows > 2 * len(keys) or taken > _NEWEST_BYTES_MAX:
-            return [newest_and_intent(reader, key) for key in keys]
+        if rows > 2 * len(keys) or taken > _STANDING_BYTES_MAX:
+            return [standing(reader, key) for key in keys]
         for engine_key, value in zip(engine_keys, stored):
             if engine_key[-SUFFIX_BYTES:] != INTENT_SUFFIX:
                 entries.setdefault(engine_key[:-SUFFIX_BYTES], (engine_key, value))
             else:
                 found[engine_key[:-SUFFIX_BYTES]] = value
-    newest_entries = [entries.get(key) for key in keys]
-    versions = [None if entry is None else decode_version(*entry) for entry in newest_entries]
-    return [(version, decode_intent(found[key]) if key in found else None) for version, key in zip(versions, keys)]
+    heads = [_head(*entries[key]) if key in entries else (MIN_TIMESTAMP, False) for key in keys]
+    return [Standing(*head, decode_intent(found[key]) if key in found else None) for head, key in zip(heads, keys)]
+
+
+def _head(engine_key: bytes, stored: bytes) -> tuple[Timestamp, bool]:
+    """Give the timestamp of a version, and whether it is a value."""
+    flag = stored[:1]
+    if flag != VALUE and flag != TOMBSTONE:
+        raise not_a_version(engine_key, stored)
+    return suffix_ts(engine_key[-SUFFIX_BYTES:]), flag == VALUE
 
 
 def get_intent(reader: Reader, key: bytes) -> Intent | None:
@@ -255,22 +264,14 @@ def entries(reader: Reader, span: Span, *, reverse: bool, chunk_rows: int) -> It
 
 
 def scan(
-    reader: Reader,
-    span: Span,
-    ts: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-    committed: Mapping[bytes, Timestamp] = NONE_COMMITTED,
-    reverse: bool = False,
-    chunk_rows: int = SCAN_CHUNK_ROWS,
+    reader: Reader, span: Span, view: View, *, reverse: bool = False, chunk_rows: int = SCAN_CHUNK_ROWS
 ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Read the user keys and values of a span that are live at `ts`, in key order or from the highest down, in chunks.
+    """Read the user keys and values of a span that are live, in key order or from the highest down, in chunks.
 
     A chunk has at most `chunk_rows` rows more than the one row that may be left over from the chunk before, and at least one.
     Raises IntentsFoundError at a chunk with intents of others in the way, with all of that chunk; earlier chunks stand.
     """
-    visible = VisibleRows(ts, own, passable, committed, reverse=reverse)
+    visible = VisibleRows(view, reverse=reverse)
     for engine_keys, stored in entries(reader, span, reverse=reverse, chunk_rows=chunk_rows):
         keys, values = visible.take(engine_keys, stored)
         if keys:
@@ -283,35 +284,17 @@ def scan(
 # ---- Checks over spans ----
 
 
-def changed(
-    reader: Reader,
-    span: Span,
-    low: Timestamp,
-    high: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-) -> tuple[bytes, Timestamp] | None:
-    """Find a version, value or tombstone, with low < ts ≤ high in a span, also under an intent.  None if there is none.
+def changed(reader: Reader, span: Span, low: Timestamp, view: View) -> tuple[bytes, Timestamp] | None:
+    """Find a version, value or tombstone, with low < ts ≤ `view.ts` in a span, also under an intent.  None if there is none.
 
-    Raises IntentsFoundError at intents at or below `high`, also below `low`, that are neither of attempt `own` nor passable at `high`.
+    Raises IntentsFoundError at intents at or below `view.ts`, also below `low`, that are neither the reader's own nor passable there.
     """
-    for found in changes(reader, span, low, high, own=own, passable=passable):
-        if found is not None:
-            return found
-    return None
+    return next((found for found in changes(reader, span, low, view) if found is not None), None)
 
 
-def changes(
-    reader: Reader,
-    span: Span,
-    low: Timestamp,
-    high: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-) -> Iterator[tuple[bytes, Timestamp] | None]:
+def changes(reader: Reader, span: Span, low: Timestamp, view: View) -> Iterator[tuple[bytes, Timestamp] | None]:
     """Do what `changed` does in steps of a chunk each: None is given after each in which there is nothing; the first find is the last."""
+    high, own, passable, _ = view
     if low >= high:
         return
     # A suffix below the intent's does not exist, and the intent's own is not a version's.

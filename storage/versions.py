@@ -7,6 +7,7 @@ Invariants:
 from collections.abc import Mapping
 from operator import itemgetter
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -68,6 +69,26 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     """It stands in the place of a write that was rolled back: resolving it leaves no version."""
     older: tuple[tuple[int, bytes | None], ...] = ()
     """Sequences and values of earlier writes, ascending, to which the txn may still be rolled back."""
+
+
+class View(NamedTuple):
+    """Who reads, and what is known of others' intents."""
+
+    ts: Timestamp
+    own: bytes | None = None
+    """The attempt in whose name is read: its intents are seen."""
+    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE
+    committed: Mapping[bytes, Timestamp] = NONE_COMMITTED
+
+
+class Standing(NamedTuple):
+    """What a writer must know of a key."""
+
+    ts: Timestamp
+    """Of its newest version; MIN_TIMESTAMP: it has none."""
+    is_there: bool
+    """Its newest version is a value."""
+    intent: Intent | None
 
 
 class IntentsFoundError(StorageError):

@@ -1,8 +1,5 @@
 """Which rows a scan sees among the entries of its keys."""
 
-from collections.abc import Mapping
-
-from dsdb.storage.timestamp import Timestamp
 from dsdb.storage.versions import (
     EMPTY_FLAG,
     INTENT,
@@ -14,6 +11,7 @@ from dsdb.storage.versions import (
     VALUE_FLAG,
     Intent,
     IntentsFoundError,
+    View,
     decode_intent,
     decode_version,
     is_in_the_way,
@@ -33,20 +31,9 @@ class VisibleRows:
     them plain versions at or below the timestamp, it is taken whole by bulk operations: five times as fast as row by row.
     """
 
-    def __init__(
-        self,
-        ts: Timestamp,
-        own: bytes | None,
-        passable: Mapping[bytes, Timestamp],
-        committed: Mapping[bytes, Timestamp],
-        *,
-        reverse: bool,
-    ) -> None:
-        self._ts = ts
-        self._own = own
-        self._passable = passable
-        self._committed = committed
-        self._oldest_visible = version_suffix(ts)
+    def __init__(self, view: View, *, reverse: bool) -> None:
+        self._ts, self._own, self._passable, self._committed = view
+        self._oldest_visible = version_suffix(view.ts)
         """The least suffix of a version at or below the timestamp."""
         self._reverse = reverse
         self._key = NO_USER_KEY

@@ -9,6 +9,7 @@ from dsdb.kv.errors import KvError, Unavailable
 from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.intents import Pusher, TxnMeta
 from dsdb.storage.columnar.block import BlockCache, Blocks
+from dsdb.storage.columnar.rows import DeltaRows, FoldedRows
 from dsdb.storage.engine.port import Engine, EngineSnapshot
 from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
@@ -47,6 +48,8 @@ class StoreContext:
         self._block_cache = BlockCache(config.block_cache_bytes)
         self.blocks = Blocks(engine, self._block_cache)
         """The columnar blocks of the engine as it is; for the event loop alone, and not across a wait."""
+        self.delta_rows, self.folded_rows = DeltaRows(engine), FoldedRows(self.blocks)
+        """The rows of the engine as it is; a replica chooses (`Replica.rows`)."""
         self.deadlines = Deadlines()
         self.disk_trouble: str | None = None
         """Why writes are refused now: the disk is full."""

@@ -20,11 +20,11 @@ import msgspec
 from dsdb.kv.errors import BelowThreshold, Conflict, DeadlinePassed, Gone, InvalidRequest, KeyExists, KvError, Refused
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.requests import BumpReply, CommitReply, CommitRequest, ReadReply, ReadRequest, RefreshRequest, ScanReply, ScanRequest, Write
-from dsdb.storage import mvcc
 from dsdb.storage.engine.port import SCAN_CHUNK_ROWS
 from dsdb.storage.keys import Span, key_after
 from dsdb.storage.mvcc import Intent, IntentsFoundError
 from dsdb.storage.timestamp import COUNTER_BITS, MIN_TIMESTAMP, Timestamp
+from dsdb.storage.versions import View
 from dsdb.store.command import CommitCommand
 from dsdb.store.latches import Latch
 from dsdb.store.replica import Replica
@@ -93,8 +93,7 @@ def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
     if ts < state.threshold:
         raise KvError(BelowThreshold(state.threshold))
     try:
-        passable, committed = replica.passable, replica.committed
-        values = mvcc.get_many(replica.context.engine, keys, ts, own=request.attempt, passable=passable, committed=committed)
+        values = replica.rows.get_many(keys, View(ts, request.attempt, replica.passable, replica.committed))
     except IntentsFoundError as error:
         raise IntentsMet(error.intents, ts, is_write=False, is_read=True) from None
     note = replica.cache.note_key
@@ -110,7 +109,7 @@ def _read_past(replica: Replica, keys: Sequence[bytes], ts: Timestamp) -> ReadRe
     if ts < threshold:
         raise KvError(BelowThreshold(threshold))
     try:
-        return ReadReply(ts, tuple(mvcc.get_many(replica.context.engine, keys, ts)))
+        return ReadReply(ts, tuple(replica.rows.get_many(keys, View(ts))))
     except IntentsFoundError:
         raise KvError(replica.no_lease()) from None
 
@@ -165,16 +164,8 @@ def _collect(
     taken = 0
     # One row more than asked for shows whether there is a rest.
     chunk_rows = min(rows_max + 1, SCAN_CHUNK_ROWS)
-    chunks = mvcc.scan(
-        replica.context.engine,
-        request.span,
-        ts,
-        own=request.attempt,
-        passable=replica.passable,
-        committed=replica.committed,
-        reverse=request.reverse,
-        chunk_rows=chunk_rows,
-    )
+    view = View(ts, request.attempt, replica.passable, replica.committed)
+    chunks = replica.rows.scan(request.span, view, reverse=request.reverse, chunk_rows=chunk_rows)
     for chunk_keys, chunk_values in chunks:
         for key, value in zip(chunk_keys, chunk_values):
             if len(keys) >= rows_max or (keys and taken + len(value) > bytes_max):
@@ -219,14 +210,13 @@ def look_up(replica: Replica, keys: Sequence[bytes], writes: Sequence[Write], se
     require_seen(replica, seen)
     newest_ts, existing = seen.newest_ts, seen.existing
     met: list[tuple[bytes, Intent]] = []
-    for write, (version, intent) in zip(writes, mvcc.newest_of(replica.context.engine, keys)):
+    for write, (standing_ts, is_there, intent) in zip(writes, replica.rows.standing_of(keys)):
         if intent is not None:
             met.append((write.key, intent))
-        if version is not None:
-            if version.ts > newest_ts:
-                newest_ts = version.ts
-            if write.must_be_absent and existing is None and version.value is not None:
-                existing = write.key
+        if standing_ts > newest_ts:
+            newest_ts = standing_ts
+        if is_there and write.must_be_absent and existing is None:
+            existing = write.key
     if met:
         raise IntentsMet(met, newest_ts, is_write=True)
     return Seen(seen.lease_term, has_versions=True, newest_ts=newest_ts, existing=existing, unchanged_to=seen.unchanged_to)
@@ -296,7 +286,7 @@ def _bound(replica: Replica, writes: Sequence[Write], ts: Timestamp, attempt: At
 
     Raises IntentsMet.
     """
-    engine, cache = replica.context.engine, replica.cache
+    rows, cache = replica.rows, replica.cache
     bound = MIN_TIMESTAMP
     existing: bytes | None = None
     met: list[tuple[bytes, Intent]] = []
@@ -305,14 +295,13 @@ def _bound(replica: Replica, writes: Sequence[Write], ts: Timestamp, attempt: At
         cached = cache.bound(key, ts, attempt)
         if cached > bound:
             bound = cached
-        version, intent = mvcc.newest_and_intent(engine, key)
+        standing_ts, is_there, intent = rows.standing(key)
         if intent is not None:
             met.append((key, intent))
-        if version is not None:
-            if version.ts >= ts and version.ts > bound:
-                bound = version.ts
-            if write.must_be_absent and existing is None and version.value is not None:
-                existing = key
+        if standing_ts >= ts and standing_ts > bound:
+            bound = standing_ts
+        if is_there and write.must_be_absent and existing is None:
+            existing = key
     if met:
         raise IntentsMet(met, ts, is_write=True)
     return bound, existing
@@ -334,11 +323,11 @@ def _refresh(
         raise KvError(BelowThreshold(threshold))
     for span in spans:
         replica.require_span(span)
-    engine = replica.context.engine
+    view = View(high, attempt, replica.passable)
     met: list[tuple[bytes, Intent]] = []
     for span in () if is_unchanged else spans:
         try:
-            found = mvcc.changed(engine, span, low, high, own=attempt, passable=replica.passable)
+            found = replica.rows.changed(span, low, view)
         except IntentsFoundError as error:
             met += error.intents
             continue

@@ -39,9 +39,10 @@ from dsdb.kv.intents import (
     TxnStatus,
 )
 from dsdb.kv.requests import BumpReply
-from dsdb.storage import mvcc
 from dsdb.storage.keys import Span
+from dsdb.storage.mvcc import Intent, get_intent
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, after
+from dsdb.storage.versions import Standing
 from dsdb.store.command import (
     EndTxnCommand,
     IntentCommand,
@@ -99,7 +100,7 @@ def prewrite(replica: Replica, meta: TxnMeta, ts: Timestamp, writes: Writes) -> 
     replica.require_writable()
     keys, sequence = writes.keys, writes.sequence
     replica.require_keys(keys[0], keys[-1])
-    engine, cache = replica.context.engine, replica.cache
+    cache = replica.cache
     # Versions that were collected cannot bump any more, so the threshold does (rule 31).
     threshold = replica.machine.state.threshold
     bound, standing = threshold if ts <= threshold else MIN_TIMESTAMP, MIN_TIMESTAMP
@@ -107,9 +108,9 @@ def prewrite(replica: Replica, meta: TxnMeta, ts: Timestamp, writes: Writes) -> 
     missing_values: list[bytes | None] = []
     older: list[tuple[int, tuple[tuple[int, bytes | None], ...]]] = []
     there: tuple[bytes, Timestamp] | None = None
-    met: list[tuple[bytes, mvcc.Intent]] = []
-    newest = [mvcc.newest_and_intent(engine, keys[0])] if len(keys) == 1 else mvcc.newest_of(engine, keys)
-    for at, (key, value, (version, intent)) in enumerate(zip(keys, writes.values, newest)):
+    met: list[tuple[bytes, Intent]] = []
+    for at, (key, value, there_is) in enumerate(zip(keys, writes.values, replica.rows.standing_of(keys))):
+        intent = there_is.intent
         if intent is not None:
             if intent.attempt_id != meta.attempt:
                 met.append((key, intent))
@@ -121,12 +122,12 @@ def prewrite(replica: Replica, meta: TxnMeta, ts: Timestamp, writes: Writes) -> 
             if kept:
                 older.append((len(missing), kept))
         if writes.absent and writes.absent[at] and there is None:
-            there = _there(key, version, intent)
+            there = _there(key, there_is)
         missing.append(key)
         missing_values.append(value)
         bound = max(bound, cache.bound(key, ts, meta.attempt))
-        if version is not None and version.ts >= ts:
-            bound = max(bound, version.ts)
+        if there_is.ts >= ts:
+            bound = max(bound, there_is.ts)
     if met:
         raise IntentsMet(met, ts, is_write=True)
     if there is not None:
@@ -147,7 +148,7 @@ def prewrite(replica: Replica, meta: TxnMeta, ts: Timestamp, writes: Writes) -> 
     )
 
 
-def kept_writes(intent: mvcc.Intent, marks: Sequence[int]) -> tuple[tuple[int, bytes | None], ...]:
+def kept_writes(intent: Intent, marks: Sequence[int]) -> tuple[tuple[int, bytes | None], ...]:
     """Give the writes that an intent must keep when another takes its place: for each mark the last one at or before it (rule 29)."""
     if not marks:
         return ()
@@ -157,11 +158,12 @@ def kept_writes(intent: mvcc.Intent, marks: Sequence[int]) -> tuple[tuple[int, b
     return tuple([write for write in writes if write[0] in kept])
 
 
-def _there(key: bytes, version: mvcc.Version | None, own: mvcc.Intent | None) -> tuple[bytes, Timestamp] | None:
-    """Give a key and since when it is there, if it is."""
+def _there(key: bytes, standing: Standing) -> tuple[bytes, Timestamp] | None:
+    """Give a key and since when it is there, if it is; its intent is the writer's own."""
+    own = standing.intent
     if own is not None and not own.is_nothing:
         return None if own.value is None else (key, MIN_TIMESTAMP)
-    return None if version is None or version.value is None else (key, version.ts)
+    return (key, standing.ts) if standing.is_there else None
 
 
 def _exists(replica: Replica, meta: TxnMeta, read_ts: Timestamp | None, key: bytes, since: Timestamp) -> KvError:
@@ -179,7 +181,7 @@ def query(replica: Replica, request: QueryIntentsRequest) -> QueryIntentsReply:
     replica.require_keys(min(keys), max(keys))
     is_found = True
     for key in keys:
-        intent = mvcc.get_intent(replica.context.engine, key)
+        intent = get_intent(replica.context.engine, key)
         if intent is None or intent.attempt_id != request.attempt or intent.ts > ts:
             replica.cache.note_key(key, ts, None)
             is_found = False
@@ -200,7 +202,7 @@ def resolve(replica: Replica, items: Sequence[ResolveItem], *, looks: bool) -> R
 
 
 def _standing(replica: Replica, item: ResolveItem) -> ResolveItem:
-    found = [(key, mvcc.get_intent(replica.context.engine, key)) for key in item.keys]
+    found = [(key, get_intent(replica.context.engine, key)) for key in item.keys]
     keys = tuple([key for key, intent in found if intent is not None and intent.attempt_id == item.attempt])
     return ResolveItem(item.attempt, keys, item.commit_ts)
 

@@ -32,7 +32,6 @@ from dsdb.kv.locks import (
     UnlockRequest,
 )
 from dsdb.kv.requests import CommitRequest, Reply, Request
-from dsdb.storage import mvcc
 from dsdb.storage.mvcc import Intent
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.store.clearing import Clearing
@@ -244,7 +243,7 @@ def read_locked(replica: Replica, request: LockedReadRequest, locked: Sequence[b
     if not keys:
         return LockedReadReply(ts, (None,) * len(request.keys), tuple(locked))
     check_place(replica, keys)
-    latches, engine, attempt = replica.latches, replica.context.engine, request.attempt
+    latches, rows, attempt = replica.latches, replica.rows, request.attempt
     newest = MIN_TIMESTAMP
     met: list[tuple[bytes, Intent]] = []
     values: dict[bytes, bytes | None] = {}
@@ -253,7 +252,7 @@ def read_locked(replica: Replica, request: LockedReadRequest, locked: Sequence[b
         latch = latches.blocking_key(key, MAX_TIMESTAMP)
         if latch is not None:
             raise Blocked(latch)
-        version, intent = mvcc.newest_and_intent(engine, key)
+        version, intent = rows.newest_and_intent(key)
         if intent is not None and intent.attempt_id != attempt:
             met.append((key, intent))
         if version is not None:

@@ -34,7 +34,8 @@ from dsdb.kv.requests import CommitReply, Reply
 from dsdb.raft.messages import NO_REPLICA, MembershipChange, ReplicaId
 from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
-from dsdb.storage.engine.port import Family
+from dsdb.storage.columnar.rows import DeltaRows, FoldedRows, Rows
+from dsdb.storage.engine.port import EngineSnapshot, Family
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, before
 from dsdb.store.command import (
@@ -165,6 +166,15 @@ class Replica:
         """Find out whether the range has columnar blocks: when it is loaded, and after its data was replaced as a whole."""
         start, end = self.descriptor.span
         self.has_blocks = self.context.engine.first(Family.INDEX, start, end) is not None
+
+    @property
+    def rows(self) -> Rows:
+        """Give the rows as they are now, wherever their versions lie; not to be read across a wait."""
+        return self.context.folded_rows if self.has_blocks else self.context.delta_rows
+
+    def rows_of(self, snapshot: EngineSnapshot) -> Rows:
+        """Give the rows of an engine snapshot that was taken just now."""
+        return FoldedRows(self.context.blocks_of(snapshot)) if self.has_blocks else DeltaRows(snapshot)
 
     def _open_log(self, state: ReplicatedState) -> ReplicaLog:
         engine, keys = self.context.engine, self.keys

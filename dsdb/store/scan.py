@@ -1,13 +1,13 @@
 """A span frozen for bulk reading: what a leaseholder checked once, read from an engine snapshot at leisure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 
-from dsdb.kv.ids import AttemptId
-from dsdb.storage import mvcc
+from dsdb.storage.columnar.block import Blocks
+from dsdb.storage.columnar.rows import DeltaRows, FoldedRows, Rows
 from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, EngineSnapshot
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.versions import View
 
 
 class SnapshotScan:
@@ -17,39 +17,21 @@ class SnapshotScan:
     Where an intent of another attempt is in the way it goes no further: `Store.settle_intents`, then freeze the rest of the span anew.
     """
 
-    def __init__(
-        self,
-        snapshot: EngineSnapshot,
-        span: Span,
-        ts: Timestamp,
-        *,
-        own: AttemptId | None,
-        passable: Mapping[bytes, Timestamp],
-        committed: Mapping[bytes, Timestamp],
-    ) -> None:
+    def __init__(self, snapshot: EngineSnapshot, span: Span, view: View, blocks: Blocks | None) -> None:
+        """blocks: the snapshot's, if the range has any."""
         self.snapshot = snapshot
         self.span = span
-        self.ts = ts
-        self._own = own
-        self._passable = passable
-        self._committed = committed
-        """As they were when the span was frozen."""
+        self.view = view
+        """Who reads, and what was known of others' intents when the span was frozen."""
+        self.blocks = blocks
+        self.rows: Rows = DeltaRows(snapshot) if blocks is None else FoldedRows(blocks)
 
     def chunks(self, *, reverse: bool = False, chunk_rows: int = SCAN_CHUNK_ROWS) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Give the keys and values that are live at the timestamp, in order, some thousand at a time.
 
         Raises IntentsFoundError in place of a chunk; those before it stand.
         """
-        return mvcc.scan(
-            self.snapshot,
-            self.span,
-            self.ts,
-            own=self._own,
-            passable=self._passable,
-            committed=self._committed,
-            reverse=reverse,
-            chunk_rows=chunk_rows,
-        )
+        return self.rows.scan(self.span, self.view, reverse=reverse, chunk_rows=chunk_rows)
 
     def __enter__(self) -> "SnapshotScan":
         return self

@@ -43,13 +43,13 @@ from dsdb.kv.requests import (
     TransferLeaseReply,
     TransferLeaseRequest,
 )
-from dsdb.storage import mvcc
 from dsdb.storage.columnar import measure
 from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span, key_after
 from dsdb.storage.mvcc import Intent, IntentsFoundError, get_intent
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+from dsdb.storage.versions import View
 from dsdb.store import evaluate
 from dsdb.store.clearing import Clearing
 from dsdb.store.command import ClearSpanCommand, CollectGarbageCommand, CommitCommand, RaiseMarkCommand, RefuseCommand
@@ -179,7 +179,7 @@ class Serving:
                 replica.sample.note_span(span)
             if any_replica and replica.takes_past_read(ts):
                 evaluate.check_span_read(replica, span, ts, is_past=True)
-                return SnapshotScan(self._context.engine.snapshot(), span, ts, own=None, passable={}, committed={})
+                return self._freeze(replica, span, View(ts))
             try:
                 return self.scan_snapshot_nowait(replica, span, ts, attempt)
             except Blocked as blocked:
@@ -189,8 +189,11 @@ class Serving:
         """Freeze a span at `ts` now.  Raises Blocked, KvError."""
         evaluate.check_span_read(replica, span, ts)
         replica.cache.note_span(span, ts, attempt)
-        passable, committed = dict(replica.passable), dict(replica.committed)
-        return SnapshotScan(self._context.engine.snapshot(), span, ts, own=attempt, passable=passable, committed=committed)
+        return self._freeze(replica, span, View(ts, attempt, dict(replica.passable), dict(replica.committed)))
+
+    def _freeze(self, replica: Replica, span: Span, view: View) -> SnapshotScan:
+        snapshot = self._context.engine.snapshot()
+        return SnapshotScan(snapshot, span, view, self._context.blocks_of(snapshot) if replica.has_blocks else None)
 
     async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
         """Get intents that a frozen span met at `ts` out of the way of its next part.  Raises KvError."""
@@ -269,12 +272,13 @@ class Serving:
             except Blocked as blocked:
                 await replica.wait_blocking(blocked.latch)
                 continue
-            passable = dict(replica.passable)
+            view = View(request.high, request.attempt, dict(replica.passable))
             snapshot = self._context.engine.snapshot()
+            rows = replica.rows_of(snapshot)
             met: list[tuple[bytes, Intent]] = []
             try:
                 while rest:
-                    for found in mvcc.changes(snapshot, rest[0], request.low, request.high, own=request.attempt, passable=passable):
+                    for found in rows.changes(rest[0], request.low, view):
                         if found is not None:
                             raise KvError(Conflict(*found))
                         await trio.lowlevel.checkpoint()
@@ -377,13 +381,14 @@ class Serving:
         Raises IntentsMet.
         """
         assert request.read_ts is not None
-        engine = self._context.engine
         high = MAX_TIMESTAMP if ts is None else ts
+        view = View(high, request.attempt, replica.passable)
         for span in request.reads:
             evaluate.require_seen(replica, seen)
-            changes = mvcc.changes(engine, span, request.read_ts, high, own=request.attempt, passable=replica.passable)
+            # A block that is folded meanwhile must not be gone.
+            snapshot = self._context.engine.snapshot()
             try:
-                for number, found in enumerate(changes):
+                for number, found in enumerate(replica.rows_of(snapshot).changes(span, request.read_ts, view)):
                     if found is not None:
                         return seen
                     if number:
@@ -393,6 +398,8 @@ class Serving:
                 met = error.intents
             else:
                 continue
+            finally:
+                snapshot.release()
             raise IntentsMet(met, await self.fresh() if ts is None else ts, is_write=False)
         return msgspec.structs.replace(seen, unchanged_to=high)
 

@@ -15,5 +15,5 @@ Invariants:
 - Of one key, every version in the delta is newer than every one in a block.
 - A version is in one place.  Folding, collecting and cutting move or remove versions in one write batch, and change no answer.
 
-Reading order: `entry`, `chunk`, `keyrun`, `block`, `overlay`, `merge`, `points`, `fold`, `upkeep`.
+Reading order: `entry`, `chunk`, `keyrun`, `block`, `overlay`, `merge`, `rowscan`, `points`, `rows`, `fold`, `upkeep`.
 """

@@ -44,6 +44,8 @@ INDEX, BLOCK = Family.INDEX, Family.BLOCK
 CACHE_BYTES_DEFAULT = 64 << 20
 _ENTRY_FACTOR = 8
 """Bytes of memory of a decoded entry for each stored one, about."""
+_HISTORY_ROW_BYTES = 100
+"""Memory that a version of a history takes beside its bytes."""
 _ROWS_ONE_BY_ONE_MAX = 64
 """Rows up to which taking each value by itself is cheaper than encoding whole columns."""
 _SCANNED_SHARE = 2
@@ -183,7 +185,15 @@ class Blocks:
 
     def history(self, entry: BlockEntry) -> History:
         """Give the older versions of the block's keys."""
-        return decode_history(self._stored(entry, HISTORY_SLOT)) if entry.history_rows else ([], [])
+        if not entry.history_rows:
+            return [], []
+        found: History | None = None if self._cache is None else self._cache.chunk(entry, HISTORY_SLOT)
+        if found is None:
+            found = decode_history(self._stored(entry, HISTORY_SLOT))
+            if self._cache is not None:
+                size_bytes = sum(map(len, found[0])) + sum(map(len, found[1])) + len(found[0]) * _HISTORY_ROW_BYTES
+                self._cache.keep(entry, HISTORY_SLOT, found, size_bytes)
+        return found
 
     def chunks(self, entry: BlockEntry, slots: Sequence[int]) -> dict[int, Chunk]:
         """Give the chunks of columns, by slot."""

@@ -2,7 +2,7 @@
 
     entries of the directory   ──▶ a region each: a block and what lies over it, or rows between two blocks     (`Region`)
     DELTA, writes (`overlay`)  ──▶   which rows of the block are seen, what replaces or joins them
-                                   ──▶ Arrow record batches of the asked columns, or keys and row values
+                                   ──▶ Arrow record batches of the asked columns
 
 A region without anything over it is its block's chunks, widened.  Where what lies over it only replaces rows, their values are written into
 the widened columns; else rows are gathered.  Blocks whose zones exclude the asked bounds are not read, but what lies over them is given.
@@ -24,11 +24,12 @@ import pyarrow as pa
 from dsdb.storage import mvcc
 from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.columnar.entry import BlockEntry, Bounds, may_match
-from dsdb.storage.columnar.overlay import Layer, LayerStream, Settler, View, cut_layer, layered
+from dsdb.storage.columnar.overlay import Layer, LayerStream, Settler, cut_layer, layered
 from dsdb.storage.datum import Datum
 from dsdb.storage.keys import Span
 from dsdb.storage.rowarrow import LayoutColumn, arrow_type, batch_of, field_name
 from dsdb.storage.rowcodec import RowLayout, decode_batches
+from dsdb.storage.versions import View
 
 Places = npt.NDArray[np.int64]
 
@@ -148,10 +149,7 @@ def _between_backwards(blocks: Blocks, span: Span, view: View, writes: Layer) ->
     if span.is_empty:
         return
     end = span.end
-    ts, own, passable, committed = view
-    chunks = mvcc.scan(
-        blocks.reader, span, ts, own=own, passable=passable, committed=committed, reverse=True, chunk_rows=DELTA_CHUNK_ROWS
-    )
+    chunks = mvcc.scan(blocks.reader, span, view, reverse=True, chunk_rows=DELTA_CHUNK_ROWS)
     for keys, values in chunks:
         start = keys[-1]
         yield _between(layered((keys[::-1], list(values[::-1])), cut_layer(writes, start, end)))
@@ -360,39 +358,3 @@ def _rendered(blocks: Blocks, region: Region, over: list[pa.Array], columns: Col
         chosen = pa.array(at[order])
         arrays = [pa.concat_arrays([array, more]) for array, more in zip(arrays, over)]
     return batch_of([array.take(chosen) for array in arrays], names, len(chosen))
-
-
-# ---- Rows ---------------------------------------------------------------------------------------------------------------------------
-
-
-def scan_rows(blocks: Blocks, request: Request, *, chunk_rows: int = DELTA_CHUNK_ROWS) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Read keys and row values of a span, as `mvcc.scan` does, in chunks of at most `chunk_rows`."""
-    for region in regions(blocks, request):
-        yield from _row_chunks(blocks, region, request.reverse, chunk_rows)
-
-
-def _row_chunks(blocks: Blocks, region: Region, reverse: bool, chunk_rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    over = [value for value in region.over[1] if value is not None]
-    if region.is_replacing:
-        assert isinstance(region.rows, slice)
-        is_kept = np.ones(region.rows.stop, np.bool_)
-        is_kept[: region.rows.start] = False
-        is_kept[region.places] = False
-        kept = np.flatnonzero(is_kept)
-        region = region._replace(rows=kept, is_replacing=False)
-    elif isinstance(region.rows, slice):
-        region = region._replace(rows=np.arange(region.rows.start, region.rows.stop))
-    assert not isinstance(region.rows, slice)
-    order = region.order()[::-1] if reverse else region.order()
-    for start in range(0, len(order), chunk_rows):
-        part = order[start : start + chunk_rows].tolist()
-        own = [region.rows[at] for at in part if at < len(region.rows)]
-        stored: dict[int, tuple[bytes, bytes]] = {}
-        if own and region.entry is not None:
-            rows = np.array(sorted(own), np.int64)
-            stored = dict(zip(rows.tolist(), zip(blocks.keys(region.entry).keys(rows), blocks.row_values(region.entry, rows))))
-        rows_and_values = [
-            stored[int(region.rows[at])] if at < len(region.rows) else (region.over[0][at - len(region.rows)], over[at - len(region.rows)])
-            for at in part
-        ]
-        yield [key for key, _ in rows_and_values], [value for _, value in rows_and_values]

@@ -8,18 +8,16 @@ Invariants:
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
-from dsdb.storage.timestamp import Timestamp
 from dsdb.storage.versions import (
     INTENT,
     NO_USER_KEY,
-    NONE_COMMITTED,
-    NONE_PASSABLE,
     SUFFIX_BYTES,
     Intent,
     IntentsFoundError,
+    View,
     decode_intent,
     decode_version,
     is_in_the_way,
@@ -31,15 +29,6 @@ from dsdb.storage.versions import (
 
 Layer: TypeAlias = tuple[list[bytes], list[bytes | None]]
 """Keys, ascending, and of each its stored row value, or None: deleted."""
-
-
-class View(NamedTuple):
-    """Who reads, and what of others' intents is known (`mvcc`)."""
-
-    ts: Timestamp
-    own: bytes | None = None
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE
-    committed: Mapping[bytes, Timestamp] = NONE_COMMITTED
 
 
 class Settler:

@@ -5,8 +5,8 @@ Invariants:
 - The delta is asked first, and a version found there is the answer: of one key, the blocks' are all older.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,16 +14,18 @@ from dsdb.storage import mvcc
 from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.columnar.entry import BlockEntry
 from dsdb.storage.keys import Span
-from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
+from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from dsdb.storage.versions import (
-    NONE_COMMITTED,
-    NONE_PASSABLE,
     SUFFIX_BYTES,
+    VALUE,
     Intent,
     IntentsFoundError,
+    Standing,
     Version,
+    View,
     decode_version,
     suffix_of,
+    suffix_ts,
     version_suffix,
 )
 
@@ -39,48 +41,32 @@ def block_version(blocks: Blocks, key: bytes, ts: Timestamp) -> Version | None:
             version_ts = Timestamp(int(blocks.versions(entry)[row]))
             if version_ts <= ts:
                 return Version(version_ts, blocks.row_value(entry, row))
-    return _older_version(blocks, entry, key, ts)
+    older = _older(blocks, entry, key, ts)
+    return None if older is None else decode_version(*older)
 
 
-def _older_version(blocks: Blocks, entry: BlockEntry, key: bytes, ts: Timestamp) -> Version | None:
+def _older(blocks: Blocks, entry: BlockEntry, key: bytes, ts: Timestamp) -> tuple[bytes, bytes] | None:
+    """Give the newest version of a key at or below `ts` in a block's history, as it is stored."""
     if not entry.history_rows:
         return None
     engine_keys, stored = blocks.history(entry)
     at = bisect_left(engine_keys, key + version_suffix(ts))
-    if at == len(engine_keys) or engine_keys[at][:-SUFFIX_BYTES] != key:
-        return None
-    return decode_version(engine_keys[at], stored[at])
+    return None if at == len(engine_keys) or engine_keys[at][:-SUFFIX_BYTES] != key else (engine_keys[at], stored[at])
 
 
-def get(
-    blocks: Blocks,
-    key: bytes,
-    ts: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-    committed: Mapping[bytes, Timestamp] = NONE_COMMITTED,
-) -> Version | None:
-    """Read the newest version of a key at or below `ts`, or the intent of attempt `own` (`mvcc.get`)."""
-    found = mvcc.get(blocks.reader, key, ts, own=own, passable=passable, committed=committed)
-    return block_version(blocks, key, ts) if found is None else found
+def get(blocks: Blocks, key: bytes, view: View) -> Version | None:
+    """Read the newest version of a key that is seen, or the intent of the reader's own attempt (`mvcc.get`)."""
+    found = mvcc.get(blocks.reader, key, view)
+    return block_version(blocks, key, view.ts) if found is None else found
 
 
-def get_many(
-    blocks: Blocks,
-    keys: Sequence[bytes],
-    ts: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-    committed: Mapping[bytes, Timestamp] = NONE_COMMITTED,
-) -> list[bytes | None]:
-    """Read the values of keys at `ts`, in the order asked; None where there is none or a tombstone (`mvcc.get_many`)."""
+def get_many(blocks: Blocks, keys: Sequence[bytes], view: View) -> list[bytes | None]:
+    """Read the values of keys, in the order asked; None where there is none or a tombstone (`mvcc.get_many`)."""
     values: list[bytes | None] = []
     in_the_way: list[tuple[bytes, Intent]] = []
     for key in keys:
         try:
-            version = get(blocks, key, ts, own=own, passable=passable, committed=committed)
+            version = get(blocks, key, view)
         except IntentsFoundError as error:
             in_the_way += error.intents
             continue
@@ -96,41 +82,77 @@ def newest_and_intent(blocks: Blocks, key: bytes) -> tuple[Version | None, Inten
     return (block_version(blocks, key, MAX_TIMESTAMP) if version is None else version), intent
 
 
-def changes(
-    blocks: Blocks,
-    span: Span,
-    low: Timestamp,
-    high: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-) -> Iterator[tuple[bytes, Timestamp] | None]:
-    """Find a version with low < ts ≤ high in a span, in steps: None after each in which there is nothing (`mvcc.changes`)."""
-    for found in mvcc.changes(blocks.reader, span, low, high, own=own, passable=passable):
+# ---- Questions of writers ----
+
+
+def standing(blocks: Blocks, key: bytes) -> Standing:
+    """Read what a writer must know of a key (`mvcc.standing`)."""
+    return _over_blocks(blocks, [key], [mvcc.standing(blocks.reader, key)])[0]
+
+
+def standing_of(blocks: Blocks, keys: Sequence[bytes]) -> list[Standing]:
+    """Do what `standing` does for keys (ascending), those of a block together (`mvcc.standing_of`)."""
+    return _over_blocks(blocks, keys, mvcc.standing_of(blocks.reader, keys))
+
+
+def _over_blocks(blocks: Blocks, keys: Sequence[bytes], found: list[Standing]) -> list[Standing]:
+    """Fill in what blocks have of the keys of which the delta has no version."""
+    at = 0
+    while at < len(keys):
+        if found[at].ts > MIN_TIMESTAMP:
+            at += 1
+            continue
+        entry = blocks.entry_at(keys[at])
+        if entry is None:
+            break
+        end = bisect_right(keys, entry.last_key, at)
+        wanted = [place for place in range(at, end) if found[place].ts == MIN_TIMESTAMP and keys[place] >= entry.first_key]
+        for place, (ts, is_there) in zip(wanted, _heads(blocks, entry, [keys[place] for place in wanted])):
+            found[place] = Standing(ts, is_there, found[place].intent)
+        at = end
+    return found
+
+
+def _heads(blocks: Blocks, entry: BlockEntry, keys: Sequence[bytes]) -> list[tuple[Timestamp, bool]]:
+    """Give the timestamp of the newest version that a block has of each key, and whether it is a value."""
+    heads = [(MIN_TIMESTAMP, False)] * len(keys)
+    missing: Sequence[int] = range(len(keys))
+    if entry.rows and keys:
+        rows, is_current = blocks.keys(entry).find(keys)
+        current = np.flatnonzero(is_current)
+        for place, ts in zip(current.tolist(), blocks.versions(entry)[rows[current]].tolist()):
+            heads[place] = Timestamp(ts), True
+        missing = np.flatnonzero(~is_current).tolist()
+    if entry.history_rows:
+        for place in missing:
+            older = _older(blocks, entry, keys[place], MAX_TIMESTAMP)
+            if older is not None:
+                heads[place] = suffix_ts(older[0][-SUFFIX_BYTES:]), older[1][:1] == VALUE
+    return heads
+
+
+def changes(blocks: Blocks, span: Span, low: Timestamp, view: View) -> Iterator[tuple[bytes, Timestamp] | None]:
+    """Find a version with low < ts ≤ `view.ts` in a span, in steps: None after each in which there is nothing (`mvcc.changes`).
+
+    The blocks must stay as they are until it is through: give an engine snapshot's, where others have their turns between steps.
+    """
+    for found in mvcc.changes(blocks.reader, span, low, view):
         yield found
         if found is not None:
             return
-    if low >= high:
+    if low >= view.ts:
         return
     for entry in blocks.entries(span):
         if entry.max_ts > low:
-            found = _change_in(blocks, entry, span, low, high)
+            found = _change_in(blocks, entry, span, low, view.ts)
             yield found
             if found is not None:
                 return
 
 
-def changed(
-    blocks: Blocks,
-    span: Span,
-    low: Timestamp,
-    high: Timestamp,
-    *,
-    own: bytes | None = None,
-    passable: Mapping[bytes, Timestamp] = NONE_PASSABLE,
-) -> tuple[bytes, Timestamp] | None:
-    """Find a version with low < ts ≤ high in a span; None if there is none (`mvcc.changed`)."""
-    return next((found for found in changes(blocks, span, low, high, own=own, passable=passable) if found is not None), None)
+def changed(blocks: Blocks, span: Span, low: Timestamp, view: View) -> tuple[bytes, Timestamp] | None:
+    """Find a version with low < ts ≤ `view.ts` in a span; None if there is none (`mvcc.changed`)."""
+    return next((found for found in changes(blocks, span, low, view) if found is not None), None)
 
 
 def _change_in(blocks: Blocks, entry: BlockEntry, span: Span, low: Timestamp, high: Timestamp) -> tuple[bytes, Timestamp] | None:
@@ -145,5 +167,5 @@ def _change_in(blocks: Blocks, entry: BlockEntry, span: Span, low: Timestamp, hi
     newest, oldest = version_suffix(high), version_suffix(low)
     for engine_key, suffix in ((key, suffix_of(key)) for key in blocks.history(entry)[0]):
         if newest <= suffix < oldest and span.contains(engine_key[:-SUFFIX_BYTES]):
-            return engine_key[:-SUFFIX_BYTES], Timestamp(MAX_TIMESTAMP - int.from_bytes(suffix, "big"))
+            return engine_key[:-SUFFIX_BYTES], suffix_ts(suffix)
     return None

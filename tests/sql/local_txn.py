@@ -34,6 +34,7 @@ from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.keys import EVERYTHING, Span, point_span
 from dsdb.storage.rowcodec import decode_batches
 from dsdb.storage.timestamp import Timestamp, from_milliseconds
+from dsdb.storage.versions import View
 
 BATCH_ROWS = 16_384
 
@@ -95,7 +96,7 @@ class LocalTransaction:
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         ts = await self.read_timestamp()
         self._read_spans += map(point_span, keys)
-        stored = mvcc.get_many(self.store.engine, keys, ts)
+        stored = mvcc.get_many(self.store.engine, keys, View(ts))
         writes = self.writes
         return [writes.get(key, value) for key, value in zip(keys, stored)]
 
@@ -115,7 +116,7 @@ class LocalTransaction:
         if any(version is not None and version.ts > ts for version in (mvcc.newest(self.store.engine, key) for key in keys)):
             self._read_ts = self.store.timestamp()
             for span in self._read_spans:
-                changed = None if span.is_empty else mvcc.changed(self.store.engine, span, ts, self._read_ts)
+                changed = None if span.is_empty else mvcc.changed(self.store.engine, span, ts, View(self._read_ts))
                 if changed is not None:
                     raise TransactionRetryError("a row that was read has changed", changed[0])
         return [(is_locked, value if is_locked else None) for is_locked, value in zip(locked, await self.get(keys))]
@@ -153,7 +154,7 @@ class LocalTransaction:
         self._read_spans.append(span)
         found: dict[bytes, bytes | None] = {}
         if not span.is_empty:
-            for keys, values in mvcc.scan(self.store.engine, span, ts):
+            for keys, values in mvcc.scan(self.store.engine, span, View(ts)):
                 found.update(zip(keys, values))
         found.update((key, value) for key, value in self.writes.items() if span.contains(key))
         return [(key, value) for key, value in sorted(found.items()) if value is not None]
@@ -192,11 +193,11 @@ class LocalTransaction:
         engine = self.store.engine
         if self._read_ts is not None:
             for span in self._read_spans:
-                changed = None if span.is_empty else mvcc.changed(engine, span, self._read_ts, commit_ts)
+                changed = None if span.is_empty else mvcc.changed(engine, span, self._read_ts, View(commit_ts))
                 if changed is not None:
                     raise TransactionRetryError("a row that was read has changed", changed[0])
         for key in sorted({key for key, _, must_be_absent in self._log if must_be_absent}):
-            [stored] = mvcc.get_many(engine, [key], commit_ts)
+            [stored] = mvcc.get_many(engine, [key], View(commit_ts))
             if stored is not None:
                 raise KeyExistsError(key)
         if deadline is not None and commit_ts > deadline:

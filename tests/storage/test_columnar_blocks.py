@@ -22,7 +22,6 @@ from dsdb.storage.columnar.entry import FIRST_COLUMN_SLOT, BlockEntry, Bounds, c
 from dsdb.storage.columnar.fold import KEY_VERSIONS_MAX, fold
 from dsdb.storage.columnar.keyrun import KeyRun, encode_keys
 from dsdb.storage.columnar.merge import Columns, Request
-from dsdb.storage.columnar.overlay import View
 from dsdb.storage.datum import Kind
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import CorruptionError
@@ -30,6 +29,7 @@ from dsdb.storage.keys import Span
 from dsdb.storage.rowarrow import LayoutColumn, array_to_datums, arrow_type, datums_to_arrow
 from dsdb.storage.rowcodec import RowLayout, codec_for
 from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.versions import View
 
 few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -172,7 +172,7 @@ def test_rows_of_any_type_and_layout_come_back_byte_by_byte(drawn: tuple[dict[in
     engine = folded(rows, layouts)
     blocks = Blocks(engine)
     assert upkeep.verify(blocks, SPAN) == 1
-    assert points.get_many(blocks, list(rows), Timestamp(9)) == list(rows.values())
+    assert points.get_many(blocks, list(rows), View(Timestamp(9))) == list(rows.values())
     [entry] = blocks.entries(SPAN)
     many = np.arange(len(rows)).repeat(70)
     assert blocks.row_values(entry, many)[::70] == list(rows.values())
@@ -268,7 +268,7 @@ def test_a_key_of_very_many_versions_stays_in_the_delta() -> None:
     done = fold(Blocks(engine), batch, SPAN, Timestamp(10**6), Timestamp(0), {1: layout})
     engine.write(batch)
     assert (done.versions, done.kept_back, done.resume) == (1, 1, None)
-    assert points.get(Blocks(engine), b"hot", Timestamp(7)) == mvcc.Version(Timestamp(7), codec_for(layout).encode((7,)))
+    assert points.get(Blocks(engine), b"hot", View(Timestamp(7))) == mvcc.Version(Timestamp(7), codec_for(layout).encode((7,)))
 
 
 def test_folding_refuses_a_version_that_is_not_newer_than_its_block() -> None:
@@ -359,7 +359,7 @@ def test_a_cache_of_few_bytes_forgets_and_one_of_many_keeps() -> None:
     for bytes_max, is_kept in ((100, False), (1 << 20, True)):
         cache = BlockCache(bytes_max)
         for _ in range(2):
-            assert points.get(Blocks(engine, cache), b"k007", Timestamp(9)) is not None
+            assert points.get(Blocks(engine, cache), b"k007", View(Timestamp(9))) is not None
         assert cache.size_bytes <= bytes_max
         assert (cache.size_bytes > 0) is is_kept
 

@@ -1,7 +1,7 @@
 """Blocks, delta and a txn's own writes against a plain list of versions, under any interleaving of writes, folds, collections and cuts."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from dsdb.storage import mvcc
-from dsdb.storage.columnar import measure, merge, points, upkeep
+from dsdb.storage.columnar import measure, merge, points, rowscan, upkeep
 from dsdb.storage.columnar.block import BlockCache, Blocks
 from dsdb.storage.columnar.entry import Bounds
 from dsdb.storage.columnar.fold import fold
 from dsdb.storage.columnar.merge import Columns, Request
-from dsdb.storage.columnar.overlay import View, cut_layer, layered
+from dsdb.storage.columnar.overlay import cut_layer, layered
 from dsdb.storage.columnar.plain import plain_entries
 from dsdb.storage.datum import Datum, Kind
 from dsdb.storage.engine.memory import MemoryEngine
@@ -25,7 +25,7 @@ from dsdb.storage.keys import KEY_MAX, Span, key_after, point_span
 from dsdb.storage.rowarrow import LayoutColumn
 from dsdb.storage.rowcodec import RowLayout, codec_for, decode_batches
 from dsdb.storage.timestamp import Timestamp
-from dsdb.storage.versions import Intent, IntentsFoundError
+from dsdb.storage.versions import Intent, IntentsFoundError, Standing, View
 from dsdb.store.checksum import VersionFilter
 
 NUMBER = LayoutColumn(column_id=1, kind=Kind.INT, width=4)
@@ -206,6 +206,7 @@ class Question(NamedTuple):
     writes: Mapping[bytes, int]
     dictionaries: bool
     low: int | None
+    chunk_rows: int = 3
 
 
 questions = st.builds(
@@ -219,6 +220,7 @@ questions = st.builds(
     writes=st.dictionaries(keys, numbers, max_size=4),
     dictionaries=st.booleans(),
     low=st.sampled_from([None, None, -400, 0, 400]),
+    chunk_rows=st.sampled_from([1, 3]),
 )
 
 
@@ -233,23 +235,46 @@ def ask(history: History, question: Question) -> None:
     request = Request(question.span, view, layer, reverse=question.reverse)
     try:
         plain: dict[bytes, bytes] = {}
-        for chunk in mvcc.scan(world.plain, question.span, ts, own=question.own, passable=passable):
+        for chunk in mvcc.scan(world.plain, question.span, view):
             plain.update(zip(*chunk))
     except IntentsFoundError:
-        with pytest.raises(IntentsFoundError):
-            list(merge.scan_rows(world.blocks(), request))
+        _ask_up_to_intents(world, question, view)
         return
+    for chunk_rows in (question.chunk_rows, 1000):
+        chunks = rowscan.scan_rows(world.blocks(), question.span, view, reverse=question.reverse, chunk_rows=chunk_rows)
+        rows = [row for chunk in chunks for row in zip(*chunk)]
+        assert rows == (list(plain.items())[::-1] if question.reverse else list(plain.items()))
     whole = layered((list(plain), list(plain.values())), cut_layer(layer, *question.span))
     expected = [(key, value) for key, value in zip(*whole) if value is not None]
     if question.reverse:
         expected.reverse()
-    rows = [row for chunk in merge.scan_rows(world.blocks(), request, chunk_rows=3) for row in zip(*chunk)]
-    assert rows == expected
     _ask_arrow(world, question, request, expected)
     for key in KEYS[::3]:
-        got = points.get(world.blocks(), key, ts, own=question.own, passable={OTHER: ts, OWN: ts})
-        wanted = mvcc.get(world.plain, key, ts, own=question.own, passable={OTHER: ts, OWN: ts})
+        got = points.get(world.blocks(), key, View(ts, question.own, {OTHER: ts, OWN: ts}))
+        wanted = mvcc.get(world.plain, key, View(ts, question.own, {OTHER: ts, OWN: ts}))
         assert _unless_collected(got, history.threshold) == _unless_collected(wanted, history.threshold)
+
+
+def _ask_up_to_intents(world: World, question: Question, view: View) -> None:
+    """All rows before the first intent in the way are given, and then it is met."""
+    with pytest.raises(IntentsFoundError) as plain:
+        list(mvcc.scan(world.plain, question.span, view, reverse=question.reverse, chunk_rows=1000))
+    keys = [key for key, _ in plain.value.intents]
+    first = max(keys) if question.reverse else min(keys)
+    before = Span(key_after(first), question.span.end) if question.reverse else Span(question.span.start, first)
+    wanted = [row for chunk in mvcc.scan(world.plain, before, view, reverse=question.reverse) for row in zip(*chunk)]
+    for chunk_rows in (question.chunk_rows, 1000):
+        found: list[tuple[bytes, bytes]] = []
+        chunks = rowscan.scan_rows(world.blocks(), question.span, view, reverse=question.reverse, chunk_rows=chunk_rows)
+        with pytest.raises(IntentsFoundError) as met:
+            _gather(chunks, found)
+        assert found == wanted
+        assert first in [key for key, _ in met.value.intents]
+
+
+def _gather(chunks: Iterator[tuple[list[bytes], list[bytes]]], found: list[tuple[bytes, bytes]]) -> None:
+    for chunk in chunks:
+        found += zip(*chunk)
 
 
 def _unless_collected(version: mvcc.Version | None, threshold: int) -> mvcc.Version | None:
@@ -321,14 +346,14 @@ def _compare_plain_lists(history: History) -> None:
 def _ask_for_changes(history: History, question: Question) -> None:
     """Readers ask about what is above the threshold; which of several changes is found first, and whether before an intent, is open."""
     low, high = Timestamp(max(history.threshold, history.clock - question.passed)), Timestamp(history.clock)
-    found = points.changed(history.world.blocks(), question.span, low, high, own=OWN, passable={OTHER: high, OWN: high})
-    wanted = mvcc.changed(history.world.plain, question.span, low, high, own=OWN, passable={OTHER: high, OWN: high})
+    found = points.changed(history.world.blocks(), question.span, low, View(high, OWN, {OTHER: high, OWN: high}))
+    wanted = mvcc.changed(history.world.plain, question.span, low, View(high, OWN, {OTHER: high, OWN: high}))
     assert (found is None) == (wanted is None)
     if found is not None:
         key, ts = found
         assert low < ts <= high
         assert question.span.contains(key)
-        version = mvcc.get(history.world.plain, key, ts, passable={OTHER: ts, OWN: ts})
+        version = mvcc.get(history.world.plain, key, View(ts, passable={OTHER: ts, OWN: ts}))
         assert version is not None
         assert version.ts == ts
     for key in KEYS:
@@ -336,6 +361,10 @@ def _ask_for_changes(history: History, question: Question) -> None:
         plain_version, plain_intent = mvcc.newest_and_intent(history.world.plain, key)
         assert intent == plain_intent
         assert _unless_collected(version, history.threshold) == _unless_collected(plain_version, history.threshold)
+    standing = points.standing_of(history.world.blocks(), [*KEYS, b"zz"])
+    assert [points.standing(history.world.blocks(), key) for key in [*KEYS, b"zz"]] == standing
+    for one, other in zip(standing, mvcc.standing_of(history.world.plain, [*KEYS, b"zz"])):
+        assert one == other or (not other.is_there and other.ts <= history.threshold and one == Standing(Timestamp(0), False, other.intent))
 
 
 def test_a_long_history_on_rocksdb(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -14,7 +14,8 @@ from dsdb.storage.engine.port import Engine, Family
 from dsdb.storage.engine.rocksdb import RocksEngine
 from dsdb.storage.keys import KEY_MAX, Span, key_after, point_span
 from dsdb.storage.mvcc import Intent, IntentsFoundError, Version
-from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
+from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+from dsdb.storage.versions import Standing, View
 
 TS_MAX = 12
 # No key is a prefix of another; some end in 00, some differ in length, some are longer than DELTA's filter prefix.
@@ -112,9 +113,14 @@ def test_point_reads(
     fill(engine, versions, intents)
     several = sorted([*KEYS, b"absent"])
     newest = [(model_get(versions, key, MAX_TIMESTAMP), intent_of(*intents[key]) if key in intents else None) for key in several]
-    assert mvcc.newest_of(engine, several) == newest
-    assert mvcc.newest_of(engine, several[:1]) == newest[:1]
     assert [mvcc.newest_and_intent(engine, key) for key in several] == newest
+    standing = [
+        Standing(MIN_TIMESTAMP, False, intent) if version is None else Standing(version.ts, version.value is not None, intent)
+        for version, intent in newest
+    ]
+    assert mvcc.standing_of(engine, several) == standing
+    assert mvcc.standing_of(engine, several[:1]) == standing[:1]
+    assert [mvcc.standing(engine, key) for key in several] == standing
     in_the_way = []
     for key in [*KEYS, b"absent"]:
         assert mvcc.newest(engine, key) == model_get(versions, key, MAX_TIMESTAMP)
@@ -124,18 +130,18 @@ def test_point_reads(
         except KeyError:
             in_the_way.append(key)
             with pytest.raises(IntentsFoundError) as caught:
-                mvcc.get(engine, key, ts, own=own, passable=passable)
+                mvcc.get(engine, key, View(ts, own, passable))
             assert caught.value.intents == [(key, intent_of(*intents[key]))]
         else:
-            assert mvcc.get(engine, key, ts, own=own, passable=passable) == expected
+            assert mvcc.get(engine, key, View(ts, own, passable)) == expected
     if met := [key for key in asked if key in in_the_way]:
         with pytest.raises(IntentsFoundError) as caught:
-            mvcc.get_many(engine, asked, ts, own=own, passable=passable)
+            mvcc.get_many(engine, asked, View(ts, own, passable))
         assert [key for key, _ in caught.value.intents] == met
     else:
         found = [model_read(versions, intents, key, ts, own, passed) for key in asked]
         values = [None if version is None else version.value for version in found]
-        assert mvcc.get_many(engine, asked, ts, own=own, passable=passable) == values
+        assert mvcc.get_many(engine, asked, View(ts, own, passable)) == values
 
 
 @model_test
@@ -152,9 +158,9 @@ def test_intents_of_a_committed_attempt_are_read_as_what_resolving_them_gives(
     engine.write(batch)
 
     def found(committed: Mapping[bytes, Timestamp]) -> tuple[list[bytes | None], list[tuple[bytes, bytes]]]:
-        chunks = mvcc.scan(engine, Span(b"", KEY_MAX), ts, committed=committed, reverse=reverse, chunk_rows=3)
+        chunks = mvcc.scan(engine, Span(b"", KEY_MAX), View(ts, committed=committed), reverse=reverse, chunk_rows=3)
         rows = [row for chunk in chunks for row in zip(*chunk, strict=True)]
-        return mvcc.get_many(engine, KEYS, ts, committed=committed), rows
+        return mvcc.get_many(engine, KEYS, View(ts, committed=committed)), rows
 
     before = found({OTHER: commit_ts})
     batch = engine.new_batch()
@@ -190,7 +196,7 @@ def test_scan(
     rows: list[tuple[bytes, bytes]] = []
     expected: list[tuple[bytes, bytes]] = []
     in_the_way = [key for key in intents if span.contains(key) and is_in_the_way(intents[key], ts, own, passed)]
-    chunks = mvcc.scan(engine, span, ts, own=own, passable={OTHER: passed}, reverse=reverse, chunk_rows=chunk_rows)
+    chunks = mvcc.scan(engine, span, View(ts, own, {OTHER: passed}), reverse=reverse, chunk_rows=chunk_rows)
     try:
         for found_keys, found_values in chunks:
             assert 0 < len(found_keys) <= chunk_rows + 1
@@ -242,10 +248,10 @@ def test_changed_and_intents(
     met = sorted(key for key in intents if span.contains(key) and is_in_the_way(intents[key], high, own, passed))
     if not changes and met and low < high:
         with pytest.raises(IntentsFoundError) as caught:
-            mvcc.changed(engine, span, low, high, own=own, passable={OTHER: passed})
+            mvcc.changed(engine, span, low, View(high, own, {OTHER: passed}))
         assert caught.value.intents == [(key, intent_of(*intents[key])) for key in met]
     else:
-        found = mvcc.changed(engine, span, low, high, own=own, passable={OTHER: passed})
+        found = mvcc.changed(engine, span, low, View(high, own, {OTHER: passed}))
         assert found == ((changes[0][0], -changes[0][1]) if changes else None)
     standing = [(key, intent_of(*intents[key])) for key in sorted(intents) if span.contains(key) and intents[key][1] <= high]
     assert mvcc.intents(engine, span, at_or_below=high, limit=limit) == standing[:limit]
@@ -306,11 +312,11 @@ def mvcc_get_under(engine: Engine, key: bytes, ts: Timestamp) -> Version | None:
     """Read the versions of a key under whatever intent it has."""
     own = mvcc.get_intent(engine, key)
     if own is None:
-        return mvcc.get(engine, key, ts)
+        return mvcc.get(engine, key, View(ts))
     batch = engine.new_batch()
     mvcc.remove_intent(batch, key)
     engine.write(batch)
-    version = mvcc.get(engine, key, ts)
+    version = mvcc.get(engine, key, View(ts))
     batch = engine.new_batch()
     mvcc.put_intent(batch, key, own)
     engine.write(batch)
@@ -337,21 +343,21 @@ def test_an_own_intent_of_nothing_is_as_if_it_were_not_there(
     engine: Engine, versions: Versions, keys: set[bytes], ts: Timestamp, reverse: bool
 ) -> None:
     fill(engine, versions, {})
-    plain = mvcc.get_many(engine, KEYS, ts)
-    rows = list(mvcc.scan(engine, Span(b"", KEY_MAX), ts, reverse=reverse))
+    plain = mvcc.get_many(engine, KEYS, View(ts))
+    rows = list(mvcc.scan(engine, Span(b"", KEY_MAX), View(ts), reverse=reverse))
     batch = engine.new_batch()
     for key in keys:
         mvcc.put_intent(batch, key, Intent(OWN, b"anchor", Timestamp(1), ts, 7, None, is_nothing=True))
     engine.write(batch)
-    assert mvcc.get_many(engine, KEYS, ts, own=OWN) == plain
-    found = list(mvcc.scan(engine, Span(b"", KEY_MAX), ts, own=OWN, reverse=reverse))
+    assert mvcc.get_many(engine, KEYS, View(ts, OWN)) == plain
+    found = list(mvcc.scan(engine, Span(b"", KEY_MAX), View(ts, OWN), reverse=reverse))
     assert [pair for chunk in found for pair in zip(*chunk)] == [pair for chunk in rows for pair in zip(*chunk)]
     batch = engine.new_batch()
     for key in keys:
         intent = mvcc.resolve_intent(engine, batch, key, OWN, Timestamp(ts + 1))
         assert intent is not None
     engine.write(batch)
-    assert mvcc.get_many(engine, KEYS, ts) == plain
+    assert mvcc.get_many(engine, KEYS, View(ts)) == plain
 
 
 @model_test
@@ -393,7 +399,7 @@ def test_a_large_scan_is_the_model(engine: Engine) -> None:
         ]
         rows = [
             row
-            for chunk_keys, chunk_values in mvcc.scan(engine, Span(b"", KEY_MAX), Timestamp(6), own=OWN, reverse=reverse, chunk_rows=512)
+            for chunk_keys, chunk_values in mvcc.scan(engine, Span(b"", KEY_MAX), View(Timestamp(6), OWN), reverse=reverse, chunk_rows=512)
             for row in zip(chunk_keys, chunk_values)
         ]
         assert rows == expected

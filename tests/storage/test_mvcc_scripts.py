@@ -16,6 +16,7 @@ from dsdb.storage.engine.rocksdb import RocksEngine
 from dsdb.storage.keys import KEY_MAX, Span
 from dsdb.storage.mvcc import Intent, IntentsFoundError, Version
 from dsdb.storage.timestamp import MAX_TIMESTAMP, Timestamp
+from dsdb.storage.versions import View
 
 SCRIPTS = sorted((Path(__file__).parent / "mvcc_scripts").glob("*.txt"))
 
@@ -78,11 +79,11 @@ def resolve(engine: Engine, arguments: Arguments) -> list[str]:
 
 
 def get(engine: Engine, arguments: Arguments) -> list[str]:
-    return show_version(mvcc.get(engine, key(arguments), timestamp(arguments), own=own(arguments)))
+    return show_version(mvcc.get(engine, key(arguments), View(timestamp(arguments), own(arguments))))
 
 
 def scan(engine: Engine, arguments: Arguments) -> list[str]:
-    chunks = mvcc.scan(engine, span(arguments), timestamp(arguments), own=own(arguments), reverse="reverse" in arguments)
+    chunks = mvcc.scan(engine, span(arguments), View(timestamp(arguments), own(arguments)), reverse="reverse" in arguments)
     rows = [row for keys, values in chunks for row in zip(keys, values)]
     return [f"{row_key.decode()} = {row_value.decode()}" for row_key, row_value in rows] or ["no rows"]
 
@@ -90,7 +91,7 @@ def scan(engine: Engine, arguments: Arguments) -> list[str]:
 def changed(engine: Engine, arguments: Arguments) -> list[str]:
     low, high = timestamp(arguments, "low"), timestamp(arguments, "high")
     passable = {arguments["passable"].encode(): timestamp(arguments, "at")} if "passable" in arguments else {}
-    found = mvcc.changed(engine, span(arguments), low, high, own=own(arguments), passable=passable)
+    found = mvcc.changed(engine, span(arguments), low, View(high, own(arguments), passable))
     return ["unchanged" if found is None else f"{found[0].decode()} @{found[1]}"]
 
 

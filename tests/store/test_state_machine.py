@@ -15,6 +15,7 @@ from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.versions import View
 from dsdb.store.command import (
     CollectGarbageCommand,
     Command,
@@ -53,7 +54,7 @@ class Bench:
         return result
 
     def value(self, key: bytes) -> bytes | None:
-        return mvcc.get_many(self.engine, [key], Timestamp(10**6))[0]
+        return mvcc.get_many(self.engine, [key], View(Timestamp(10**6)))[0]
 
     def reload(self) -> None:
         state = read_replicated(self.engine, self.keys) or self.machine.state

@@ -21,6 +21,7 @@ from dsdb.raft.config import RaftConfig
 from dsdb.storage import mvcc
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MAX_TIMESTAMP
+from dsdb.storage.versions import View
 from dsdb.store import StoreConfig
 
 TABLES = RangeId(2)
@@ -339,7 +340,7 @@ def test_a_crash_between_the_parts_of_a_large_commit_loses_none_and_doubles_none
         assert sorted(ended) == [0, 2000, 6000]
         stores = [cluster.store(number) for number in (1, 2, 3)]
         await cluster.eventually(lambda: len({store.range_status(TABLES).applied for store in stores}) == 1)
-        rows = [list(mvcc.scan(cluster.engines[store_id], Span(b"\x10", b"\x11"), MAX_TIMESTAMP)) for store_id in cluster.ids]
+        rows = [list(mvcc.scan(cluster.engines[store_id], Span(b"\x10", b"\x11"), View(MAX_TIMESTAMP))) for store_id in cluster.ids]
         assert rows[0] == rows[1] == rows[2]
         assert sum(len(keys) for keys, _ in rows[0]) == 4500 + 2500
 

@@ -28,6 +28,7 @@ from dsdb.kv.requests import BumpReply, Reply, Request, SplitRequest
 from dsdb.storage import mvcc
 from dsdb.storage.mvcc import Intent
 from dsdb.storage.timestamp import Timestamp
+from dsdb.storage.versions import View
 from dsdb.store import Store, StoreConfig
 
 LEFT, RIGHT = RangeId(2), RangeId(3)
@@ -97,9 +98,7 @@ class TxnDesk:
         assert isinstance(reply, QueryIntentsReply)
         return reply.found
 
-    async def end(
-        self, meta: TxnMeta, commit_ts: Timestamp | None, *resolve: bytes, expected: Timestamp | None = None
-    ) -> RecordReply:
+    async def end(self, meta: TxnMeta, commit_ts: Timestamp | None, *resolve: bytes, expected: Timestamp | None = None) -> RecordReply:
         reply = await self.call(meta.anchor, lambda range_id: EndTxnRequest(range_id, meta, commit_ts, expected, resolve))
         assert isinstance(reply, RecordReply)
         return reply
@@ -123,7 +122,7 @@ class TxnDesk:
         return mvcc.get_intent(self.cluster.engines[self.cluster.ids[0]], key)
 
     def versions(self, key: bytes) -> bytes | None:
-        return mvcc.get_many(self.cluster.engines[self.cluster.ids[0]], (key,), self.now(), own=b"")[0]
+        return mvcc.get_many(self.cluster.engines[self.cluster.ids[0]], (key,), View(self.now(), b""))[0]
 
     async def lay(self, meta: TxnMeta, ts: Timestamp, writes: Mapping[bytes, bytes | None]) -> Timestamp:
         """Prewrite in both ranges."""
