@@ -359,7 +359,11 @@ class Faults:
         assert host.node is not None
         parts = host.node.parts
         assert parts is not None
-        descriptor = self._chance.choice(sorted(parts.store.descriptors(), key=lambda desc: desc.start_key))
+        descriptors = sorted(parts.store.descriptors(), key=lambda desc: desc.start_key)
+        if not descriptors:
+            # All of its replicas were moved away.
+            return
+        descriptor = self._chance.choice(descriptors)
         try:
             await parts.router.send(descriptor.start_key, lambda desc: TransferLeaseRequest(desc.range_id, parts.identity.store_id))
             self._events["transferred"] += 1
