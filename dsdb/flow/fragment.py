@@ -1,7 +1,7 @@
 """A fragment: one leaf stage on one node, over the pieces of ranges that this node serves.
 
-    for each piece: engine snapshot under the read latch ─▶ chunks of rows ─▶ Arrow ─▶ the stage's SQL ─▶ batches, streamed
-                      ▲      what the transaction has buffered lies over them ┘
+    for each piece: engine snapshot under the read latch ─▶ rows, or columnar blocks ─▶ Arrow ─▶ the stage's SQL ─▶ batches, streamed
+                      ▲               what the transaction has buffered lies over them ┘
                       └── a foreign intent in the way: settle it, and freeze the rest of the piece anew
 
 Invariants:
@@ -24,15 +24,19 @@ from dsdb.kv.errors import KvError, KvErrorDetail
 from dsdb.kv.ids import AttemptId, RangeId
 from dsdb.rpc import Method, MethodKind
 from dsdb.sql.execute.engine import QueryEngine
-from dsdb.sql.ports import LeafStage
+from dsdb.sql.ports import LeafStage, TableScan
+from dsdb.storage.columnar.merge import Columns, Step
+from dsdb.storage.columnar.overlay import Layer
 from dsdb.storage.keys import Span, key_after
 from dsdb.storage.mvcc import Intent, IntentsFoundError
-from dsdb.storage.rowcodec import decode_batches
+from dsdb.storage.rowcodec import RowLayout, decode_batches
 from dsdb.storage.timestamp import Timestamp
 from dsdb.txn import Overlay
 
 BATCH_ROWS = 16_384
 """Rows gathered before a row-wise query runs or a batch leaves: an engine call costs a millisecond or two."""
+ALONE_ROWS = BATCH_ROWS // 4
+"""A chunk of so many rows is not copied together with others."""
 BATCH_BYTES = 2 << 20
 """The same in bytes of row values: some batches wait at the gateway, and rows may be wide."""
 ENGINE_INPUT = "input"
@@ -74,6 +78,15 @@ _ENCODE_HEADER = msgspec.msgpack.Encoder().encode
 _DECODE_HEADER = msgspec.msgpack.Decoder(FragmentHeader).decode
 
 
+class Chunk(NamedTuple):
+    """Some rows of a piece, decoded."""
+
+    batch: pa.RecordBatch | None
+    size_bytes: int
+    end: bytes
+    """All rows below this key were given."""
+
+
 class FragmentOutput(NamedTuple):
     """A step of a fragment: rows (or None), and how far in which piece."""
 
@@ -85,8 +98,15 @@ class FragmentOutput(NamedTuple):
 class PieceSnapshot(Protocol):
     """The rows of a span at a timestamp, pinned."""
 
+    @property
+    def has_blocks(self) -> bool:
+        """Say whether to ask for batches: some rows may lie in columnar blocks."""
+
     def chunks(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Give keys and values, in key order.  Raises IntentsFoundError in place of a chunk; those before it stand."""
+
+    def batches(self, columns: Columns, writes: Layer) -> Iterator[Step]:
+        """Give Arrow, in key order, of the rows with `writes` over them.  Raises IntentsFoundError, as `chunks` does."""
 
 
 class ScanSource(Protocol):
@@ -134,10 +154,12 @@ class FragmentRunner:
                             yield FragmentOutput(part, number, None)
                         yield FragmentOutput(None, number, resume)
                         continue
+                    limit = request.stage.scan.limit
+                    if limit is not None and given + batch.num_rows >= limit:
+                        yield FragmentOutput(batch.slice(0, limit - given), number, resume)
+                        return
                     yield FragmentOutput(batch, number, resume)
                     given += batch.num_rows
-                    if request.stage.scan.limit is not None and given >= request.stage.scan.limit:
-                        return
             yield FragmentOutput(None, number, None)
 
     async def serve(self, request: FragmentRequest) -> AsyncIterator[bytes | pa.Buffer]:
@@ -170,46 +192,46 @@ class FragmentRunner:
     async def _scan(self, request: FragmentRequest, piece: Piece) -> AsyncGenerator[tuple[pa.RecordBatch, bytes], None]:
         """Give a piece's rows as batches, each with the key after its last row; at least one batch, that may be empty."""
         scan = request.stage.scan
-        layouts = {layout.layout_id: layout for layout in scan.layouts}
         waiting: list[pa.RecordBatch] = []
         rows = size = 0
         resume = piece.span.start
         async with aclosing(self._chunks(request, piece)) as chunks:
-            async for keys, values, end in chunks:
-                if values:
-                    waiting.append(decode_batches(values, layouts, scan.columns))
-                    rows += len(keys)
-                    size += sum(map(len, values))
+            async for batch, size_bytes, end in chunks:
+                if batch is not None:
+                    if waiting and batch.num_rows >= ALONE_ROWS:
+                        yield _joined(waiting, scan.names), resume
+                        waiting, rows, size = [], 0, 0
+                    waiting.append(batch)
+                    rows += batch.num_rows
+                    size += size_bytes
                 resume = end
                 if rows >= BATCH_ROWS or size >= BATCH_BYTES or (scan.limit is not None and rows >= scan.limit):
                     yield _joined(waiting, scan.names), resume
                     waiting, rows, size = [], 0, 0
         if not waiting:
-            waiting.append(decode_batches([], layouts, scan.columns))
+            waiting.append(decode_batches([], _layouts_of(scan), scan.columns))
         yield _joined(waiting, scan.names), piece.span.end
 
-    async def _chunks(self, request: FragmentRequest, piece: Piece) -> AsyncGenerator[tuple[list[bytes], list[bytes], bytes], None]:
-        """Give a piece's rows, with what is buffered over them, in chunks; each with the key up to which it goes."""
+    async def _chunks(self, request: FragmentRequest, piece: Piece) -> AsyncGenerator[Chunk, None]:
+        """Give a piece's rows, with what is buffered over them, in chunks."""
         rest = piece.span
         while not rest.is_empty:
             in_the_way: list[tuple[bytes, Intent]] = []
             any_replica = request.attempt is None
             pinned = await self._source.scan_snapshot(piece.range_id, rest, request.ts, request.attempt, any_replica=any_replica)
             with pinned as snapshot:
-                chunks = snapshot.chunks()
+                chunks = (_of_blocks if snapshot.has_blocks else _of_rows)(snapshot, request, rest)
                 while True:
                     try:
-                        found = next(chunks, None)
+                        chunk = next(chunks, None)
                     except IntentsFoundError as error:
                         in_the_way = error.intents
                         break
-                    end = rest.end if found is None else key_after(found[0][-1]) if found[0] else rest.start
-                    keys, values = found or ([], [])
-                    yield *_merged(request.overlay, Span(rest.start, end), keys, values), end
-                    rest = Span(end, rest.end)
-                    await trio.lowlevel.checkpoint()
-                    if found is None:
+                    if chunk is None:
                         return
+                    yield chunk
+                    rest = Span(chunk.end, rest.end)
+                    await trio.lowlevel.checkpoint()
             await self._source.settle_intents(piece.range_id, in_the_way, request.ts)
 
     async def _query(self, sql: str, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
@@ -231,6 +253,31 @@ def decode_chunk(chunk: bytes, schema: pa.Schema | None) -> tuple[FragmentOutput
     assert schema is not None, "the first batch of a fragment comes with its schema"
     batch = pa.ipc.read_record_batch(buffer.slice(schema_end), schema)
     return FragmentOutput(batch, header.piece, header.resume), schema
+
+
+def _of_rows(snapshot: PieceSnapshot, request: FragmentRequest, span: Span) -> Iterator[Chunk]:
+    scan, layouts = request.stage.scan, _layouts_of(request.stage.scan)
+    start = span.start
+    for found in snapshot.chunks():
+        end = key_after(found[0][-1])
+        yield _decoded(*_merged(request.overlay, Span(start, end), *found), layouts, scan, end)
+        start = end
+    yield _decoded(*_merged(request.overlay, Span(start, span.end), [], []), layouts, scan, span.end)
+
+
+def _of_blocks(snapshot: PieceSnapshot, request: FragmentRequest, span: Span) -> Iterator[Chunk]:
+    scan = request.stage.scan
+    writes = request.overlay.clipped([span])
+    for batch, end in snapshot.batches(Columns(scan.columns, _layouts_of(scan)), (list(writes.keys), list(writes.values))):
+        yield Chunk(batch, 0 if batch is None else batch.nbytes, end)
+
+
+def _layouts_of(scan: TableScan) -> dict[int, RowLayout]:
+    return {layout.layout_id: layout for layout in scan.layouts}
+
+
+def _decoded(keys: list[bytes], values: list[bytes], layouts: dict[int, RowLayout], scan: TableScan, end: bytes) -> Chunk:
+    return Chunk(decode_batches(values, layouts, scan.columns), sum(map(len, values)), end) if keys else Chunk(None, 0, end)
 
 
 def _merged(overlay: Overlay, span: Span, keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], list[bytes]]:

@@ -271,4 +271,3 @@ def retained(content: Content, history: Mapping[bytes, bytes], threshold: Timest
                 continue
         kept.append(engine_key)
     return kept, [history[key] for key in kept]
-

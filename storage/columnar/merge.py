@@ -26,10 +26,10 @@ from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.columnar.entry import BlockEntry, Bounds, may_match
 from dsdb.storage.columnar.overlay import Layer, LayerStream, Settler, cut_layer, layered
 from dsdb.storage.datum import Datum
-from dsdb.storage.keys import Span
+from dsdb.storage.keys import Span, key_after
 from dsdb.storage.rowarrow import LayoutColumn, arrow_type, batch_of, field_name
 from dsdb.storage.rowcodec import RowLayout, decode_batches
-from dsdb.storage.versions import View
+from dsdb.storage.versions import IntentsFoundError, View
 
 Places = npt.NDArray[np.int64]
 
@@ -56,6 +56,8 @@ class Region(NamedTuple):
     """For each row over the block, how many of its current rows are below it."""
     is_replacing: bool
     """Whether every row over the block stands in the place of one in `rows`, a slice."""
+    end: bytes
+    """The first key behind the stretch."""
 
     @property
     def block_row_count(self) -> int:
@@ -86,75 +88,54 @@ class Request(NamedTuple):
     writes: Layer = NO_WRITES
     """Of the txn itself, not yet intents, ascending."""
     bounds: Sequence[Bounds] = ()
-    reverse: bool = False
+    delta_rows: int = DELTA_CHUNK_ROWS
+    """Entries of the delta that are read at once, and rows of it over a block that one region has, about."""
 
 
 # ---- Regions ------------------------------------------------------------------------------------------------------------------------
 
 
 def regions(blocks: Blocks, request: Request) -> Iterator[Region]:
-    """Give the regions of a span that have rows, in order or from the highest down.  Raises IntentsFoundError, CorruptionError."""
-    if request.span.is_empty:
+    """Give a span in regions, in order, also those in which no row is seen.  Raises IntentsFoundError, CorruptionError."""
+    span = request.span
+    if span.is_empty:
         return
-    writes = cut_layer(request.writes, *request.span)
-    found = _backwards(blocks, request, writes) if request.reverse else _forwards(blocks, request, writes)
-    for region in found:
-        if region.row_count:
-            yield region
-
-
-def _forwards(blocks: Blocks, request: Request, writes: Layer) -> Iterator[Region]:
-    stream = LayerStream(_settled(blocks, request.span, request.view), writes)
-    for entry in blocks.entries(request.span):
+    stream = LayerStream(_settled(blocks, request), cut_layer(request.writes, *span))
+    at = span.start
+    for entry in blocks.entries(span):
         for over in stream.below(entry.first_key):
-            yield _between(over)
-        yield _of_block(blocks, entry, request, stream.through(entry.last_key))
+            yield _between(over, key_after(over[0][-1]))
+        behind = min(key_after(entry.last_key), span.end)
+        for over, is_last in _portions(stream, behind, request.delta_rows):
+            end = behind if is_last else key_after(over[0][-1])
+            yield _of_block(blocks, entry, request, Span(at, end), over)
+            at = end
     for over in stream.below(None):
-        yield _between(over)
+        yield _between(over, key_after(over[0][-1]))
+    yield _between(NO_WRITES, span.end)
 
 
-def _backwards(blocks: Blocks, request: Request, writes: Layer) -> Iterator[Region]:
-    end = request.span.end
-    for entry in blocks.entries(request.span, reverse=True):
-        yield from _between_backwards(blocks, Span(max(entry.last_key + b"\x00", request.span.start), end), request.view, writes)
-        inside = Span(entry.first_key, entry.last_key + b"\x00").clipped(request.span)
-        yield _of_block(blocks, entry, request, _layer_of(blocks, inside, request.view, writes))
-        end = max(inside.start, request.span.start)
-    yield from _between_backwards(blocks, Span(request.span.start, end), request.view, writes)
+def _portions(stream: LayerStream, bound: bytes, rows_max: int) -> Iterator[tuple[Layer, bool]]:
+    """Take what is left below a key in portions of a bounded number of rows, nearly always one; say which is the last."""
+    over: Layer = ([], [])
+    for piece in stream.below(bound):
+        if len(over[0]) >= rows_max:
+            yield over, False
+            over = ([], [])
+        over = (over[0] + piece[0], over[1] + piece[1]) if over[0] else piece
+    yield over, True
 
 
-def _settled(blocks: Blocks, span: Span, view: View) -> Iterator[Layer]:
-    settler = Settler(view)
-    for keys, stored in mvcc.entries(blocks.reader, span, reverse=False, chunk_rows=DELTA_CHUNK_ROWS):
+def _settled(blocks: Blocks, request: Request) -> Iterator[Layer]:
+    settler = Settler(request.view)
+    for keys, stored in mvcc.entries(blocks.reader, request.span, reverse=False, chunk_rows=request.delta_rows):
         yield settler.take(keys, stored)
 
 
-def _layer_of(blocks: Blocks, span: Span, view: View, writes: Layer) -> Layer:
-    """Give all that lies over blocks in a span."""
-    keys: list[bytes] = []
-    values: list[bytes | None] = []
-    for piece in _settled(blocks, span, view):
-        keys += piece[0]
-        values += piece[1]
-    return layered((keys, values), cut_layer(writes, *span))
-
-
-def _between(over: Layer) -> Region:
+def _between(over: Layer, end: bytes) -> Region:
     """Make a region of rows that no block has."""
     keys, values = _alive(over)
-    return Region(None, _EMPTY, (keys, values), np.zeros(len(keys), np.int64), False)
-
-
-def _between_backwards(blocks: Blocks, span: Span, view: View, writes: Layer) -> Iterator[Region]:
-    if span.is_empty:
-        return
-    end = span.end
-    chunks = mvcc.scan(blocks.reader, span, view, reverse=True, chunk_rows=DELTA_CHUNK_ROWS)
-    for keys, values in chunks:
-        start = keys[-1]
-        yield _between(layered((keys[::-1], list(values[::-1])), cut_layer(writes, start, end)))
-        end = start
-    yield _between(cut_layer(writes, span.start, end))
+    return Region(None, _EMPTY, (keys, values), np.zeros(len(keys), np.int64), False, end)
 
 
 def _alive(layer: Layer) -> Layer:
@@ -164,50 +145,59 @@ def _alive(layer: Layer) -> Layer:
     return [key for key, value in zip(keys, values) if value is not None], [value for value in values if value is not None]
 
 
-def _of_block(blocks: Blocks, entry: BlockEntry, request: Request, over: Layer) -> Region:
-    """Find which rows of a block are seen, and what is over them."""
+def _of_block(blocks: Blocks, entry: BlockEntry, request: Request, span: Span, over: Layer) -> Region:
+    """Find which rows of a block are seen in a span, and what is over them."""
     is_past = request.view.ts < entry.max_ts
     is_asked = entry.rows > 0 and may_match(entry, request.bounds)
-    is_whole = request.span.start <= entry.first_key and entry.last_key < request.span.end
+    is_whole = span.start <= entry.first_key and entry.last_key < span.end
     if not is_past and not (is_asked and (over[0] or not is_whole)):
         # Nothing of the block's keys is needed.
         keys, values = _alive(over)
         rows = slice(0, entry.rows) if is_asked else _EMPTY
-        return Region(entry, rows, (keys, values), np.zeros(len(keys), np.int64), False)
+        return Region(entry, rows, (keys, values), np.zeros(len(keys), np.int64), False, span.end)
     seen = np.zeros(entry.rows, np.bool_)
     low = high = 0
     if entry.rows:
         run = blocks.keys(entry)
-        low = 0 if request.span.start <= entry.first_key else run.lower(request.span.start)
-        high = entry.rows if is_whole else run.lower(request.span.end)
+        low = 0 if span.start <= entry.first_key else run.lower(span.start)
+        high = entry.rows if is_whole else run.lower(span.end)
         seen[low:high] = True
     if is_past:
         if entry.rows:
             seen &= blocks.versions(entry) <= np.uint64(request.view.ts)
-        over = layered(_older(blocks, entry, request, seen), over)
+        over = layered(_older(blocks, entry, request.view, span, seen), over)
     places, found = run.find(over[0]) if entry.rows and over[0] else (np.zeros(len(over[0]), np.int64), np.zeros(len(over[0]), np.bool_))
     if not is_asked:
         seen[:] = False
     elif not is_past and bool(found.all()) and None not in over[1]:
-        return Region(entry, slice(low, high), over, places, True)
+        return Region(entry, slice(low, high), over, places, True, span.end)
     seen[places[found]] = False
     live = np.fromiter([value is not None for value in over[1]], np.bool_, len(over[1]))
-    return Region(entry, np.flatnonzero(seen), _alive(over), places[live], False)
+    return Region(entry, np.flatnonzero(seen), _alive(over), places[live], False, span.end)
 
 
-def _older(blocks: Blocks, entry: BlockEntry, request: Request, seen: npt.NDArray[np.bool_]) -> Layer:
+def _older(blocks: Blocks, entry: BlockEntry, view: View, span: Span, seen: npt.NDArray[np.bool_]) -> Layer:
     """Give what a reader of the past sees of a block's history: of keys whose current row it does not see."""
-    settler = Settler(View(request.view.ts))
+    settler = Settler(View(view.ts))
     keys, stored = blocks.history(entry)
     if not keys:
         return NO_WRITES
-    layer = cut_layer(settler.take(keys, stored), *request.span)
+    layer = cut_layer(settler.take(keys, stored), *span)
     if not len(seen) or not layer[0]:
         return layer
     places, found = blocks.keys(entry).find(layer[0])
     hidden = found & seen[np.minimum(places, entry.rows - 1)]
     wanted = np.flatnonzero(~hidden).tolist()
     return [layer[0][at] for at in wanted], [layer[1][at] for at in wanted]
+
+
+class Step(NamedTuple):
+    """What a scan gives at a time."""
+
+    batch: pa.RecordBatch | None
+    """At least one row, if there are any."""
+    end: bytes
+    """All rows below this key were given."""
 
 
 # ---- Arrow --------------------------------------------------------------------------------------------------------------------------
@@ -225,27 +215,31 @@ class Columns(NamedTuple):
     """Give a text column as dictionary(int32, …), where all blocks that are read have it so; else as plain text, which costs more."""
 
 
-def scan(blocks: Blocks, request: Request, columns: Columns, *, limit: int | None = None) -> Iterator[pa.RecordBatch]:
-    """Read columns, named by `field_name`, of the rows of a span; a batch has at least one row.
+def scan_steps(blocks: Blocks, request: Request, columns: Columns, *, at_once_max: int = REGIONS_AT_ONCE_MAX) -> Iterator[Step]:
+    """Read columns, named by `field_name`, of the rows of a span, in order; each step says how far it goes, the last one to the end.
 
-    Raises IntentsFoundError, as `mvcc.scan` does, CorruptionError.
+    at_once_max: regions that are looked at in one step, at most.  Raises IntentsFoundError, where those before it stand, CorruptionError.
     """
     dictionaries = _dictionaries(blocks, request, columns)
-    rest, at_once = limit, 1
-    found = regions(blocks, request)
-    while chosen := _some(found, at_once):
-        at_once = min(2 * at_once, REGIONS_AT_ONCE_MAX)
-        decoded = _decoded(chosen, columns, dictionaries)
-        for region, over in zip(chosen, decoded):
-            batch = _rendered(blocks, region, over, columns, dictionaries)
-            if request.reverse:
-                batch = batch.take(pa.array(np.arange(batch.num_rows - 1, -1, -1)))
-            if rest is not None:
-                if batch.num_rows >= rest:
-                    yield batch.slice(0, rest)
-                    return
-                rest -= batch.num_rows
-            yield batch
+    for chosen in _groups(regions(blocks, request), at_once_max):
+        for region, over in zip(chosen, _decoded(chosen, columns, dictionaries)):
+            if region.row_count:
+                yield Step(_rendered(blocks, region, over, columns, dictionaries), region.end)
+        yield Step(None, chosen[-1].end)
+
+
+def scan(blocks: Blocks, request: Request, columns: Columns, *, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Give the batches of `scan_steps`, each of at least one row, up to a limit of rows."""
+    rest = limit
+    for batch, _ in scan_steps(blocks, request, columns):
+        if batch is None:
+            continue
+        if rest is not None:
+            if batch.num_rows >= rest:
+                yield batch.slice(0, rest)
+                return
+            rest -= batch.num_rows
+        yield batch
 
 
 def scan_selected(blocks: Blocks, request: Request, columns: Columns) -> Iterator[pa.RecordBatch]:
@@ -254,12 +248,9 @@ def scan_selected(blocks: Blocks, request: Request, columns: Columns) -> Iterato
     What lies over the blocks comes in batches of its own, so rows are in no order.  For a consumer that filters anyway: on top of clean
     blocks it costs half of what `scan` does, and deleted or inserted rows cost no more than replaced ones.
     """
-    assert not request.reverse, "rows of a scan with a selection have no order"
     dictionaries = _dictionaries(blocks, request, columns)
     names = [*(field_name(column.column_id) for column in columns.target), SELECTED]
-    found, at_once = regions(blocks, request), 1
-    while chosen := _some(found, at_once):
-        at_once = min(2 * at_once, REGIONS_AT_ONCE_MAX)
+    for chosen in _groups(regions(blocks, request), REGIONS_AT_ONCE_MAX):
         for region in chosen:
             if region.entry is not None and region.block_row_count:
                 arrays = blocks.columns(region.entry, columns.target, columns.defaults, None, dictionaries)
@@ -304,16 +295,28 @@ def _dictionaries(blocks: Blocks, request: Request, columns: Columns) -> frozens
     return frozenset(column.column_id for column in chosen) if has_blocks else frozenset()
 
 
-def _some(found: Iterator[Region], count: int) -> list[Region]:
-    """Take the next regions, up to `count` of them or so many rows from the delta."""
-    chosen: list[Region] = []
-    rows = 0
-    for region in islice(found, count):
-        chosen.append(region)
-        rows += len(region.over[0])
-        if rows >= OVERLAY_ROWS_MAX:
-            break
-    return chosen
+def _groups(found: Iterator[Region], at_once_max: int) -> Iterator[list[Region]]:
+    """Put regions together, first few, then more: up to a number of them, or of rows from the delta."""
+    at_once = 1
+    while True:
+        chosen: list[Region] = []
+        rows = 0
+        met: IntentsFoundError | None = None
+        try:
+            for region in islice(found, at_once):
+                chosen.append(region)
+                rows += len(region.over[0])
+                if rows >= OVERLAY_ROWS_MAX:
+                    break
+        except IntentsFoundError as error:
+            met = error
+        if chosen:
+            yield chosen
+        if met is not None:
+            raise met
+        if not chosen:
+            return
+        at_once = min(2 * at_once, at_once_max)
 
 
 def _decoded(chosen: Sequence[Region], columns: Columns, dictionaries: frozenset[int]) -> list[list[pa.Array]]:

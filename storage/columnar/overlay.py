@@ -140,15 +140,6 @@ class LayerStream:
             if is_last:
                 return
 
-    def through(self, key: bytes) -> Layer:
-        """Take what is left up to and with a key."""
-        keys: list[bytes] = []
-        values: list[bytes | None] = []
-        for piece in self.below(key + b"\x00"):
-            keys += piece[0]
-            values += piece[1]
-        return keys, values
-
     def _take_writes(self, bound: bytes | None, *, inclusive: bool) -> Layer:
         keys, values = self._writes
         at = self._writes_at

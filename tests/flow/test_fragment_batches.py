@@ -36,6 +36,11 @@ class Rows:
     async def settle_intents(self, *_: Any) -> None:
         raise AssertionError("there are no intents")
 
+    has_blocks = False
+
+    def batches(self, *_: Any) -> Any:
+        raise AssertionError("there are no blocks")
+
     def chunks(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
         for begin in range(0, self._count, CHUNK_ROWS):
             keys = [number.to_bytes(4, "big") for number in range(begin, min(begin + CHUNK_ROWS, self._count))]

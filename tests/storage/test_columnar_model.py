@@ -232,7 +232,7 @@ def ask(history: History, question: Question) -> None:
     writes = {key: value_of(number) for key, number in question.writes.items()}
     layer = (sorted(writes), [writes[key] for key in sorted(writes)])
     view = View(ts, question.own, passable)
-    request = Request(question.span, view, layer, reverse=question.reverse)
+    request = Request(question.span, view, layer, delta_rows=question.chunk_rows)
     try:
         plain: dict[bytes, bytes] = {}
         for chunk in mvcc.scan(world.plain, question.span, view):
@@ -246,13 +246,23 @@ def ask(history: History, question: Question) -> None:
         assert rows == (list(plain.items())[::-1] if question.reverse else list(plain.items()))
     whole = layered((list(plain), list(plain.values())), cut_layer(layer, *question.span))
     expected = [(key, value) for key, value in zip(*whole) if value is not None]
-    if question.reverse:
-        expected.reverse()
     _ask_arrow(world, question, request, expected)
     for key in KEYS[::3]:
         got = points.get(world.blocks(), key, View(ts, question.own, {OTHER: ts, OWN: ts}))
         wanted = mvcc.get(world.plain, key, View(ts, question.own, {OTHER: ts, OWN: ts}))
         assert _unless_collected(got, history.threshold) == _unless_collected(wanted, history.threshold)
+
+
+def _go_on_after_each_step(world: World, request: Request, columns: Columns, expected: list[tuple[bytes, bytes]]) -> None:
+    """What a step gives is exactly the rows up to its end, so that a scan may begin anew there."""
+    at, steps = request.span.start, merge.scan_steps(world.blocks(), request, columns, at_once_max=2)
+    given = 0
+    for batch, end in steps:
+        assert at <= end
+        at = end
+        given += 0 if batch is None else batch.num_rows
+        assert given == sum(key < end for key, _ in expected)
+    assert at == request.span.end or request.span.is_empty
 
 
 def _ask_up_to_intents(world: World, question: Question, view: View) -> None:
@@ -290,10 +300,10 @@ def _ask_arrow(world: World, question: Question, request: Request, expected: lis
     got = pa.Table.from_batches(batches, schema).to_pylist()
     wanted = decode_batches([value for _, value in expected], LAYOUTS, TARGET, DEFAULTS).to_pylist()
     assert got == (wanted if question.limit is None else wanted[: question.limit])
-    if not question.reverse:
-        marked = list(merge.scan_selected(world.blocks(), request, columns))
-        rows = [row for batch in marked for row in batch.to_pylist() if row.pop(merge.SELECTED)]
-        assert sorted(map(repr, rows)) == sorted(map(repr, wanted))
+    marked = list(merge.scan_selected(world.blocks(), request, columns))
+    rows = [row for batch in marked for row in batch.to_pylist() if row.pop(merge.SELECTED)]
+    assert sorted(map(repr, rows)) == sorted(map(repr, wanted))
+    _go_on_after_each_step(world, request, columns, expected)
     if question.low is not None:
         bounded = request._replace(bounds=[Bounds(column_id=1, low=question.low)])
         got = pa.Table.from_batches(
