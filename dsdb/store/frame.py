@@ -53,6 +53,8 @@ class ReplicaNotice(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     range_id: RangeId
     replica_id: ReplicaId
+    voters: tuple[StoreId, ...] = ()
+    """Of removed ones: the stores of the sender's voters, a majority of whom must say so (`Replica.is_doomed`)."""
 
 
 class ClosedUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):

@@ -276,9 +276,10 @@ class Keeper:
                 self._loop.mark(range_id)
 
     def _inquire_when_orphaned(self, replica: Replica, now: float) -> None:
-        """Ask, once in a while, whether a replica that hears of no leader was removed: nobody would speak to it any more."""
+        """Ask, once in a while, whether a replica that hears of no leader was removed, or enough others know that it was."""
         store = follows(replica)
-        if replica.is_leader or (store is not None and self._context.liveness.promises(store)):
+        is_led = replica.is_leader or (store is not None and self._context.liveness.promises(store))
+        if is_led and not replica.is_leaving:
             replica.inquire_at = math.inf
             return
         interval_s = self._context.config.inquiry_interval_s
@@ -305,7 +306,7 @@ class Keeper:
         if replica is None or replica.is_installing:
             return
         if replica.has_removed(notice.replica_id):
-            self._loop.outbox.tell_removed(sender, notice)
+            self._loop.outbox.tell_removed(sender, replica.removal_of(notice.replica_id))
             self._loop.schedule()
         elif replica.is_leader:
             replica.raft.renew_support(notice.replica_id)

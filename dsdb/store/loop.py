@@ -26,7 +26,7 @@ from typing import NoReturn, TypeAlias
 import trio
 
 from dsdb.env.disk import Offload
-from dsdb.kv.descriptor import ReplicaDescriptor
+from dsdb.kv.descriptor import ReplicaDescriptor, ReplicaKind
 from dsdb.kv.errors import AmbiguousResult
 from dsdb.kv.ids import SYSTEM_RANGE, RangeId, StoreId
 from dsdb.raft.messages import (
@@ -44,7 +44,7 @@ from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.errors import CorruptionError, DiskFullError, StorageError, WriteStallError
 from dsdb.store.command import ChangeReplicasCommand, ChecksumCommand, Command, CommitCommand, SplitCommand, decode_command
 from dsdb.store.context import StoreContext
-from dsdb.store.frame import RaftEnvelope, ReplicaNotice, Transport
+from dsdb.store.frame import RaftEnvelope, Transport
 from dsdb.store.outbox import Outbox
 from dsdb.store.replica import Replica
 from dsdb.store.state import META, encode, put_departing
@@ -492,20 +492,22 @@ class RaftLoop:
         proposal = replica.take_proposal(entry.index, entry.term)
         if proposal is not None:
             self._after_write.append(lambda: replica.finish(proposal, result))
-        if machine.descriptor.replica(replica.replica_id) is None and not replica.is_leader:
+        own = replica.replica_id
+        if replica.has_removed(own) and any(member.replica_id == own and member.kind is ReplicaKind.LEARNER for member in before):
+            # Nobody needs it any more: those who do not know either think so too.
             self._after_write.append(self._events.on_removed(replica, self._batch))
         else:
-            if machine.descriptor.replica(replica.replica_id) is None:
+            if replica.has_removed(own):
                 put_departing(self._batch, replica.keys, replica.replica_id)
             self._after_write.append(lambda: self._events.on_descriptor(replica))
             self._after_write.append(lambda: self._tell_removed(replica, before))
 
     def _tell_removed(self, replica: Replica, before: tuple[ReplicaDescriptor, ...]) -> None:
-        """Tell those whom a change removed, once: the leader speaks to them no more, so they may never hear that it is committed."""
-        if replica.is_leader:
+        """Tell those whom a change removed, once: the leader speaks to them no more, and they stay until enough of us know."""
+        if not replica.has_removed(replica.replica_id):
             for member in before:
-                if replica.has_removed(member.replica_id) and member.replica_id != replica.replica_id:
-                    self.outbox.tell_removed(member.store_id, ReplicaNotice(replica.range_id, member.replica_id))
+                if replica.has_removed(member.replica_id):
+                    self.outbox.tell_removed(member.store_id, replica.removal_of(member.replica_id))
 
     def _truncate(self, replica: Replica) -> None:
         """Forget the applied part of a log that has grown long; goes into the next turn's batch."""
@@ -557,6 +559,8 @@ def is_quiet(replica: Replica, promises: Callable[[StoreId], bool]) -> bool:
     It does not wait for followers on stores that support it no more: with their next support they are thought of again.
     """
     raft, context = replica.raft, replica.context
+    if replica.is_leaving:
+        return False
     if raft.role is Role.LEADER:
         now = context.clock.now()
 

@@ -8,8 +8,9 @@ Invariants:
 - A change that fails leaves voters as they were; its learners are removed again, or taken up by the next try.
 - Once it has begun it goes on without whoever asked for it, as long as this store leads the range.
 - No node has two voters of a range, and what is left of the voters is a quorum that lives.
-- A leader that is removed stays, also over a restart, until a quorum of the others knows it (`Replica.is_doomed`): they may wait for it
-  for as long as its store lives, and those who do not know may need its vote.
+- A voter that is removed stays, also over a restart, until a quorum of the others knows it (`Replica.is_doomed`): those who do not know
+  may have no quorum without its vote, or wait for it as long as its store lives.
+- A change ends soon after the store of a replica that it adds has died.
 """
 
 import logging
@@ -174,6 +175,8 @@ class MembershipChanges:
             replica.require_lease()
             if self._match(replica, learner.replica_id) >= replica.raft.status().first_index:
                 break
+            if attempt and not self._is_live(store):
+                raise KvError(Unavailable(f"store {store}, which was to have a replica of range {replica.range_id}, is gone: {error}"))
             try:
                 await self._sender.send(replica, learner.replica_id)
                 break
@@ -181,13 +184,27 @@ class MembershipChanges:
                 error = failure
         else:
             raise KvError(Unavailable(f"store {store} did not take a replica of range {replica.range_id}: {error}"))
+        await self._wait_caught_up(replica, learner)
+
+    async def _wait_caught_up(self, replica: Replica, learner: ReplicaDescriptor) -> None:
+        """Wait until a learner has what is applied now.  Raises KvError."""
+        config, clock, store = self._context.config, self._context.clock, learner.store_id
         target = replica.machine.applied.index
-        deadline = self._context.clock.now() + CATCH_UP_S
+        heard_at = clock.now()
+        deadline = heard_at + CATCH_UP_S
         while self._match(replica, learner.replica_id) < target:
-            if self._context.clock.now() > deadline:
+            now = clock.now()
+            if self._is_live(store):
+                heard_at = now
+            if now > deadline or now - heard_at > config.support_duration_s:
                 raise KvError(Unavailable(f"the replica of range {replica.range_id} on store {store} does not catch up"))
             await trio.sleep(config.tick_interval_s)
             replica.require_lease()
+
+    def _is_live(self, store: StoreId) -> bool:
+        """Say whether a store gave a sign of life within the last promise; soon after it got a learner it should have."""
+        liveness = self._context.liveness
+        return liveness.supported_until(store) > self._context.clock.now() or liveness.promises(store)
 
     @staticmethod
     def _match(replica: Replica, replica_id: ReplicaId) -> int:

@@ -24,7 +24,7 @@ from dsdb.kv.requests import ChangeReplicasRequest
 from dsdb.raft.messages import ReplicaId
 from dsdb.storage.errors import CorruptionError, StorageError
 from dsdb.store.context import StoreContext
-from dsdb.store.frame import DamageNotice, ReplicaNotice, StoreFrame
+from dsdb.store.frame import DamageNotice, StoreFrame
 from dsdb.store.loop import RaftLoop
 from dsdb.store.membership import MembershipChanges
 from dsdb.store.replica import Replica
@@ -138,7 +138,7 @@ class Repairing:
         if replica is None:
             return
         if replica.has_removed(notice.replica_id):
-            self._loop.outbox.tell_removed(sender, ReplicaNotice(notice.range_id, notice.replica_id))
+            self._loop.outbox.tell_removed(sender, replica.removal_of(notice.replica_id))
             self._loop.schedule()
             return
         member = replica.descriptor.replica(notice.replica_id)
@@ -186,7 +186,7 @@ class Repairing:
         log.warning("range %d: replica %d on store %d is made anew: %s", replica.range_id, replica_id, member.store_id, reason)
         await self._changes.serve(replica, ChangeReplicasRequest(replica.range_id, descriptor.generation, remove=(member.store_id,)))
         replica.damaged_peers.pop(replica_id, None)
-        self._loop.outbox.tell_removed(member.store_id, ReplicaNotice(replica.range_id, replica_id))
+        self._loop.outbox.tell_removed(member.store_id, replica.removal_of(replica_id))
         self._loop.schedule()
         after = replica.descriptor
         if after.replica_on(member.store_id) is None and len(after.voters) < len(descriptor.voters):

@@ -50,6 +50,7 @@ from dsdb.store.command import (
     encode_command,
 )
 from dsdb.store.context import StoreContext
+from dsdb.store.frame import ReplicaNotice
 from dsdb.store.latches import Latch, Latches
 from dsdb.store.locks import LockTable
 from dsdb.store.log import ReplicaLog
@@ -151,8 +152,8 @@ class Replica:
         """A Raft snapshot that the core is offered, or that is being installed."""
         self.is_installing = False
         """The data of a Raft snapshot is being copied: the core is left alone until it is there."""
-        self.told_removed: set[StoreId] = set()
-        """Stores that say that it was removed from its range."""
+        self.told_removed: dict[StoreId, tuple[StoreId, ...]] = {}
+        """Stores that say that it was removed from its range, and the stores of all voters as each of them knows them."""
         self.is_destroyed = self.is_halted = False
         """Halted: the core found that a peer or the disk broke its word: it is not asked any more."""
         self.damage: str | None = None
@@ -199,20 +200,26 @@ class Replica:
             self.stores[replica.replica_id] = replica.store_id
 
     @property
-    def is_doomed(self) -> bool:
-        """Say whether it is to go, as others say that it was removed from its range.
+    def is_leaving(self) -> bool:
+        """Say whether it was removed from its range, as it knows itself or was told."""
+        return bool(self.told_removed) or self.has_removed(self.replica_id)
 
-        One that led when it was removed stays until a quorum of the others knows: they might wait for it as long as its store lives, or
-        need its vote.
+    @property
+    def is_doomed(self) -> bool:
+        """Say whether it is to go: it was removed from its range, and a majority of those who vote there now knows that.
+
+        Before, those who do not know need its vote: they may have no quorum without it, or wait for it as long as its store lives.
         """
-        if not self.told_removed or not self.has_removed(self.replica_id):
-            return bool(self.told_removed)
-        voters = {member.store_id for member in self.descriptor.voters}
-        return 2 * len(voters & self.told_removed) > len(voters)
+        told = self.told_removed
+        return bool(told) and any(2 * sum(store in told for store in voters) > len(voters) for voters in told.values())
 
     def has_removed(self, replica_id: ReplicaId) -> bool:
         """Say whether the applied descriptor shows that a replica was removed: ids are given in order, and never again."""
         return replica_id < self.descriptor.next_replica_id and self.descriptor.replica(replica_id) is None
+
+    def removal_of(self, replica_id: ReplicaId) -> ReplicaNotice:
+        """Say that a replica was removed, as `has_removed` shows."""
+        return ReplicaNotice(self.range_id, replica_id, tuple(member.store_id for member in self.descriptor.voters))
 
     @property
     def leader_store(self) -> StoreId | None:

@@ -6,7 +6,7 @@
                       │ 04          start of the log: index and term of the last truncated entry
                       │ 05          installing: a Raft snapshot was switched to and its data is still being copied
                       │ 06          quarantined: why the replica is out of service, text
-                      │ 07          departing: the id of a replica that led when it was removed, and is needed still
+                      │ 07          departing: the id of a voter that was removed, and is needed still
                       │ 10 first_ts │ attempt → commit timestamp, or empty for a refusal
                       │ 11 attempt    → txn record (`records`)
           03 range id               tombstone: the least replica id that may come to this store
@@ -199,7 +199,7 @@ def read_installing(reader: Reader, keys: ReplicaKeys) -> Installing | None:
 
 
 def own_replica_id(reader: Reader, descriptor: RangeDescriptor, store_id: StoreId) -> ReplicaId:
-    """Give the id of a store's replica: the descriptor names it, unless it led when it was removed.  Raises CorruptionError."""
+    """Give the id of a store's replica: the descriptor names it, unless it was removed and is needed still.  Raises CorruptionError."""
     stored = reader.get(META, ReplicaKeys(descriptor.range_id).departing)
     if stored is not None:
         return ReplicaId(int.from_bytes(stored, "big"))

@@ -267,7 +267,7 @@ class Store(LoopEvents):
                 # A Raft snapshot comes with its data, by `receive_snapshot`, or not at all.
                 continue
             if replica.has_removed(message.sender) and not isinstance(message, TimeoutNow):
-                self._loop.outbox.tell_removed(frame.sender, ReplicaNotice(range_id, message.sender))
+                self._loop.outbox.tell_removed(frame.sender, replica.removal_of(message.sender))
                 self._loop.schedule()
                 continue
             replica.stores[message.sender] = frame.sender
@@ -283,7 +283,7 @@ class Store(LoopEvents):
         for notice in frame.removed:
             replica = self._replicas.get(notice.range_id)
             if replica is not None and replica.replica_id == notice.replica_id:
-                replica.told_removed.add(frame.sender)
+                replica.told_removed[frame.sender] = notice.voters or (frame.sender,)
                 self._loop.note(notice.range_id)
         self.consistency.receive(frame.checksums)
         self._repairing.receive(frame)

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import trio
-from store_cluster import Cluster, simulate
+from store_cluster import NEVER, Cluster, simulate
 
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
 from dsdb.kv.errors import InvalidRequest, KvError
@@ -186,3 +186,70 @@ def test_a_leader_that_is_removed_and_dies_at_once_is_still_asked_for_its_vote()
         await cluster.eventually(lambda: cluster.store(own).range_status(TABLES) is None)
 
     simulate(2, body)
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_a_voter_that_was_removed_votes_until_a_quorum_of_the_others_knows(is_joint: bool) -> None:
+    """The leader dies for good when only it, and whom it removed, know of that: the others have no quorum without the removed one."""
+
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3] if is_joint else [2, 3, 4])
+        await cluster.put(b"\x10a", b"x")
+        leader = await cluster.wait_leaseholder(TABLES)
+        assert leader.identity.store_id == 1
+        change = ChangeReplicasRequest(TABLES, described(leader).generation, add=(on(4),) if is_joint else (), remove=(StoreId(3),))
+
+        async def replace() -> None:
+            with contextlib.suppress(KvError):
+                await leader.serve(change)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replace)
+            with trio.fail_after(5):
+                while described(leader).replica_on(StoreId(3)) is not None:  # noqa: ASYNC110  # what is waited for has no event
+                    await trio.sleep(0.0001)
+            cluster.network.isolate(StoreId(1), [StoreId(2), StoreId(4)])
+            await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+        assert all(described(cluster.store(n)).replica_on(StoreId(3)) is not None for n in (2, 4)), "they know already"
+        cluster.kill(StoreId(1))
+        await cluster.eventually(lambda: cluster.leaseholder(TABLES) is not None)
+        assert await cluster.get(b"\x10a") == b"x"
+        await cluster.put(b"\x10a", b"y")
+        await cluster.eventually(lambda: not has(cluster.store(3)))
+
+    simulate(4, body)
+
+
+@pytest.mark.parametrize("is_catching_up", [False, True])
+def test_a_change_ends_soon_after_the_store_of_its_learner_died_for_good(is_catching_up: bool) -> None:
+    """Before the Raft snapshot is there, or before what follows it in the log is; and nothing is left of it."""
+
+    async def body(cluster: Cluster) -> None:
+        await cluster.replicate(TABLES, [2, 3])
+        await cluster.put(b"\x10a", b"x")
+        leader = await cluster.wait_leaseholder(TABLES)
+        before = {member.store_id for member in described(leader).voters}
+        told: list[str] = []
+
+        async def add() -> None:
+            try:
+                await leader.serve(ChangeReplicasRequest(TABLES, described(leader).generation, add=(on(4),), remove=(StoreId(3),)))
+            except KvError as error:
+                told.append(str(error))
+
+        cluster.disks[StoreId(4)].hold()
+        cluster.wires[leader.identity.store_id].chunks_max = NEVER if is_catching_up else 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add)
+            await cluster.eventually(lambda: described(leader).replica_on(StoreId(4)) is not None)
+            await trio.sleep(0.5)
+            assert has(cluster.store(4)) == is_catching_up
+            cluster.kill(StoreId(4))
+            died = trio.current_time()
+        assert told
+        assert trio.current_time() - died < 3.0
+        assert {member.store_id for member in described(leader).replicas} == before
+        await cluster.put(b"\x10a", b"y")
+
+    simulate(4, body)
