@@ -4,6 +4,7 @@
                 stage (the anchor's)  ─┴▶ all intents at or below the staged timestamp: committed ─▶ end ▸ resolve ▸ remove
     passer-by   push (the anchor's) ─ staging? ─▶ query (each key) ▸ end ─▶ resolve
     large       begin (the anchor's: PENDING) ▸ prewrite, roll back, … ─▶ stage, final: committed ─▶ resolve, by spans ▸ remove
+    ingest      the same, with lay block in the place of very many prewrites
 
 The *anchor* is the first key that the transaction writes; its range keeps the txn record.  Rules by number are those of
 docs/transactions.md.
@@ -140,6 +141,36 @@ class RollBackRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     sequence: int
 
 
+class LayBlockRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Lay the rows of a columnar block as one block intent at `ts`, or above it, if nothing is in its span (rule 33).
+
+    entry, chunks: as `storage.columnar.provisional` encodes them.  Answered by a LayBlockReply.
+    """
+
+    range_id: RangeId
+    meta: TxnMeta
+    ts: Timestamp
+    sequence: int
+    first_key: bytes
+    last_key: bytes
+    entry: bytes
+    chunks: tuple[bytes, ...]
+
+
+class LayBlockReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Where it stands; None: something is in its span, and nothing was laid."""
+
+    ts: Timestamp | None = None
+
+
+class UnpackBlocksRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Lay an intent for each row of the attempt's block intents that overlap spans, in their place.  Answered by a SpansReply."""
+
+    range_id: RangeId
+    meta: TxnMeta
+    spans: tuple[Span, ...]
+
+
 class SpansReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Done, but for `rest`, which is to be asked for again; ts: the highest at which an intent stands that was laid."""
 
@@ -263,5 +294,7 @@ IntentRequest: TypeAlias = (
     | BeginTxnRequest
     | RollBackRequest
     | ResolveSpansRequest
+    | LayBlockRequest
+    | UnpackBlocksRequest
 )
-IntentReply: TypeAlias = PrewriteReply | RecordReply | QueryIntentsReply | ResolveReply | RemoveRecordsReply | SpansReply
+IntentReply: TypeAlias = PrewriteReply | RecordReply | QueryIntentsReply | ResolveReply | RemoveRecordsReply | SpansReply | LayBlockReply

@@ -1,6 +1,7 @@
 """The checksum of a range: of what reads can see in it, not of how a store keeps it; and who is wrong when replicas' checksums differ.
 
-    engine snapshot ─▶ replicated state ▸ versions and intents, of the delta and of blocks in one order ▸ outcomes ▸ txn records ─▶ 16 bytes
+    engine snapshot ─▶ replicated state ▸ versions and intents, of the delta and of blocks in one order ▸ outcomes ▸ txn records
+                       ▸ block intents, with the checksums of their chunks ─▶ 16 bytes
 
 Invariants:
 - Replicas that applied the same log up to the same index have the same checksum, whatever their engines, logs and caches are like, and
@@ -66,7 +67,7 @@ class RangeSum:
             size = sum(map(len, keys)) + sum(map(len, values))
             yield from self._add(1, *seen.visible(keys, values))
             yield size
-        for what, prefix in ((2, self._keys.outcomes), (3, self._keys.records)):
+        for what, prefix in ((2, self._keys.outcomes), (3, self._keys.records), (4, self._keys.provisional)):
             for keys, values in self._reader.scan(META, prefix, prefix_end(prefix), chunk_rows=SLICE_ROWS):
                 yield from self._add(what, [key[len(prefix) :] for key in keys], values)
                 yield sum(map(len, keys)) + sum(map(len, values))

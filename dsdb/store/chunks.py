@@ -13,6 +13,7 @@ Sans-I/O but for reading the engine snapshot.
 import hashlib
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 
 import msgspec
 
@@ -21,12 +22,14 @@ from dsdb.storage.columnar.entry import check_chunk, chunk_key
 from dsdb.storage.engine.port import EngineSnapshot, Family, KeysAndValues, WriteBatch
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import Span, prefix_end
+from dsdb.store.provisional import ProvisionalBlocks
 from dsdb.store.state import META, ReplicaKeys
 
 END = "end"
 OUTCOMES = "outcomes"
 RECORDS = "records"
-"""Keys of outcomes and txn records, without the replica's prefix."""
+PROVISIONAL = "provisional"
+"""Keys of outcomes, txn records and block intents, without the replica's prefix."""
 
 _FAMILIES = (Family.DELTA, Family.BLOCK, Family.INDEX)
 _ROWS = 32
@@ -78,14 +81,14 @@ def new_whole() -> "hashlib.blake2b":
 
 def _content_chunks(snapshot: EngineSnapshot, keys: ReplicaKeys, span: Span, bytes_max: int) -> Iterator[bytes]:
     sources = [(family.value, family, span.start, span.end) for family in _FAMILIES]
-    own = {OUTCOMES: keys.outcomes, RECORDS: keys.records}
+    own = {OUTCOMES: keys.outcomes, RECORDS: keys.records, PROVISIONAL: keys.provisional}
     sources += [(what, META, prefix, prefix_end(prefix)) for what, prefix in own.items()]
     for what, family, start, end in sources:
         strip = len(own.get(what, b""))
         taken_keys: list[bytes] = []
         taken_values: list[bytes] = []
         taken = 0
-        for some_keys, some_values in _rows_of(snapshot, family, start, end):
+        for some_keys, some_values in _rows_of(snapshot, keys, family, start, end):
             taken_keys += [key[strip:] for key in some_keys] if strip else some_keys
             taken_values += some_values
             taken += sum(map(len, some_keys)) + sum(map(len, some_values))
@@ -96,12 +99,14 @@ def _content_chunks(snapshot: EngineSnapshot, keys: ReplicaKeys, span: Span, byt
             yield _seal(what, taken_keys, taken_values)
 
 
-def _rows_of(snapshot: EngineSnapshot, family: Family, start: bytes, end: bytes) -> Iterator[KeysAndValues]:
-    """Read a family a little at a time; of blocks only what their entries name, with its checksum: nobody is sent a damaged one."""
+def _rows_of(snapshot: EngineSnapshot, keys: ReplicaKeys, family: Family, start: bytes, end: bytes) -> Iterator[KeysAndValues]:
+    """Read a family a little at a time; of blocks only what their entries name, or block intents, with its checksum: nobody is sent a
+    damaged one."""
     if family is not Family.BLOCK:
         yield from snapshot.scan(family, start, end, chunk_rows=_ROWS)
         return
-    for entry in Blocks(snapshot).entries(Span(start, end)):
+    provisional = [block.entry() for block in ProvisionalBlocks(keys.provisional, snapshot).overlapping(Span(start, end))]
+    for entry in chain(Blocks(snapshot).entries(Span(start, end)), provisional):
         for slot in sorted(entry.chunks):
             key = chunk_key(entry.last_key, slot)
             yield [key], [check_chunk(entry, slot, snapshot.get(Family.BLOCK, key), checks_sum=True)]
@@ -119,8 +124,9 @@ def end_of(chunk: bytes) -> tuple[int, bytes] | None:
 def put_chunk(batch: WriteBatch, keys: ReplicaKeys, chunk: bytes) -> None:
     """Put what a chunk holds into a batch.  Raises CorruptionError."""
     what, chunk_keys, values = open_chunk(chunk)
-    if what in (OUTCOMES, RECORDS):
-        prefix = keys.outcomes if what == OUTCOMES else keys.records
+    own = {OUTCOMES: keys.outcomes, RECORDS: keys.records, PROVISIONAL: keys.provisional}
+    if what in own:
+        prefix = own[what]
         for key, value in zip(chunk_keys, values):
             batch.put(META, prefix + key, value)
     elif what != END:

@@ -20,6 +20,7 @@ from dsdb.kv.errors import AmbiguousResult, IntentInTheWay, KvError
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import Pusher, ResolveItem, ResolveReply, TxnMeta, TxnStatus
 from dsdb.kv.requests import Reply
+from dsdb.storage.keys import Span
 from dsdb.storage.mvcc import Intent
 from dsdb.store import intents
 from dsdb.store.command import INTENT_COMMANDS, IntentCommand
@@ -38,9 +39,11 @@ SETTLED_AT_ONCE = 32
 R = TypeVar("R")
 
 
-async def latched(replica: Replica, keys: Sequence[bytes], decide: Callable[[], IntentCommand | R]) -> "Waiter[Reply] | R":
-    """Evaluate under the latches of keys (ascending, distinct); propose what comes of it, if it is a command.  Raises KvError."""
-    latch = replica.latches.acquire(keys)
+async def latched(
+    replica: Replica, keys: Sequence[bytes], decide: Callable[[], IntentCommand | R], spans: Sequence[Span] = ()
+) -> "Waiter[Reply] | R":
+    """Evaluate under the latches of keys (ascending, distinct) and spans; propose what comes of it, if it is a command.  Raises KvError."""
+    latch = replica.latches.acquire(keys, spans)
     if not latch.is_granted:
         await replica.wait_latch(latch)
     is_proposed = False
@@ -140,7 +143,10 @@ class Clearing:
             def decide(part: list[ResolveItem] = part) -> "IntentCommand | ResolveReply":
                 return intents.resolve(replica, part, looks=looks)
 
-            decided = await latched(replica, keys, decide)
+            # What reads find in the span of a block intent changes once it is resolved, written and not before.
+            named = replica.machine.provisional.named
+            blocks = [named(key, item.attempt) for item in part for key in item.keys] if replica.machine.provisional else []
+            decided = await latched(replica, keys, decide, [block.span for block in blocks if block is not None])
             if isinstance(decided, Waiter):
                 waiters.append(decided)
         for waiter in waiters:

@@ -174,8 +174,45 @@ class ChecksumCommand(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=F
     is_urgent: bool
 
 
-IntentCommand: TypeAlias = PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | RemoveRecordsCommand | BeginTxnCommand
-INTENT_COMMANDS = (PrewriteCommand, StageCommand, EndTxnCommand, ResolveCommand, RemoveRecordsCommand, BeginTxnCommand)
+class LayBlockCommand(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
+    """Lay a block intent at `ts` (rule 33)."""
+
+    generation: int
+    lease_term: int
+    meta: TxnMeta
+    ts: Timestamp
+    sequence: int
+    first_key: bytes
+    last_key: bytes
+    entry: bytes
+    chunks: tuple[bytes, ...]
+    closed: Timestamp = MIN_TIMESTAMP
+    """As in CommitCommand."""
+
+
+class DropBlockCommand(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
+    """Remove a block intent of an attempt, each of whose rows has an intent of its own by now."""
+
+    generation: int
+    lease_term: int
+    attempt: AttemptId
+    first_key: bytes
+
+
+IntentCommand: TypeAlias = (
+    PrewriteCommand
+    | StageCommand
+    | EndTxnCommand
+    | ResolveCommand
+    | RemoveRecordsCommand
+    | BeginTxnCommand
+    | LayBlockCommand
+    | DropBlockCommand
+)
+INTENT_COMMANDS = (
+    *(PrewriteCommand, StageCommand, EndTxnCommand, ResolveCommand),
+    *(RemoveRecordsCommand, BeginTxnCommand, LayBlockCommand, DropBlockCommand),
+)
 """For isinstance."""
 Command: TypeAlias = (
     CommitCommand
@@ -188,6 +225,28 @@ Command: TypeAlias = (
     | IntentCommand
     | ChecksumCommand
 )
+
+
+def keys_of(
+    command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | BeginTxnCommand | LayBlockCommand | DropBlockCommand,
+) -> tuple[bytes, ...]:
+    """Give the keys of the range that a command touches."""
+    match command:
+        case BeginTxnCommand():
+            return (command.meta.anchor,)
+        case PrewriteCommand():
+            return command.keys
+        case LayBlockCommand():
+            return (command.first_key, command.last_key)
+        case DropBlockCommand():
+            return (command.first_key,)
+        case StageCommand():
+            return (command.meta.anchor, *command.laid)
+        case EndTxnCommand():
+            return (command.meta.anchor, *command.resolve)
+        case ResolveCommand():
+            return tuple([key for item in command.items for key in item.keys])
+
 
 encode_command = msgspec.msgpack.Encoder().encode
 _decoder: "msgspec.msgpack.Decoder[Command]" = msgspec.msgpack.Decoder(Command)

@@ -93,6 +93,7 @@ def read(replica: Replica, request: ReadRequest, ts: Timestamp) -> ReadReply:
     if ts < state.threshold:
         raise KvError(BelowThreshold(state.threshold))
     try:
+        replica.machine.provisional.pass_at(keys, ts, request.attempt, replica.passable)
         values = replica.rows.get_many(keys, View(ts, request.attempt, replica.passable, replica.committed))
     except IntentsFoundError as error:
         raise IntentsMet(error.intents, ts, is_write=False, is_read=True) from None
@@ -140,6 +141,8 @@ def scan(replica: Replica, request: ScanRequest, ts: Timestamp) -> ScanReply:
     keys: list[bytes] = []
     values: list[bytes] = []
     try:
+        if not is_past:
+            replica.machine.provisional.pass_in(span, ts, request.attempt, replica.passable)
         is_over = _collect(replica, request, ts, rows_max, bytes_max, keys, values)
     except IntentsFoundError as error:
         raise IntentsMet(error.intents, ts, is_write=False, is_read=True) from None
@@ -209,7 +212,7 @@ def look_up(replica: Replica, keys: Sequence[bytes], writes: Sequence[Write], se
     """Look up the versions under some more keys of a large commit, under its latches.  Raises IntentsMet, KvError."""
     require_seen(replica, seen)
     newest_ts, existing = seen.newest_ts, seen.existing
-    met: list[tuple[bytes, Intent]] = []
+    met = replica.machine.provisional.foreign_at(keys, None)
     for write, (standing_ts, is_there, intent) in zip(writes, replica.rows.standing_of(keys)):
         if intent is not None:
             met.append((write.key, intent))
@@ -289,7 +292,7 @@ def _bound(replica: Replica, writes: Sequence[Write], ts: Timestamp, attempt: At
     rows, cache = replica.rows, replica.cache
     bound = MIN_TIMESTAMP
     existing: bytes | None = None
-    met: list[tuple[bytes, Intent]] = []
+    met = replica.machine.provisional.foreign_at([write.key for write in writes], None)
     for write in writes:
         key = write.key
         cached = cache.bound(key, ts, attempt)
@@ -327,6 +330,7 @@ def _refresh(
     met: list[tuple[bytes, Intent]] = []
     for span in () if is_unchanged else spans:
         try:
+            replica.machine.provisional.refresh_in(span, high, attempt, replica.passable)
             found = replica.rows.changed(span, low, view)
         except IntentsFoundError as error:
             met += error.intents

@@ -16,6 +16,7 @@ from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import (
     BeginTxnRequest,
     EndTxnRequest,
+    LayBlockRequest,
     PrewriteReply,
     PrewriteRequest,
     Pusher,
@@ -31,17 +32,19 @@ from dsdb.kv.intents import (
     SpansReply,
     StageRequest,
     TxnMeta,
+    UnpackBlocksRequest,
 )
 from dsdb.kv.requests import BumpReply, Reply
 from dsdb.storage import mvcc
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP
-from dsdb.store import flushes, intents
+from dsdb.store import block_intents, flushes, intents
 from dsdb.store.clearing import Clearing, latched
 from dsdb.store.command import IntentCommand, PrewriteCommand, StageCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.evaluate import IntentsMet
 from dsdb.store.intents import SLICE_KEYS, Awaited, Writes, record_latch
+from dsdb.store.provisional import ProvisionalBlock
 from dsdb.store.replica import Replica
 from dsdb.store.waiter import Waiter
 
@@ -51,6 +54,8 @@ SLICE_BYTES = 512 * 1024
 """Values of one command that lays intents; a single larger one goes by itself."""
 LOOKED_AT_ROWS = 2_048
 """Entries of a span that are looked at in one go for an attempt's intents: some milliseconds."""
+BLOCKS_AT_ONCE = 16
+"""Block intents of one command that resolves them: a millisecond or two to apply."""
 SPANS_KEYS_MAX = 8_192
 SPANS_ROWS_MAX = 200_000
 """Intents and entries after which a request about spans is answered with the rest: half a second of work."""
@@ -73,6 +78,8 @@ class IntentServing:
             BeginTxnRequest: self._begin,
             RollBackRequest: self._roll_back,
             ResolveSpansRequest: self._resolve_spans,
+            LayBlockRequest: self._lay_block,
+            UnpackBlocksRequest: self._unpack_blocks,
         }
         """Request type → what serves it."""
 
@@ -237,7 +244,42 @@ class IntentServing:
         async def act(keys: list[bytes]) -> None:
             await self._clearing.resolve(replica, (ResolveItem(request.attempt, tuple(keys), request.commit_ts),))
 
+        for span in request.spans:
+            replica.require_span(span)
+            names = [block.first_key for block in replica.machine.provisional.own_in(span, request.attempt)]
+            for begin in range(0, len(names), BLOCKS_AT_ONCE):
+                await act(names[begin : begin + BLOCKS_AT_ONCE])
+                replica.require_lease()
         return SpansReply(await self._over_spans(replica, request.spans, request.attempt, act))
+
+    # ---- Block intents ----
+
+    async def _lay_block(self, replica: Replica, request: LayBlockRequest) -> Reply:
+        block_intents.check_lay(request)
+        await self._writable(replica)
+        span = block_intents.span_of(request)
+        return await self._answer(await latched(replica, (), lambda: block_intents.lay(replica, request), (span,)))
+
+    async def _unpack_blocks(self, replica: Replica, request: UnpackBlocksRequest) -> Reply:
+        await self._writable(replica)
+        for span in request.spans:
+            replica.require_span(span)
+            for block in replica.machine.provisional.own_in(span, request.meta.attempt):
+                await self._unpack(replica, block)
+        return SpansReply()
+
+    async def _unpack(self, replica: Replica, block: ProvisionalBlock) -> None:
+        keys = self._context.blocks.keys(block.entry()).keys()
+        for begin in range(0, len(keys), SLICE_KEYS):
+            part = keys[begin : begin + SLICE_KEYS]
+            values = block_intents.row_values(replica, block, begin, begin + len(part))
+
+            def decide(part: list[bytes] = part, values: list[bytes] = values) -> IntentCommand | PrewriteReply:
+                return block_intents.unpack(replica, block, part, values)
+
+            await self._answer(await latched(replica, part, decide))
+            await trio.lowlevel.checkpoint()
+        await self._answer(await latched(replica, (), lambda: block_intents.drop(replica, block), (block.span,)))
 
     async def _over_spans(
         self, replica: Replica, spans: tuple[Span, ...], attempt: AttemptId, act: Callable[[list[bytes]], Awaitable[None]]

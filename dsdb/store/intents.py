@@ -43,9 +43,11 @@ from dsdb.storage.keys import Span
 from dsdb.storage.mvcc import Intent, get_intent
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, after
 from dsdb.storage.versions import Standing
+from dsdb.store.block_intents import refuse_own, rows_of_own
 from dsdb.store.command import (
     EndTxnCommand,
     IntentCommand,
+    LayBlockCommand,
     PrewriteCommand,
     RemoveRecordsCommand,
     ResolveCommand,
@@ -57,6 +59,7 @@ from dsdb.store.replica import Replica
 SLICE_KEYS = 512
 """Keys of one command that lays or resolves intents: a millisecond or two to look up, and as long to apply."""
 
+_NONE: frozenset[bytes] = frozenset()
 _RECORD_LATCH = b"\xff\xff\xff"
 """Above every key."""
 RECORD_LATCHES = Span(_RECORD_LATCH, b"\xff" * 32)
@@ -108,7 +111,9 @@ def prewrite(replica: Replica, meta: TxnMeta, ts: Timestamp, writes: Writes) -> 
     missing_values: list[bytes | None] = []
     older: list[tuple[int, tuple[tuple[int, bytes | None], ...]]] = []
     there: tuple[bytes, Timestamp] | None = None
-    met: list[tuple[bytes, Intent]] = []
+    blocks = replica.machine.provisional
+    met = blocks.foreign_at(keys, meta.attempt)
+    in_blocks = rows_of_own(replica, meta.attempt, keys) if blocks else _NONE
     for at, (key, value, there_is) in enumerate(zip(keys, writes.values, replica.rows.standing_of(keys))):
         intent = there_is.intent
         if intent is not None:
@@ -121,6 +126,10 @@ def prewrite(replica: Replica, meta: TxnMeta, ts: Timestamp, writes: Writes) -> 
             kept = kept_writes(intent, writes.marks)
             if kept:
                 older.append((len(missing), kept))
+        if key in in_blocks:
+            if not (writes.absent and writes.absent[at]):
+                raise refuse_own(key)
+            there = there or (key, MIN_TIMESTAMP)
         if writes.absent and writes.absent[at] and there is None:
             there = _there(key, there_is)
         missing.append(key)
@@ -203,7 +212,10 @@ def resolve(replica: Replica, items: Sequence[ResolveItem], *, looks: bool) -> R
 
 def _standing(replica: Replica, item: ResolveItem) -> ResolveItem:
     found = [(key, get_intent(replica.context.engine, key)) for key in item.keys]
-    keys = tuple([key for key, intent in found if intent is not None and intent.attempt_id == item.attempt])
+    named = replica.machine.provisional.named
+    keys = tuple(
+        [key for key, intent in found if (intent is not None and intent.attempt_id == item.attempt) or named(key, item.attempt) is not None]
+    )
     return ResolveItem(item.attempt, keys, item.commit_ts)
 
 
@@ -386,7 +398,7 @@ def remove(replica: Replica, attempts: Sequence[AttemptId]) -> RemoveRecordsComm
 def evaluated_ts(command: IntentCommand) -> Timestamp | None:
     """Give the timestamp at and above which reads wait until a command is applied; None: they need not."""
     match command:
-        case PrewriteCommand():
+        case PrewriteCommand() | LayBlockCommand():
             return command.ts
         case StageCommand() if command.laid:
             return command.ts

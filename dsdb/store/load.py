@@ -344,7 +344,8 @@ class LoadWatch:
         key = None
         if wish.kind is WishKind.SIZE:
             size_bytes, limit = replica.machine.applied.size_bytes, self._book.of(span).max_bytes
-            middle = await find_middle(engine, span, size_bytes=size_bytes)
+            laid = [(block.span, block.size_bytes) for block in replica.machine.provisional.overlapping(span)]
+            middle = await find_middle(engine, span, size_bytes=size_bytes, laid=laid)
             # What was counted is the truth.
             if middle is not None and middle.total_bytes > limit:
                 key = middle.key
@@ -354,6 +355,10 @@ class LoadWatch:
                 has_rows(engine, Span(span.start, key), ROWS_LEAST) and has_rows(engine, Span(key, span.end), ROWS_LEAST)
             ):
                 key = None
+        block = None if key is None else replica.machine.provisional.at(key)
+        if block is not None and key != block.first_key:
+            # It was laid since, or is where somebody asks: a block intent is never cut.
+            key = block.first_key if block.first_key > span.start else None
         if key is None:
             self.let_rest(wish.range_id, VAIN_REST_S)
         return key

@@ -245,7 +245,9 @@ def read_locked(replica: Replica, request: LockedReadRequest, locked: Sequence[b
     check_place(replica, keys)
     latches, rows, attempt = replica.latches, replica.rows, request.attempt
     newest = MIN_TIMESTAMP
-    met: list[tuple[bytes, Intent]] = []
+    met: list[tuple[bytes, Intent]] = replica.machine.provisional.foreign_at(keys, attempt)
+    if not met:
+        replica.machine.provisional.pass_at(keys, ts, attempt, replica.passable)
     values: dict[bytes, bytes | None] = {}
     for key in keys:
         # Also one that was evaluated above `ts`: after it this read would only be repeated.

@@ -448,6 +448,8 @@ class RaftLoop:
         if not has_changed:
             return
         machine.put_applied(batch)
+        if machine.provisional.committed:
+            replica.has_blocks = True
         self._after_write.append(lambda: self._applied(replica, last))
 
     def _applied_part(self, machine: StateMachine, entry: Entry, command: Command) -> bool:

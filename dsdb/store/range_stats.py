@@ -12,7 +12,8 @@ Invariants:
 - What is found is a key that is stored, or the start of a table: the boundary of a row in any case.
 """
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from operator import add
 
@@ -63,19 +64,18 @@ def _sizes(reader: Reader, span: Span) -> Iterator[int]:
         yield sum(map(len, keys)) + sum(map(len, values))
 
 
-async def find_middle(reader: Reader, span: Span, *, size_bytes: int) -> Middle | None:
+async def find_middle(reader: Reader, span: Span, *, size_bytes: int, laid: Sequence[tuple[Span, int]] = ()) -> Middle | None:
     """Find the key that cuts a span into halves; None if there is none above its first one.  Checkpoints after every slice.
 
-    size_bytes: about how large it is.
+    size_bytes: about how large it is; laid: its block intents, which are not to be cut, ascending, and their bytes.
     """
     step = max(size_bytes // SAMPLES, SAMPLE_BYTES_MIN)
-    weights: list[tuple[bytes, int]] = []
-    last = b""
+    weights = [(held.start, size) for held, size in laid]
+    last = max([key for key, _ in weights], default=b"")
     for found in measure.weights(Blocks(reader), span, step):
         weights += found
         await trio.lowlevel.checkpoint()
-    if weights:
-        last = weights[-1][0]
+    last = max([last, *[key for key, _ in weights[-1:]]])
     for some, behind in _delta_weights(reader, span, step):
         weights += some
         last = max(last, behind)
@@ -84,12 +84,20 @@ async def find_middle(reader: Reader, span: Span, *, size_bytes: int) -> Middle 
     offsets = list(accumulate([weight for _, weight in weights], initial=0))
     total = offsets[-1]
     samples = [*zip(offsets, [key for key, _ in weights]), (total, last)]
-    above = [(offset, key) for offset, key in samples if key > max(samples[0][1], span.start)]
+    if laid:
+        samples = [sample for sample in samples if not _is_inside(laid, sample[1])]
+    first = weights[0][0] if weights else last
+    above = [(offset, key) for offset, key in samples if key > max(first, span.start)]
     if not above:
         return None
     half = total / 2
     offset, key = min(_table_starts(samples, span, total) or above, key=lambda sample: abs(sample[0] - half))
     return Middle(key=key, left_bytes=offset, total_bytes=total)
+
+
+def _is_inside(laid: Sequence[tuple[Span, int]], key: bytes) -> bool:
+    place = bisect_left(laid, key, key=lambda held: held[0].end)
+    return place < len(laid) and laid[place][0].start < key < laid[place][0].end
 
 
 def _delta_weights(reader: Reader, span: Span, step: int) -> Iterator[tuple[list[tuple[bytes, int]], bytes]]:

@@ -409,7 +409,8 @@ class Replica:
             intents = self.machine.intents
             if not intents.is_complete:
                 self.context.on_intents_wanted(self)
-            self._resolved = max(self._resolved, min(self.keep_closed(), before(intents.oldest_ts())))
+            oldest_ts = min(intents.oldest_ts(), self.machine.provisional.oldest_ts())
+            self._resolved = max(self._resolved, min(self.keep_closed(), before(oldest_ts)))
         return self._resolved
 
     def reads_past(self, ts: Timestamp) -> bool:

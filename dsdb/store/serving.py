@@ -173,6 +173,7 @@ class Serving:
         self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None, *, any_replica: bool = False
     ) -> SnapshotScan:
         """Freeze a span at `ts` for reading at leisure, once no write stands in the way.  Raises KvError."""
+        until = 0.0
         while True:
             replica = self.replica(range_id)
             if replica.sample is not None:
@@ -184,10 +185,19 @@ class Serving:
                 return self.scan_snapshot_nowait(replica, span, ts, attempt)
             except Blocked as blocked:
                 await replica.wait_blocking(blocked.latch)
+                continue
+            except IntentsMet as error:
+                met = error
+            until = until or self._clearing.deadline()
+            await self._clearing.clear(replica, met, Pusher(met.ts), until)
 
     def scan_snapshot_nowait(self, replica: Replica, span: Span, ts: Timestamp, attempt: AttemptId | None) -> SnapshotScan:
-        """Freeze a span at `ts` now.  Raises Blocked, KvError."""
+        """Freeze a span at `ts` now.  Raises Blocked, IntentsMet, KvError."""
         evaluate.check_span_read(replica, span, ts)
+        try:
+            replica.machine.provisional.pass_in(span, ts, attempt, replica.passable)
+        except IntentsFoundError as error:
+            raise IntentsMet(error.intents, ts, is_write=False, is_read=True) from None
         replica.cache.note_span(span, ts, attempt)
         return self._freeze(replica, span, View(ts, attempt, dict(replica.passable), dict(replica.committed)))
 
@@ -227,7 +237,10 @@ class Serving:
     def has_intents(self) -> bool:
         """Say whether any range led here has intents that are not resolved, or may have."""
         now = self._context.clock.now()
-        return any(replica.machine.intents.count and replica.holds_lease(now) for replica in self._context.led.values())
+        return any(
+            (replica.machine.intents.count or replica.machine.provisional) and replica.holds_lease(now)
+            for replica in self._context.led.values()
+        )
 
     async def settle_oldest_intents(self, below: Timestamp) -> int:
         """Settle intents of ranges led here that stand below a timestamp, the oldest first; give how many were.
@@ -235,8 +248,9 @@ class Serving:
         They hold back what is resolved (rule 23), and nobody may ever meet them.  Those of transactions that go on are left.
         """
         settled = 0
-        for replica in [replica for _, replica in sorted(self._context.led.items()) if replica.machine.intents.count]:
+        for replica in [each for _, each in sorted(self._context.led.items()) if each.machine.intents.count or each.machine.provisional]:
             replica.resolved_ts()  # which has intents looked for that are not known
+            settled += await self._settle_oldest_blocks(replica, below)
             tried: tuple[Timestamp, bytes] | None = None
             while settled < OLD_INTENTS_MAX and replica.holds_lease(self._context.clock.now()):
                 oldest = replica.machine.intents.oldest()
@@ -251,6 +265,21 @@ class Serving:
                     log.info("range %d: an old intent is left for later: %s", replica.range_id, error)
                     break
                 settled += oldest != replica.machine.intents.oldest()
+        return settled
+
+    async def _settle_oldest_blocks(self, replica: Replica, below: Timestamp) -> int:
+        """Do the same for block intents of a range."""
+        blocks, settled = replica.machine.provisional, 0
+        while (block := blocks.oldest()) is not None and block.ts < below and replica.holds_lease(self._context.clock.now()):
+            met = IntentsMet([(block.first_key, block.intent())], block.ts, is_write=True)
+            try:
+                await self._clearing.clear(replica, met, Pusher(MAX_TIMESTAMP), self._clearing.deadline())
+            except KvError as error:
+                log.info("range %d: an old block intent is left for later: %s", replica.range_id, error)
+                break
+            if blocks.oldest() is block:
+                break
+            settled += 1
         return settled
 
     async def _refresh(self, replica: Replica, request: RefreshRequest) -> Reply:
@@ -277,6 +306,8 @@ class Serving:
             rows = replica.rows_of(snapshot)
             met: list[tuple[bytes, Intent]] = []
             try:
+                for span in rest:
+                    replica.machine.provisional.refresh_in(span, request.high, request.attempt, replica.passable)
                 while rest:
                     for found in rows.changes(rest[0], request.low, view):
                         if found is not None:
@@ -388,6 +419,7 @@ class Serving:
             # A block that is folded meanwhile must not be gone.
             snapshot = self._context.engine.snapshot()
             try:
+                replica.machine.provisional.refresh_in(span, high, request.attempt, replica.passable)
                 for number, found in enumerate(replica.rows_of(snapshot).changes(span, request.read_ts, view)):
                     if found is not None:
                         return seen

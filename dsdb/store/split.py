@@ -29,6 +29,7 @@ from dsdb.store.command import SplitCommand
 from dsdb.store.context import StoreContext
 from dsdb.store.intents import RECORD_LATCHES
 from dsdb.store.open_intents import OpenIntents
+from dsdb.store.provisional import put_all
 from dsdb.store.range_stats import count_bytes
 from dsdb.store.records import put_record
 from dsdb.store.replica import Replica
@@ -90,6 +91,9 @@ class Splitting:
         engine = self._context.engine
         if (row := stored_within(engine, request.key) or measure.stored_within(Blocks(engine, BlockCache()), request.key)) is not None:
             raise KvError(InvalidRequest(f"range {replica.range_id} cannot be split inside the row {row.hex()}"))
+        block = replica.machine.provisional.at(request.key)
+        if block is not None and block.first_key < request.key:
+            raise KvError(InvalidRequest(f"range {replica.range_id} cannot be split inside a block that an ingest has laid"))
         if request.right_range_id in self._replicas:
             raise KvError(InvalidRequest(f"range {request.right_range_id} is there already"))
         if replica.is_changing or replica.raft.membership.is_joint:
@@ -102,7 +106,8 @@ class Splitting:
         size_bytes = replica.machine.applied.size_bytes
         left = Span(replica.descriptor.start_key, key)
         counted = await count_bytes(self._context.engine, left, is_over=lambda: clock.now() > until)
-        return 0.5 if counted is None or not size_bytes else min(counted / size_bytes, 1.0)
+        laid = sum([block.size_bytes for block in replica.machine.provisional.overlapping(left)])
+        return 0.5 if counted is None or not size_bytes else min((counted + laid) / size_bytes, 1.0)
 
     @staticmethod
     def _command(replica: Replica, request: SplitRequest, left_part: float) -> SplitCommand:
@@ -128,6 +133,7 @@ class Splitting:
         machine = replica.machine
         records = machine.hand_over_records(batch, right.start_key)
         intents = machine.hand_over_intents(right.start_key)
+        blocks = machine.provisional.hand_over(batch, right.start_key)
         if right.range_id in self._replicas or read_tombstone(self._context.engine, right.range_id) > replica.replica_id:
             if right.range_id not in self._replicas:
                 clear_keys(batch, right.span)
@@ -142,6 +148,7 @@ class Splitting:
             put_outcome(batch, keys, attempt, outcome)
         for attempt, record in records.items():
             put_record(batch, keys.records, attempt, record)
+        put_all(batch, keys.provisional, blocks)
         return state, intents
 
     # ---- Votes that are early ----

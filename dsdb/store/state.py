@@ -9,6 +9,7 @@
                       │ 07          departing: the id of a voter that was removed, and is needed still
                       │ 10 first_ts │ attempt → commit timestamp, or empty for a refusal
                       │ 11 attempt    → txn record (`records`)
+                      │ 12 last key   → block intent (`provisional`)
           03 range id               tombstone: the least replica id that may come to this store
           04 range id │ number      chunks of a Raft snapshot that is being received
     RAFT  range id │ index          log entry
@@ -130,7 +131,7 @@ class ReplicaKeys:
 
     __slots__ = (
         *("applied", "departing", "hard_state", "installing", "log_start"),
-        *("outcomes", "prefix", "quarantined", "records", "replicated"),
+        *("outcomes", "prefix", "provisional", "quarantined", "records", "replicated"),
     )
 
     def __init__(self, range_id: RangeId) -> None:
@@ -144,6 +145,7 @@ class ReplicaKeys:
         self.departing = self.prefix + b"\x07"
         self.outcomes = self.prefix + b"\x10"
         self.records = self.prefix + b"\x11"
+        self.provisional = self.prefix + b"\x12"
 
     def outcome(self, attempt: AttemptId, first_ts: Timestamp) -> bytes:
         """Give the key of an attempt's outcome."""

@@ -21,7 +21,7 @@ import msgspec
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaKind
 from dsdb.kv.errors import Gone, InvalidRequest, KvErrorDetail, RangeKeyMismatch, Refused, Unavailable
 from dsdb.kv.ids import AttemptId
-from dsdb.kv.intents import PrewriteReply, RecordReply, RemoveRecordsReply, ResolveReply, TxnMeta, TxnStatus
+from dsdb.kv.intents import LayBlockReply, PrewriteReply, RecordReply, RemoveRecordsReply, ResolveReply, TxnMeta, TxnStatus
 from dsdb.kv.requests import (
     ChangeReplicasReply,
     ChecksumReply,
@@ -49,8 +49,10 @@ from dsdb.store.command import (
     CollectGarbageCommand,
     Command,
     CommitCommand,
+    DropBlockCommand,
     EndTxnCommand,
     IntentCommand,
+    LayBlockCommand,
     PrewriteCommand,
     RaiseMarkCommand,
     RefuseCommand,
@@ -58,8 +60,10 @@ from dsdb.store.command import (
     ResolveCommand,
     SplitCommand,
     StageCommand,
+    keys_of,
 )
 from dsdb.store.open_intents import OpenIntents
+from dsdb.store.provisional import ProvisionalBlocks
 from dsdb.store.records import TxnRecord, put_record, read_records, remove_record
 from dsdb.store.state import (
     META,
@@ -105,6 +109,7 @@ class StateMachine:
         self.state = state
         self.applied: Applied = read_applied(engine, keys)
         self.intents = OpenIntents(is_complete=self.applied.intents == 0)
+        self.provisional = ProvisionalBlocks(keys.provisional, engine)
         self.outcomes: dict[AttemptId, Outcome] = read_outcomes(engine, keys)
         self.writes = 0
         """Writes since it was loaded: each may have made an older version garbage."""
@@ -147,7 +152,7 @@ class StateMachine:
     def needs_written_state(self, command: Command) -> bool:
         """Say whether applying reads from the engine what may have changed since `begin_batch`, and must be written first."""
         if isinstance(command, (ResolveCommand, EndTxnCommand)):
-            return self._has_cleared or (bool(self._unwritten) and not self._unwritten.isdisjoint(_keys_of(command)))
+            return self._has_cleared or (bool(self._unwritten) and not self._unwritten.isdisjoint(keys_of(command)))
         return isinstance(command, (CollectGarbageCommand, SplitCommand))
 
     def advance(self, batch: WriteBatch, index: int, term: int, *, size_delta: int = 0, closed: Timestamp = MIN_TIMESTAMP) -> None:
@@ -213,7 +218,7 @@ class StateMachine:
             result = _other_term(command.lease_term, term)
         elif isinstance(command, INTENT_COMMANDS):
             result, delta = self._apply_intents(batch, command)
-            if isinstance(command, (PrewriteCommand, StageCommand)):
+            if isinstance(command, (PrewriteCommand, StageCommand, LayBlockCommand)):
                 closed = command.closed
         else:
             result = self._apply_other(batch, index, command)
@@ -242,6 +247,7 @@ class StateMachine:
                 self.upheavals += 1
                 clear_keys(batch, command.span)
                 self.intents.clear(command.span)
+                self.provisional.clear(batch, command.span)
                 is_all = command.span.covers(self.descriptor.span)
                 self._shrink(self.applied.size_bytes if is_all else command.size_bytes)
                 return ClearSpanReply()
@@ -311,7 +317,7 @@ class StateMachine:
     def _apply_intents(self, batch: WriteBatch, command: IntentCommand) -> tuple[Result, int]:
         """Apply a command of a commit over many ranges; give its result, and by how much the range has grown."""
         if not isinstance(command, RemoveRecordsCommand) and command.generation != self.descriptor.generation:
-            keys = _keys_of(command)
+            keys = keys_of(command)
             if keys and not (self.descriptor.start_key <= min(keys) and max(keys) < self.descriptor.end_key):
                 return RangeKeyMismatch((self.descriptor,)), 0
         match command:
@@ -326,6 +332,10 @@ class StateMachine:
                 return ResolveReply(), size
             case BeginTxnCommand():
                 return self._apply_begin(batch, command), 0
+            case LayBlockCommand():
+                return LayBlockReply(command.ts), self.provisional.put(batch, command)
+            case DropBlockCommand():
+                return ResolveReply(), self.provisional.end(batch, command.first_key, command.attempt, None)
             case RemoveRecordsCommand():
                 for attempt in command.attempts:
                     record = self.records.get(attempt)
@@ -408,6 +418,9 @@ class StateMachine:
         size = 0
         self._unwritten.update(keys)
         for key in keys:
+            if self.provisional and self.provisional.named(key, attempt) is not None:
+                self.upheavals += 1
+                size += self.provisional.end(batch, key, attempt, commit_ts)
             intent = mvcc.resolve_intent(self._engine, batch, key, attempt, commit_ts)
             self.writes += 1
             if intent is not None:
@@ -547,21 +560,6 @@ def clear_keys(batch: WriteBatch, span: Span) -> None:
     mvcc.clear(batch, span)
     batch.delete_range(Family.BLOCK, span.start, span.end)
     batch.delete_range(Family.INDEX, span.start, span.end)
-
-
-def _keys_of(command: PrewriteCommand | StageCommand | EndTxnCommand | ResolveCommand | BeginTxnCommand) -> tuple[bytes, ...]:
-    """Give the keys of the range that a command touches."""
-    match command:
-        case BeginTxnCommand():
-            return (command.meta.anchor,)
-        case PrewriteCommand():
-            return command.keys
-        case StageCommand():
-            return (command.meta.anchor, *command.laid)
-        case EndTxnCommand():
-            return (command.meta.anchor, *command.resolve)
-        case ResolveCommand():
-            return tuple([key for item in command.items for key in item.keys])
 
 
 def _version_bytes(key: bytes, value: bytes | None) -> int:

@@ -157,6 +157,23 @@ class TimestampCache:
                     found = reading[0]
         return found
 
+    def bound_of_span(self, span: Span, ts: Timestamp, attempt: AttemptId) -> Timestamp:
+        """Give the highest `bound` of all keys of a span."""
+
+        def bounds(reading: Reading | None) -> bool:
+            return reading is not None and (reading[0] > ts or (reading[0] == ts and reading[1] != attempt))
+
+        found = self.low if self.low >= ts else MIN_TIMESTAMP
+        for points, newest in ((self._points, self._points_ts), (self._older, self._older_ts)):
+            if newest >= ts:
+                found = max([found, *[reading[0] for key, reading in points.items() if bounds(reading) and span.contains(key)]])
+        starts = self._starts
+        for index in range(max(bisect_right(starts, span.start) - 1, 0), bisect_left(starts, span.end)):
+            reading = self._readings[index]
+            if reading is not None and bounds(reading):
+                found = max(found, reading[0])
+        return found
+
     def __len__(self) -> int:
         return len(self._points) + len(self._older) + len(self._starts)
 

@@ -190,7 +190,8 @@ def write_contents(batch: WriteBatch, content: Content, generation: int, *, rows
     return entries
 
 
-def _write_block(batch: WriteBatch, content: Content, generation: int) -> BlockEntry:
+def encode_block(content: Content, generation: int) -> tuple[BlockEntry, dict[int, bytes]]:
+    """Give a content's entry and chunks, by slot."""
     history_keys = content.history[0]
     bounds = [*content.keys[:1], *content.keys[-1:], *(key[:-SUFFIX_BYTES] for key in (*history_keys[:1], *history_keys[-1:]))]
     chunks: dict[int, bytes] = {}
@@ -222,6 +223,11 @@ def _write_block(batch: WriteBatch, content: Content, generation: int) -> BlockE
         rows_crc=rows_crc_of(marks),
         chunks=marks,
     )
+    return entry, chunks
+
+
+def _write_block(batch: WriteBatch, content: Content, generation: int) -> BlockEntry:
+    entry, chunks = encode_block(content, generation)
     for slot in sorted(chunks):
         batch.put(BLOCK, chunk_key(entry.last_key, slot), chunks[slot])
     batch.put(INDEX, entry.last_key, encode_entry(entry))
