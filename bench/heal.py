@@ -170,9 +170,11 @@ def heal(rounds: int, nodes: int, ranges: int, rows: int, clients: int, rate: fl
                 found.append(run_round(cluster, scratch, number, clients, rate, expected))
             lost = missing(cluster, expected, rows)
     except (RuntimeError, TimeoutError) as error:
-        raise click.ClickException(str(error)) from error
-    finally:
+        raise click.ClickException(f"{error}; stores and logs are left in {scratch}") from error
+    except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
     other = elsewhere(before, read_moment(), time.monotonic() - begun)
     pauses, times = [one.pause_s for one in found], [one.healed_s for one in found]
     click.echo(f"{rounds} nodes died: pause {statistics.median(pauses):.2f} s in the median, {min(pauses):.2f} to {max(pauses):.2f} s")

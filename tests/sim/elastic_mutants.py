@@ -4,6 +4,7 @@ Not here, as the storms of `protocol_members` do not show them within seconds: o
 counted, a joint configuration with one majority.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,11 @@ from dsdb.store.checksum import Judgement
 from dsdb.store.loop import RaftLoop
 from dsdb.store.membership import MembershipChanges
 from dsdb.store.repairing import Repairing
+from dsdb.store.replica import Replica
 from dsdb.store.snapshot import put_end
 from dsdb.store.state import ReplicaKeys, read_installing
 from tests.sim.node_mutants import _snapshots_without
+from tests.sim.protocol_members import DEPARTURE
 from tests.sim.protocol_mutants import Mutant
 
 # ---- Raft snapshots ----
@@ -71,11 +74,21 @@ def installations_are_not_repeated(patch: pytest.MonkeyPatch) -> None:
 
 def removed_leaders_go_at_once(patch: pytest.MonkeyPatch) -> None:
     """A leader that is removed does not wait until the others know it."""
+    _removed_go_at_once(patch, lambda replica: replica.is_leader)
+
+
+def removed_followers_go_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A follower that is removed goes as soon as anybody says so; those who do not know may need its vote."""
+    patch.setattr(Replica, "is_doomed", property(lambda self: bool(self.told_removed)))
+    _removed_go_at_once(patch, lambda replica: not replica.is_leader)
+
+
+def _removed_go_at_once(patch: pytest.MonkeyPatch, whom: Callable[[Any], bool]) -> None:
     apply_config = RaftLoop._apply_config
 
     def gone(self: RaftLoop, replica: Any, entry: Any) -> None:
         apply_config(self, replica, entry)
-        if replica.is_leader and replica.descriptor.replica(replica.replica_id) is None:
+        if whom(replica) and not replica.is_destroyed and replica.descriptor.replica(replica.replica_id) is None:
             self._after_write.append(self._events.on_removed(replica, self._batch))
 
     patch.setattr(RaftLoop, "_apply_config", gone)
@@ -138,6 +151,7 @@ MUTANTS = (
     Mutant(installations_are_not_repeated, SNAPSHOTS, seconds=40.0),
     Mutant(snapshots_leave_what_was_there, SNAPSHOTS, seconds=40.0),
     Mutant(removed_leaders_go_at_once, MEMBERS, seconds=40.0),
+    Mutant(removed_followers_go_at_once, (DEPARTURE,), seconds=40.0),
     Mutant(joint_changes_are_not_left, MEMBERS, seconds=40.0),
     Mutant(replacements_come_last, MEMBERS, seconds=40.0),
     Mutant(damage_is_only_told, ("damage",), seconds=40.0),

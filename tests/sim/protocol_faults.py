@@ -35,7 +35,7 @@ from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import PortError
 from dsdb.storage.keys import SYSTEM_END
 from tests.sim.protocol_clients import KINDS, LIST_KEYS, RANGES, SPLIT_KEYS
-from tests.sim.protocol_members import ELASTIC, Members
+from tests.sim.protocol_members import DEPARTURE, ELASTIC, Members
 
 if TYPE_CHECKING:
     from tests.sim.protocol_node import Host, SimNode
@@ -71,7 +71,7 @@ class Mix:
     @property
     def is_elastic(self) -> bool:
         """Say whether replicas come, go, are sent whole, or go bad: on four hosts."""
-        return any(fault in ELASTIC for fault in self.faults)
+        return any(fault in (*ELASTIC, DEPARTURE) for fault in self.faults)
 
     def __str__(self) -> str:
         keys = "" if self.staged_keys is None else f"; records of {self.staged_keys} keys"

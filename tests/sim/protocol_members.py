@@ -4,6 +4,7 @@
 | --- | --- |
 | members | a range gets one replica more, or less, or one in the place of another; meanwhile a host may die, or a lease move |
 | snapshots | a host is away until logs are truncated; what it is then sent is cut short, repeated, damaged; hosts die in the middle of it |
+| departure | a host dies while a range's replicas change, and stays away: the others must serve every range soon |
 | damage | a value goes bad at rest, so that reading it is an error; or reads as another one, in a key that nobody reads |
 
 Only one replica is damaged at a time: of three that disagree nobody knows who is right.  What reads well and is wrong is where no client
@@ -34,7 +35,12 @@ if TYPE_CHECKING:
     from tests.sim.protocol_sim import Simulation
 
 ELASTIC = ("members", "snapshots", "damage")
+"""What seeds draw from."""
+DEPARTURE = "departure"
+"""This one only where it is asked for by name."""
 REPLICAS = 3
+SERVED_S = 8.0
+"""Simulated time without one host in which the others must serve every range that has three voters."""
 SETTLE_S = 90.0
 """Simulated time after the last fault in which all ranges must have their replicas again, and nothing be bad."""
 FOUND_S = 25.0
@@ -107,7 +113,7 @@ class Members:
         self._receiver: object = None
         """… and whose receiver that is."""
         simulation.hooks.wrap(SnapshotReceiver, "switch", self._switch)
-        self.faults = {"members": self._change, "snapshots": self._send, "damage": self._damage}
+        self.faults = {"members": self._change, "snapshots": self._send, "damage": self._damage, DEPARTURE: self._depart}
 
     def _gateway(self) -> "SimNode | None":
         nodes = [host.node for host in self._hosts if host.node is not None and not host.node.is_frozen]
@@ -163,6 +169,38 @@ class Members:
         self._simulation.kill(host, is_silent=self._chance.random() < 0.3)
         await trio.sleep(self._chance.choice((0.02, 0.3, 2.5)))
         await self._simulation.start(host)
+
+    async def _depart(self, _: "Host") -> None:
+        """Let a host die in the middle of a change that concerns it, and stay away; see that all ranges have leaders without it."""
+        simulation, chance = self._simulation, self._chance
+        simulation.network.heal()
+        await self.settle(restarts=True)
+        desc = chance.choice(list(newest(self._hosts).values()))
+        gateway = next(host.node for host in self._hosts if _leads(host, desc.range_id) and host.node is not None)
+        spare = next(host for host in self._hosts if desc.replica_on(StoreId(host.node_id)) is None)
+        leaves = chance.choice(desc.replicas).store_id
+        request = ChangeReplicasRequest(desc.range_id, desc.generation, add=(_new(spare.node_id),), remove=(leaves,))
+        async with trio.open_nursery() as asking:
+            asking.start_soon(self._ask, gateway, desc.start_key, lambda _: request, "replicas changed")
+            await self._wait_for(desc, chance.choice((ReplicaKind.LEARNER, ReplicaKind.VOTER_INCOMING, ReplicaKind.VOTER)), spare)
+            await trio.sleep(chance.choice((0.0, 0.0, 0.002, 0.01)))
+            leader = next((host for host in self._hosts if _leads(host, desc.range_id)), spare)
+            victim = chance.choice((leader, leader, spare, self._hosts[leaves - 1]))
+            simulation.kill(victim, is_silent=chance.random() < 0.3)
+            asking.cancel_scope.cancel()
+        self._events["rare: host departed in a change"] += 1
+        witness = next(host for host in self._hosts if host.node is not None)
+        await simulation.patiently(simulation.write_everywhere, SERVED_S, witness)
+        await simulation.start(victim)
+
+    async def _wait_for(self, desc: RangeDescriptor, kind: ReplicaKind, host: "Host") -> None:
+        """Wait until the newest descriptor of a range has a replica of a kind on a host, for a while."""
+        with trio.move_on_after(2.0):
+            while True:
+                member = newest(self._hosts)[desc.range_id].replica_on(StoreId(host.node_id))
+                if member is not None and member.kind is kind:
+                    return
+                await trio.sleep(0.0005)
 
     # ---- Raft snapshots ----
 

@@ -99,9 +99,9 @@ class Simulation:
         async with trio.open_nursery() as self._nursery:
             for host in self.hosts:
                 await self.start(host)
-            await self._patiently(self.clients.set_up, 10.0)
+            await self.patiently(self.clients.set_up, 10.0)
             if "damage" in self.mix.faults:
-                await self._patiently(self._write_everywhere, 10.0)
+                await self.patiently(self.write_everywhere, 10.0)
             async with trio.open_nursery() as working:
                 working.start_soon(self.clients.run)
                 faults = Faults(self)
@@ -148,16 +148,16 @@ class Simulation:
     async def _check_end(self) -> None:
         began = self.heap.now
         for host in self.hosts:
-            await self._patiently(self._write_everywhere, BACK_S, host)
+            await self.patiently(self.write_everywhere, BACK_S, host)
         self.back_s = self.heap.now - began
         await trio.sleep(LATE_S)
-        await self._patiently(self.clients.read_all, 5.0)
+        await self.patiently(self.clients.read_all, 5.0)
         self.clients.check(f"seed {self.seed}", self.keep)
         if self.chance.random() < 0.2:
             await self._check_settled()
         await self._check_equal()
 
-    async def _patiently(self, act: Callable[[SimNode], Awaitable[None]], limit_s: float, host: Host | None = None) -> None:
+    async def patiently(self, act: Callable[[SimNode], Awaitable[None]], limit_s: float, host: Host | None = None) -> None:
         """Do something at a node until it succeeds."""
         end = self.heap.now + limit_s
         while True:
@@ -171,7 +171,7 @@ class Simulation:
                     raise Violation(f"node {node.node_id} still fails after {limit_s} s: {error}") from error
                 await trio.sleep(0.05)
 
-    async def _write_everywhere(self, node: SimNode) -> None:
+    async def write_everywhere(self, node: SimNode) -> None:
         """Write in every range, wherever they are cut now."""
         txn = node.transactions.begin()
         for key in OTHER_KEYS:
@@ -181,7 +181,7 @@ class Simulation:
     async def try_to_write(self, node: SimNode) -> None:
         """Write in every range, if that can be."""
         try:
-            await self._write_everywhere(node)
+            await self.write_everywhere(node)
         except (PortError, DataCorruptedError) as error:
             self.events[f"write: {type(error).__name__}"] += 1
 
@@ -245,7 +245,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(error)
     return next((error for error in leaves if isinstance(error, Violation)), leaves[0])
-
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.sim.protocol_members import DEPARTURE
 from tests.sim.protocol_sim import simulate
 from tests.sim.protocol_watch import RARE, RARE_ELASTIC
 
@@ -78,6 +79,13 @@ def test_replicas_come_go_are_sent_whole_and_go_bad_and_nothing_is_lost_or_wrong
         simulate(seed, 40.0, faults, events=events)
     never = [name for name in RARE_ELASTIC if not events[name] and name not in SELDOM_ELASTIC]
     assert not never, (never, events)
+
+
+def test_a_host_that_dies_for_good_in_a_change_of_replicas_leaves_every_range_a_leader() -> None:
+    events: Counter[str] = Counter()
+    for seed in (1, 2, 3):
+        simulate(seed, 40.0, (DEPARTURE,), clients=("lists",), events=events)
+    assert events["rare: host departed in a change"] >= 10, events
 
 
 def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
