@@ -113,7 +113,7 @@ CLUSTER_SETTINGS = {
         ClusterSetting(
             name="fold_percent",
             kind=SettingKind.COUNT,
-            default=25,
+            default=10,
             least=1,
             most=100,
             is_off_at_zero=True,

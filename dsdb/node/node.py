@@ -44,6 +44,7 @@ class Node:
         clock: Clock | None = None,
         network: Network | None = None,
         disk: Offload | None = None,
+        worker: Offload | None = None,
         chance: random.Random | None = None,
         engine: Engine | None = None,
     ) -> None:
@@ -53,8 +54,7 @@ class Node:
         self._credentials: NodeCredentials | None = None
         self._network: Network = network or TcpNetwork()
         self._disk = disk or (DiskThread("dsdb-disk") if config.store is not None else InlineDisk())
-        # Whoever brings a disk decides what runs where: a simulation, one thing after the other.
-        self._worker: Offload = disk or (DiskThread("dsdb-fold") if config.store is not None else InlineDisk())
+        self._worker = worker or (DiskThread("dsdb-fold") if config.store is not None else InlineDisk())
         self._random = chance or random.Random(secrets.randbits(64))
         self._scope = trio.CancelScope()
         self._stop_asked = trio.Event()

@@ -36,6 +36,7 @@ from dsdb.raft.node import RaftNode
 from dsdb.raft.ready import Role
 from dsdb.storage.columnar.rows import DeltaRows, FoldedRows, Rows
 from dsdb.storage.engine.port import EngineSnapshot, Family
+from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp, before
 from dsdb.store.command import (
@@ -166,7 +167,11 @@ class Replica:
     def look_for_blocks(self) -> None:
         """Find out whether the range has columnar blocks: when it is loaded, and after its data was replaced as a whole."""
         start, end = self.descriptor.span
-        self.has_blocks = self.context.engine.first(Family.INDEX, start, end) is not None
+        try:
+            self.has_blocks = self.context.engine.first(Family.INDEX, start, end) is not None
+        except CorruptionError:
+            # Whoever reads it finds that out, and takes this replica out of service: not the store.
+            self.has_blocks = True
 
     @property
     def rows(self) -> Rows:

@@ -28,7 +28,6 @@ from dsdb.storage.columnar.content import (
     EMPTY,
     Content,
     FreshRow,
-    layout_id_of,
     read_content,
     remove_block,
     with_rows,
@@ -38,6 +37,7 @@ from dsdb.storage.columnar.entry import BlockEntry, decode_entry
 from dsdb.storage.engine.port import WriteBatch
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import Span
+from dsdb.storage.rowbatch import LAYOUT_ID_BYTES
 from dsdb.storage.rowcodec import RowLayout
 from dsdb.storage.timestamp import Timestamp
 from dsdb.storage.versions import DELTA, INTENT, SUFFIX_BYTES, TOMBSTONE, VALUE, suffix_ts, version_suffix
@@ -48,6 +48,7 @@ FOLD_BYTES_MAX = 4 << 20
 KEY_VERSIONS_MAX = 256
 """A key with more versions below the resolved timestamp waits in the delta until garbage collection has taken some."""
 _SCAN_ROWS = 256
+_HEAD_BYTES = 1 + LAYOUT_ID_BYTES
 
 
 class Folded(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +134,8 @@ class _Candidates:
 
     def __init__(self, found: Iterator[_KeyVersions], layouts: Mapping[int, RowLayout]) -> None:
         self._found = found
-        self._layouts = layouts
+        self._heads = {TOMBSTONE, *(VALUE + layout_id.to_bytes(LAYOUT_ID_BYTES, "little") for layout_id in layouts)}
+        """What stored versions begin with that can be folded."""
         self._next: _KeyVersions | None = None
         self.kept_back = 0
         """Keys that were passed over."""
@@ -151,7 +153,7 @@ class _Candidates:
         return self._next
 
     def _is_known(self, item: _KeyVersions) -> bool:
-        return all(_is_known(stored, self._layouts) for stored in item.stored)
+        return all(stored[:_HEAD_BYTES] in self._heads for stored in item.stored)
 
     def take(self, last_key: bytes | None, versions_max: int) -> list[_KeyVersions]:
         """Take keys up to `last_key`, at least one, as far as the limits of one block go."""
@@ -162,13 +164,10 @@ class _Candidates:
                 break
             taken.append(item)
             self._next = None
-            versions += len(item.stored)
-            size += sum(map(len, item.stored))
+            count = len(item.stored)
+            versions += count
+            size += len(item.stored[0]) if count == 1 else sum(map(len, item.stored))
         return taken
-
-
-def _is_known(stored: bytes, layouts: Mapping[int, RowLayout]) -> bool:
-    return stored == TOMBSTONE or (stored[:1] == VALUE and layout_id_of(stored[1:]) in layouts)
 
 
 def _keys_of(blocks: Blocks, span: Span, resolved: Timestamp) -> Iterator[_KeyVersions]:
@@ -235,7 +234,8 @@ def _folded(
         if is_live:
             fresh.append(FreshRow(item.key, suffix_ts(item.engine_keys[0][-SUFFIX_BYTES:]), item.stored[0][1:]))
             fresh_places.append(place)
-        history.update(zip(item.engine_keys[is_live:], item.stored[is_live:]))
+        if len(item.stored) > is_live:
+            history.update(zip(item.engine_keys[is_live:], item.stored[is_live:]))
     is_kept = np.ones(rows, np.bool_)
     is_kept[superseded] = False
     kept = np.flatnonzero(is_kept)

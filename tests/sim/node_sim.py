@@ -61,10 +61,16 @@ class Host:
     engine: MemoryEngine
     clock: SimClock
     disk: "SimDisk"
+    worker: "SimDisk"
+    """Where rows are folded."""
     node: Node | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     died: trio.Event = field(default_factory=trio.Event)
     is_up: bool = False
+
+
+FOLDS = 0.6
+"""Part of the seeds in which rows are folded soon, a few at a time."""
 
 
 class SimDisk:
@@ -96,6 +102,8 @@ class Simulation:
         self.seed = seed
         self.keep = keep
         self.chance = random.Random(seed)
+        self.fold_chance = random.Random(f"folding {seed}")
+        """Of its own, so that a run is about the same without."""
         self.seconds = seconds
         self.mix = mix
         self.hooks = hooks
@@ -128,7 +136,7 @@ class Simulation:
     async def add_host(self) -> None:
         number = len(self.hosts) + 1
         clock = SimClock(drift=self.chance.choice((-0.002, 0, 0.002)), offset_s=self.chance.random() * 1000)
-        host = Host(f"h{number}", Address(f"10.0.0.{number}", 7432), MemoryEngine(), clock, SimDisk(self.chance))
+        host = Host(f"h{number}", Address(f"10.0.0.{number}", 7432), MemoryEngine(), clock, SimDisk(self.chance), SimDisk(self.fold_chance))
         self.hosts.append(host)
         await self.start(host)
 
@@ -146,6 +154,7 @@ class Simulation:
             clock=host.clock,
             network=self.network.host(host.name),
             disk=host.disk,
+            worker=host.worker,
             chance=random.Random(self.chance.getrandbits(64)),
             engine=host.engine,
         )
@@ -288,7 +297,8 @@ def simulate(
     mix = draw(seed, faults, clients, closed_lag_s)
     model = Model(events=Counter() if events is None else events)
     hooks = Hooks(model.events)
-    hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys, splits_soon=mix.splits_soon)
+    folds = random.Random(f"folds {seed}").random() < FOLDS
+    hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys, splits_soon=mix.splits_soon, folds=folds)
     try:
         simulation = kind(seed, seconds, mix, hooks, model, keep)
         return trio.run(simulation.run, clock=trio.testing.MockClock(autojump_threshold=0))

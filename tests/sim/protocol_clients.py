@@ -22,13 +22,14 @@ import trio
 
 from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, RowLockedError, TransactionRetryError
-from dsdb.storage.keys import Span
+from dsdb.storage.keys import Span, index_prefix
+from dsdb.storage.rowcodec import codec_for
 from dsdb.storage.timestamp import COUNTER_BITS, Timestamp
 from dsdb.txn.transaction import KvTransaction
 from tests.checkers import bank, listappend, register, timestamps
 from tests.checkers.history import Append, Cas, Pending, Read, ReadList, Recorder, Violation, Write, refuse
 from tests.sim.protocol_loop import EventHeap
-from tests.sim.protocol_node import Host, SimNode
+from tests.sim.protocol_node import LAYOUT, Host, SimNode
 
 CLIENTS = 6
 RANGES = 3
@@ -44,15 +45,20 @@ HANGS_S = 90.0
 IMPATIENT_S = 0.3
 EXPECTED = (DataCorruptedError, RangeUnavailableError, RowLockedError, TransactionRetryError)
 
-_encode = msgspec.msgpack.encode
+_row = codec_for(LAYOUT)
+
+
+def index_of(number: int) -> bytes:
+    """Give what the keys of a range begin with: an index each, as columnar blocks never span two."""
+    return index_prefix(1, 0x61 + number % RANGES, 1)
 
 
 def key_of(kind: int, number: int) -> bytes:
     """Give a key: one kind after the other in each of the ranges, in turn.  None is the beginning of another."""
-    return b"\x10" + bytes([0x61 + number % RANGES, kind, number, 0])
+    return index_of(number) + bytes([kind, number, 0])
 
 
-BOUNDARIES = [b"\x10" + bytes([0x61 + number]) for number in range(1, RANGES)]
+BOUNDARIES = [index_of(number) for number in range(1, RANGES)]
 LIST_KEYS = [key_of(1, number) for number in range(LISTS)]
 ACCOUNT_KEYS = [key_of(2, number) for number in range(ACCOUNTS)]
 REGISTER_KEYS = [key_of(3, number) for number in range(REGISTERS)]
@@ -60,6 +66,9 @@ SPLIT_KEYS = sorted(key for keys in (LIST_KEYS, ACCOUNT_KEYS, REGISTER_KEYS) for
 """Where ranges may be split: before any key."""
 OTHER_KEYS = [key[:-1] + b"\x01" for key in SPLIT_KEYS]
 """Keys that no client uses, one behind each place where ranges may be split."""
+
+
+ROW = _row.encode((b"nobody reads it",))
 
 
 class Asked:
@@ -188,7 +197,7 @@ class Clients:
     async def _scan_lists(txn: KvTransaction, letter: int, record: Pending) -> dict[int, tuple[Any, ...]]:
         """Read all lists of a part of the keys by one scan."""
         numbers = range(letter, LISTS, RANGES)
-        start = b"\x10" + bytes([0x61 + letter, 1])
+        start = index_of(letter) + b"\x01"
         found = dict(await txn.scan(Span(start, start + b"\xff")))
         lists = {number: _decode(found.get(LIST_KEYS[number])) for number in numbers}
         record.ops += [ReadList(number, values) for number, values in lists.items()]
@@ -368,9 +377,20 @@ class Clients:
         refuse(register.check(histories["registers"]), histories["registers"], keep)
 
 
+def _encode(value: Any) -> bytes:
+    """Make a row of a value, so that it can be folded."""
+    return _row.encode((msgspec.msgpack.encode(value),))
+
+
+def _stored(value: bytes) -> bytes:
+    (column,) = _row.decode(value)
+    assert isinstance(column, bytes), column
+    return column
+
+
 def _decode(value: bytes | None) -> tuple[Any, ...]:
-    return () if value is None else tuple(msgspec.msgpack.decode(value))
+    return () if value is None else tuple(msgspec.msgpack.decode(_stored(value)))
 
 
 def _decode_number(value: bytes | None) -> int | None:
-    return None if value is None else msgspec.msgpack.decode(value, type=int)
+    return None if value is None else msgspec.msgpack.decode(_stored(value), type=int)

@@ -54,6 +54,10 @@ FAULTS = (
 )
 
 
+FOLDS = 0.7
+"""Part of the seeds that fold."""
+
+
 @dataclass(frozen=True)
 class Mix:
     """What one seed runs."""
@@ -67,6 +71,8 @@ class Mix:
     """How many keys a transaction buffers before it flushes them; None: as many as usual."""
     closed_lag_s: float
     """After which time stores close a timestamp, so that followers serve reads at it."""
+    folds: bool
+    """Whether what is closed is folded, at once, into very small columnar blocks; and old versions are collected."""
 
     @property
     def is_elastic(self) -> bool:
@@ -100,6 +106,8 @@ def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, .
         staged_keys=staged_keys,
         flush_keys=flush_keys,
         closed_lag_s=closed_lag_s,
+        # By a chance of its own, so that all else is as it would be without.
+        folds=random.Random(f"folds {seed}").random() < FOLDS,
     )
 
 

@@ -28,7 +28,7 @@ from dsdb.store.snapshot import SnapshotReceiver
 from dsdb.store.state import ReplicaKeys
 from tests.checkers.history import Violation
 from tests.sim.protocol_clients import OTHER_KEYS
-from tests.sim.rotting_engine import RottingEngine
+from tests.sim.rotting_engine import DELTA, Place, RottingEngine
 
 if TYPE_CHECKING:
     from tests.sim.protocol_node import Host, SimNode
@@ -63,25 +63,24 @@ def newest(hosts: "list[Host]") -> dict[RangeId, RangeDescriptor]:
 class Damage:
     """What is bad on one host."""
 
-    def __init__(self, host: "Host", desc: RangeDescriptor, key: bytes, *, is_silent: bool) -> None:
+    def __init__(self, host: "Host", desc: RangeDescriptor, place: Place, *, is_silent: bool) -> None:
         engine = host.engine
         assert isinstance(engine, RottingEngine)
         self.host = host
         self.range_id = desc.range_id
         self.replica_id = _replica_on(desc, host)
-        self._key = key
+        self._place = place
         self._is_silent = is_silent
-        self._value = engine.reads_as(key)
         if is_silent:
-            engine.change(key, WRONG)
+            engine.change(place[1], WRONG)
         else:
-            engine.rot.keys.add(key)
+            engine.rot.places.add(place)
 
     @property
     def is_there(self) -> bool:
         engine = self.host.engine
         assert isinstance(engine, RottingEngine)
-        return engine.reads_as(self._key) == WRONG if self._is_silent else self._key in engine.rot.keys
+        return engine.reads_as(self._place[1]) == WRONG if self._is_silent else self._place in engine.rot.places
 
     @property
     def is_found(self) -> bool:
@@ -274,10 +273,12 @@ class Members:
         if chosen is not None:
             desc = self._chance.choice(chosen)
             assert isinstance(host.engine, RottingEngine)
-            keys = host.engine.keys(desc.start_key, desc.end_key)
-            if keys:
-                self._damages.append(Damage(host, desc, self._chance.choice(keys), is_silent=False))
+            places = host.engine.places(desc.start_key, desc.end_key)
+            if places:
+                place = self._chance.choice(places)
+                self._damages.append(Damage(host, desc, place, is_silent=False))
                 self._events["rare: value went bad at rest"] += 1
+                self._events["rare: part of a block went bad at rest"] += place[0] is not DELTA
                 self._simulation.clients.burst(0.5)
 
     async def _damage_silently(self, host: "Host") -> None:
@@ -294,7 +295,7 @@ class Members:
         keys = [found for key in others for found in engine.keys(key, key + b"\xff") if engine.reads_as(found) == b"\x00"]
         if desc is None or not keys:
             return
-        damage = Damage(host, desc, self._chance.choice(keys), is_silent=True)
+        damage = Damage(host, desc, (DELTA, self._chance.choice(keys)), is_silent=True)
         self._damages.append(damage)
         self._events["rare: value was changed at rest"] += 1
         # Where nothing is written there is nothing to compare.

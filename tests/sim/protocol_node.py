@@ -7,7 +7,7 @@ their disk or the network.
 """
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -16,16 +16,22 @@ import trio
 
 from dsdb.coordinator import MetaWriter
 from dsdb.kv.descriptor import RangeDescriptor, ReplicaDescriptor
+from dsdb.kv.errors import KvError
 from dsdb.kv.ids import FIRST_TABLE_RANGE, SYSTEM_RANGE, NodeId, RangeId, StoreId
+from dsdb.kv.requests import CollectGarbageRequest
 from dsdb.node import parts
 from dsdb.oracle import ISSUE, Issuer, IssueReply, IssueRequest, OracleClient
 from dsdb.raft.messages import HardState, Membership, ReplicaId
 from dsdb.ranges import KV_CALL, Router
 from dsdb.rpc import Peers
 from dsdb.storage import mvcc
+from dsdb.storage.datum import Kind
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.errors import StorageError
 from dsdb.storage.keys import KEY_MAX, KEY_MIN, SYSTEM_END, meta_key
+from dsdb.storage.rowarrow import LayoutColumn
+from dsdb.storage.rowcodec import RowLayout
+from dsdb.storage.timestamp import Timestamp, from_milliseconds
 from dsdb.store import SnapshotHeader, Store, StoreConfig, StoreFrame, StoreIdentity
 from dsdb.store.identity import write_identity
 from dsdb.store.state import INITIAL_INDEX, INITIAL_TERM, Applied, ReplicatedState, encode_descriptor, put_new_replica
@@ -36,6 +42,8 @@ from tests.sim.protocol_loop import EventHeap, freezer
 from tests.sim.protocol_network import HostDied, Network, Wire
 
 T = TypeVar("T")
+LAYOUT = RowLayout(layout_id=1, columns=(LayoutColumn(column_id=1, kind=Kind.BYTES),))
+"""Of the rows that clients write."""
 SYNC_S = (0.0005, 0.001, 0.002, 0.01)
 
 
@@ -106,12 +114,21 @@ class Host:
     engine: MemoryEngine
     clock: HostClock
     disk: SimDisk
+    worker: SimDisk
+    """Where rows are folded: with its own chance, so that a run is the same without."""
     node: "SimNode | None" = None
     """Its present life; None while it is down."""
     founded: tuple[RangeDescriptor, ...] = ()
     """How ranges were in the beginning, for a host that has none of them."""
     starts: int = 0
     died: trio.Event = field(default_factory=trio.Event)
+
+
+class _Layouts:
+    """The layout of all rows that clients write; what the simulation itself writes is none."""
+
+    async def layouts_of(self, database_id: int, table_id: int, index_id: int) -> Mapping[int, RowLayout]:
+        return {LAYOUT.layout_id: LAYOUT}
 
 
 class SimNode:
@@ -141,7 +158,9 @@ class SimNode:
             disk=host.disk,
             transport=wire,
             timestamps=timestamps,
+            worker=host.worker,
         )
+        store.folding.layouts = _Layouts()
         self.issuer = Issuer(parts._SystemRange(store), clock)
         self.router = router = Router(node_id=node_id, local=store, peers=peers, clock=clock)
         for desc in (*host.founded, *store.descriptors()):
@@ -215,6 +234,17 @@ class SimNode:
             held, self.held = self.held, []
             for deliver in held:
                 deliver()
+
+    async def collect_garbage(self, key: bytes, age_s: float) -> None:
+        """Have old versions collected in the range of a key, if it is led here."""
+        desc = self.store.descriptor_for(key)
+        if desc is None or not self.store.holds_lease(desc.range_id):
+            return
+        try:
+            threshold = Timestamp(await self.oracle.fresh() - from_milliseconds(int(age_s * 1000)))
+            await self.store.serve(CollectGarbageRequest(desc.range_id, max(threshold, Timestamp(1))))
+        except (KvError, HostDied):
+            pass
 
     def campaign(self) -> None:
         """Have all replicas campaign, as far as they may."""
@@ -299,6 +329,25 @@ def elastic(config: StoreConfig, faults: tuple[str, ...]) -> StoreConfig:
     if "damage" in faults:
         config = msgspec.structs.replace(config, check_interval_s=4.0)
     return config
+
+
+def folding(config: StoreConfig, chance: random.Random) -> StoreConfig:
+    """Give a configuration with which a few rows are folded, and soon."""
+    return msgspec.structs.replace(
+        config,
+        folds=True,
+        fold_look_s=chance.choice((0.05, 0.2)),
+        fold_quiet_s=chance.choice((0.02, 0.2)),
+        fold_rest_s=chance.choice((0.3, 1.0)),
+        fold_busy_writes=16,
+        fold_range_bytes_min=1,
+        fold_versions_min=chance.choice((1, 3)),
+        fold_rest_versions=1,
+        fold_batch_versions=chance.choice((2, 8)),
+        fold_block_rows=chance.choice((2, 3, 8)),
+        fold_share=1.0,
+        garbage_chunk_rows=chance.choice((3, 8192)),
+    )
 
 
 def store_config(chance: random.Random) -> StoreConfig:

@@ -27,12 +27,12 @@ from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import PortError
 from dsdb.storage.engine.memory import MemoryEngine
 from tests.checkers.history import Violation
-from tests.sim.protocol_clients import BOUNDARIES, OTHER_KEYS, Clients
+from tests.sim.protocol_clients import BOUNDARIES, OTHER_KEYS, ROW, SPLIT_KEYS, Clients
 from tests.sim.protocol_faults import Faults, Mix, draw
 from tests.sim.protocol_loop import EventHeap, run
 from tests.sim.protocol_members import differing
 from tests.sim.protocol_network import Network
-from tests.sim.protocol_node import Host, HostClock, SimDisk, SimNode, elastic, found, found_empty, store_config
+from tests.sim.protocol_node import Host, HostClock, SimDisk, SimNode, elastic, folding, found, found_empty, store_config
 from tests.sim.protocol_watch import Watch
 from tests.sim.rare_events import Hooks
 from tests.sim.rotting_engine import RottingEngine
@@ -48,6 +48,8 @@ EQUAL_S = 10.0
 """Simulated time after which all replicas have applied the same."""
 ENDS_S = 300.0
 """Simulated time besides the faults, in which a run must end."""
+GARBAGE_S = 25.0
+"""What is so old is read by nobody."""
 BURSTS_S = (0.03, 0.1, 0.2, 0.3)
 """How long clients work at a time: they are at rest for most of a run."""
 
@@ -67,6 +69,9 @@ class Simulation:
         self.heap = EventHeap()
         self.network = Network(self.heap, random.Random(self.chance.getrandbits(64)), events, mix.delay_ms)
         self.config = store_config(self.chance)
+        self.fold_chance = random.Random(f"folding {seed}")
+        if mix.folds:
+            self.config = folding(self.config, self.fold_chance)
         self.hosts = [self._host(number) for number in range(1, HOSTS + 1)]
         if mix.is_elastic:
             self.config = elastic(self.config, mix.faults)
@@ -89,7 +94,10 @@ class Simulation:
         else:
             found_empty(engine, number)
         disk = SimDisk(random.Random(self.chance.getrandbits(64)))
-        return Host(number, engine, HostClock(self.heap, self.chance), disk, founded=founded)
+        worker = SimDisk(random.Random(self.fold_chance.getrandbits(64)))
+        # Much may happen to a range while it is folded.
+        worker.slowness = self.fold_chance.choice((1, 50))
+        return Host(number, engine, HostClock(self.heap, self.chance), disk, worker, founded=founded)
 
     async def run(self) -> None:
         with trio.fail_after(self.seconds + ENDS_S):
@@ -104,6 +112,8 @@ class Simulation:
                 await self.patiently(self.write_everywhere, 10.0)
             async with trio.open_nursery() as working:
                 working.start_soon(self.clients.run)
+                if self.mix.folds:
+                    working.start_soon(self._collect_garbage, self.heap.now + self.seconds)
                 faults = Faults(self)
                 await faults.run(self.seconds)
                 self.clients.end()
@@ -113,6 +123,28 @@ class Simulation:
             for host in self.hosts:
                 self.kill(host, is_crash=False)
         self.trace = zlib.crc32(repr(self.clients.trace).encode())
+
+    async def _collect_garbage(self, until: float) -> None:
+        """Have old versions collected, now here, now there: those that no transaction reads any more."""
+        chance = self.fold_chance
+        while self.heap.now < until:
+            await trio.sleep(chance.choice((0.5, 3.0, 8.0)))
+            nodes = [host.node for host in self.hosts if host.node is not None and not host.node.is_frozen]
+            if nodes:
+                gateway = chance.choice(nodes)
+                gateway.nursery.start_soon(self._come_and_go, gateway)
+                # In its own nursery, as it may die meanwhile: then nobody answers.
+                gateway.nursery.start_soon(gateway.collect_garbage, chance.choice(OTHER_KEYS), GARBAGE_S)
+
+    async def _come_and_go(self, node: SimNode) -> None:
+        """Write rows that nobody reads, and delete some: only the comparison of replicas looks at them."""
+        txn = node.transactions.begin()
+        for key in self.fold_chance.sample(SPLIT_KEYS, 4):
+            txn.put(key[:-1] + b"\x02", self.fold_chance.choice((None, ROW)))
+        try:
+            await txn.commit()
+        except (PortError, DataCorruptedError) as error:
+            self.events[f"row: {type(error).__name__}"] += 1
 
     # ---- Hosts ----
 
@@ -132,6 +164,8 @@ class Simulation:
             self.events[f"txn: {name}"] += count
         told = node.store.statistics()
         self.events["store: follower reads"] += int(told["follower_reads"])
+        self.events["rare: versions folded"] += int(told["versions_folded"])
+        self.events["rare: versions collected in blocks"] += int(told["block_versions_collected"])
         if self.mix.is_elastic:
             self.events["rare: Raft snapshot part sent again"] += int(told["snapshot_parts_repeated"])
             self.events["rare: replica made anew"] += int(told["replicas_repaired"])

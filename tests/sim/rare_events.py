@@ -23,6 +23,7 @@ from dsdb.storage import mvcc
 from dsdb.store import evaluate, intents, key_sample, load
 from dsdb.store.clearing import Clearing
 from dsdb.store.command import EndTxnCommand
+from dsdb.store.folding import Folding
 from dsdb.store.intents import Awaited
 from dsdb.store.load import LoadWatch
 from dsdb.store.range_settings import CLUSTER_TABLE, StoredSettings
@@ -85,6 +86,21 @@ SOON = {"LOAD_SUSTAINED_S": 1.0, "REST_S": 2.0, "VAIN_REST_S": 3.0, "ROWS_LEAST"
 """In the place of what `load` has, where ranges are to be split soon."""
 
 
+FOLDING = {
+    "folds": True,
+    "fold_look_s": 0.2,
+    "fold_quiet_s": 0.3,
+    "fold_rest_s": 1.0,
+    "fold_busy_writes": 32,
+    "fold_range_bytes_min": 1,
+    "fold_versions_min": 3,
+    "fold_rest_versions": 1,
+    "fold_batch_versions": 5,
+    "fold_block_rows": 6,
+    "fold_share": 1.0,
+}
+
+
 class Hooks:
     """The wrappers of one run."""
 
@@ -110,11 +126,12 @@ class Hooks:
             setattr(owner, name, original)
 
     def install(
-        self, staged_keys: int | None, closed_lag_s: float, flush_keys: int | None = None, *, splits_soon: bool = False
+        self, staged_keys: int | None, closed_lag_s: float, flush_keys: int | None = None, *, splits_soon: bool = False, folds: bool = False
     ) -> None:
         """Wrap everything; staged_keys, flush_keys: how many keys a record may promise, and a buffer hold, if not as many as usual.
 
         closed_lag_s: after which time all stores close a timestamp; splits_soon: whether little load, and size, splits a range.
+        folds: whether few rows are folded, and soon.
         """
         self.wrap(QueryEngine, "_on_thread", lambda _: _in_the_loop)
         if staged_keys is not None:
@@ -122,7 +139,9 @@ class Hooks:
         if flush_keys is not None:
             self.wrap(KvTransaction, "is_full", lambda _: property(lambda txn: len(txn._buffer) >= flush_keys))
         interval_s = min(0.15, closed_lag_s * 3)
-        self.wrap(parts, "StoreConfig", lambda original: partial(original, closed_lag_s=closed_lag_s, closed_interval_s=interval_s))
+        limits: dict[str, Any] = {"closed_lag_s": closed_lag_s, "closed_interval_s": interval_s, **(FOLDING if folds else {"folds": False})}
+        self.wrap(parts, "StoreConfig", lambda original: partial(original, **limits))
+        self._wrap_folding()
         self._wrap_splits(splits_soon)
         self._wrap_records()
         self._wrap_evaluation()
@@ -132,6 +151,17 @@ class Hooks:
     def _count(self, name: str, is_so: bool = True) -> None:
         if is_so:
             self._events[f"rare: {name}"] += 1
+
+    def _wrap_folding(self) -> None:
+        def write(original: Any) -> Any:
+            async def wrapped(folding: Any, *args: Any) -> bool:
+                is_written = await original(folding, *args)
+                self._count("batch of folding written" if is_written else "batch of folding dropped")
+                return bool(is_written)
+
+            return wrapped
+
+        self.wrap(Folding, "_write", write)
 
     def _wrap_splits(self, splits_soon: bool) -> None:
         def key_for(original: Any) -> Any:

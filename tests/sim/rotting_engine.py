@@ -1,4 +1,4 @@
-"""An engine in memory whose values go bad at rest: reading one is an error, as its checksum is wrong, until it is overwritten.
+"""An engine in memory whose rows and blocks go bad at rest: reading one is an error, as its checksum is wrong, until it is overwritten.
 
     rot(key) ─▶ get, scan, first, last of that key: CorruptionError ─ put, delete, crash of the process or not ─▶ only a write mends it
 
@@ -17,26 +17,28 @@ from dsdb.storage.engine.port import Family, KeysAndValues, WriteBatch
 from dsdb.storage.errors import CorruptionError
 
 DELTA = Family.DELTA
+ROTTING = (DELTA, Family.BLOCK, Family.INDEX)
+"""What goes bad; damage to what a store keeps of itself ends it."""
+Place = tuple[Family, bytes]
 
 
 class _Rot:
-    """The keys of DELTA that are bad, and the checks of those who read."""
+    """The keys that are bad, and the checks of those who read."""
 
     def __init__(self) -> None:
-        self.keys: set[bytes] = set()
+        self.places: set[Place] = set()
 
-    def check(self, keys: list[bytes]) -> None:
-        for key in self.keys.intersection(keys):
-            raise CorruptionError(f"the checksum of {key.hex()} is wrong")
+    def check(self, family: Family, keys: list[bytes]) -> None:
+        for place, key in self.places:
+            if place is family and key in keys:
+                raise CorruptionError(f"the checksum of {key.hex()} is wrong")
 
     def written(self, batch: RecordedBatch) -> None:
-        for change, family, key, value in batch.changes if self.keys else ():
-            if family is not DELTA:
-                continue
+        for change, family, key, value in batch.changes if self.places else ():
             if change in (Change.PUT, Change.DELETE):
-                self.keys.discard(key)
+                self.places.discard((family, key))
             else:
-                self.keys -= {bad for bad in self.keys if key <= bad < value}
+                self.places -= {(place, bad) for place, bad in self.places if place is family and key <= bad < value}
 
 
 class _RottingReader:
@@ -45,20 +47,20 @@ class _RottingReader:
     rot: _Rot
 
     def get(self, family: Family, key: bytes) -> bytes | None:
-        if family is DELTA and key in self.rot.keys:
-            self.rot.check([key])
+        if self.rot.places:
+            self.rot.check(family, [key])
         return super().get(family, key)  # type: ignore[misc,no-any-return]
 
     def _scan_chunks(self, family: Family, *args: Any) -> Iterator[KeysAndValues]:
         for keys, values in super()._scan_chunks(family, *args):  # type: ignore[misc]
-            if family is DELTA and self.rot.keys:
-                self.rot.check(keys)
+            if self.rot.places:
+                self.rot.check(family, keys)
             yield keys, values
 
     def _edge(self, family: Family, *args: Any) -> tuple[bytes, bytes] | None:
         found = super()._edge(family, *args)  # type: ignore[misc]
-        if found is not None and family is DELTA and self.rot.keys:
-            self.rot.check([found[0]])
+        if found is not None and self.rot.places:
+            self.rot.check(family, [found[0]])
         return found  # type: ignore[no-any-return]
 
 
@@ -98,6 +100,10 @@ class RottingEngine(_RottingReader, MemoryEngine):
         """Give the engine keys of a span of DELTA."""
         return self._families[DELTA].keys_between(start, end)
 
+    def places(self, start: bytes, end: bytes) -> list[Place]:
+        """Give all that lies in a span and may go bad."""
+        return [(family, key) for family in ROTTING for key in self._families[family].keys_between(start, end)]
+
     def change(self, key: bytes, value: bytes | None) -> None:
         """Have a key read as something else, or not be there."""
         data = self._families[DELTA]
@@ -107,7 +113,7 @@ class RottingEngine(_RottingReader, MemoryEngine):
             data.put(key, value)
 
     def reads_as(self, key: bytes) -> bytes | None:
-        """Give what a key reads as, whether it is bad or not."""
+        """Give what a key of DELTA reads as, whether it is bad or not."""
         return self._families[DELTA].values.get(key)
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.sim import elastic_mutants, node_mutants, protocol_mutants
+from tests.sim import elastic_mutants, fold_mutants, node_mutants, protocol_mutants
 
-PLANTS = [mutant.plant for mutant in (*protocol_mutants.MUTANTS, *elastic_mutants.MUTANTS, *node_mutants.MUTANTS)]
+PLANTED = (*protocol_mutants.MUTANTS, *elastic_mutants.MUTANTS, *fold_mutants.MUTANTS, *node_mutants.MUTANTS)
+PLANTS = [mutant.plant for mutant in PLANTED]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.__module__.rpartition('.')[2]}-{plant.__name__}")

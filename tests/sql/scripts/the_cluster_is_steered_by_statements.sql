@@ -5,7 +5,7 @@ check_bytes_per_s | 8MiB | 8MiB | What a store reads at most, in a second, to co
 check_interval | 86400s | 86400s | In about this time the replicas of every range that has changed are compared.
 closed_lag | 3s | 3s | A timestamp is closed so long after it was issued; follower_read_timestamp() reads two seconds further back.
 dead_after | 300s | 300s | A store that does not answer for so long is dead: its replicas are replaced.
-fold_percent | 25 | 25 | Part of the time for which a store folds old rows into columnar blocks, at most; 0: not at all.
+fold_percent | 10 | 10 | Part of the time for which a store folds old rows into columnar blocks, at most; 0: not at all.
 rebalance_moves_max | 64 | 64 | Ranges of the cluster whose replicas are being moved at a time.
 snapshot_bytes_per_s | 32MiB | 32MiB | What a store sends, and what it takes, at most, in a second, of whole replicas for other stores.
 version_age | 600s | 600s | How long old versions of rows are kept at least, and AS OF SYSTEM TIME reads back.
