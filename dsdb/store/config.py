@@ -120,7 +120,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Versions that one garbage collection command looks at: about 10 ms of work."""
     block_cache_bytes: int = 64 << 20
     """Decompressed parts of columnar blocks that a store keeps for its reads: of lineitem, some 1.2 million rows."""
-    folds: bool = False
+    folds: bool = True
     """Whether old versions are folded into columnar blocks."""
     fold_look_s: float = 1.0
     """Between two looks at what could be folded."""
