@@ -62,9 +62,7 @@ class CatalogDraft(msgspec.Struct, frozen=True, kw_only=True):
         """Give the tables, as they were, that it drops or truncates."""
         found: list[TableDescriptor] = []
         for old, new in self.changes.values():
-            if isinstance(old, TableDescriptor) and not (
-                isinstance(new, TableDescriptor) and new.primary.index_id == old.primary.index_id
-            ):
+            if isinstance(old, TableDescriptor) and not (isinstance(new, TableDescriptor) and new.primary.index_id == old.primary.index_id):
                 found.append(old)
         return found
 

@@ -30,7 +30,6 @@ GivenTables: TypeAlias = Mapping[int | str, tuple[int, Columns]]
 NO_TABLES: GivenTables = {}
 
 
-
 def given_descriptor(place: int, name: str, columns: Columns) -> TableDescriptor:
     """Describe a given table as the binder wants tables.  place: among the statement's."""
     described = [
@@ -52,7 +51,6 @@ def given_descriptor(place: int, name: str, columns: Columns) -> TableDescriptor
 def is_given(table: TableDescriptor) -> bool:
     """Say whether a table is one of these."""
     return table.database_id == _DATABASE_ID
-
 
 
 class GivenTable(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,9 +1,9 @@
 """ALTER TABLE … CONFIGURE RANGES | PLACEMENT (…), and ALTER CLUSTER … for all tables that say nothing themselves, read word by word.
 
-    ALTER TABLE t CONFIGURE RANGES (max_bytes = '16 MiB', load_requests = 500, load_bytes = DEFAULT)
-                                                └ a number, or text with a unit                 └ as the cluster has it
-    ALTER TABLE t CONFIGURE PLACEMENT (replicas = 5, constraints = 'region=eu,-machine=m3', lease_preference = 'zone=a')
-    ALTER TABLE t CONFIGURE PLACEMENT DEFAULT
+ALTER TABLE t CONFIGURE RANGES (max_bytes = '16 MiB', load_requests = 500, load_bytes = DEFAULT)
+                                            └ a number, or text with a unit                 └ as the cluster has it
+ALTER TABLE t CONFIGURE PLACEMENT (replicas = 5, constraints = 'region=eu,-machine=m3', lease_preference = 'zone=a')
+ALTER TABLE t CONFIGURE PLACEMENT DEFAULT
 """
 
 import difflib

@@ -10,10 +10,10 @@ Invariants:
 Raises: a Transaction and a StageRunner raise the errors at the end of this file, SqlError's of `dsdb.sql.errors`, or Cancelled.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -23,6 +23,8 @@ from dsdb.sql.schema import DatabaseDescriptor, SequenceDescriptor, TableDescrip
 from dsdb.storage.keys import Span
 from dsdb.storage.rowcodec import LayoutColumn, RowLayout
 from dsdb.storage.timestamp import Timestamp
+
+T = TypeVar("T")
 
 
 class TableScan(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +119,9 @@ class Transaction(Protocol):
         Raises KeyExistsError, TransactionRetryError, RangeUnavailableError, ProgramLimitError: the transaction can only be rolled back.
         """
 
+    def block_layer(self, layout: RowLayout) -> "BlockLayer | None":
+        """Give a way to lay very many rows of a layout at once; None: there is none, they are to be inserted."""
+
     def savepoint(self, *, is_kept: bool = True) -> int:
         """Mark this place in the writes.  is_kept: until `release` or a rollback to an earlier one; else until the next of them is set."""
 
@@ -137,6 +142,26 @@ class Transaction(Protocol):
 
         Raises KeyExistsError, TransactionRetryError, DeadlineExceededError (nothing was written); AmbiguousCommitError;
         MultiRangeWriteError if the writes lie in several ranges.
+        """
+
+
+class BlockLayer(Protocol):
+    """Lays very many rows at once, where nobody else sees them before the commit; not while something of the transaction is being read."""
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do work beside the event loop, where there is a thread for it."""
+
+    async def begin(self, first_key: bytes, last_key: bytes) -> None:
+        """Say that rows from one key to another are about to be laid: before each `lay` of them.
+
+        Raises TransactionRetryError, RangeUnavailableError.
+        """
+
+    async def lay(self, keys: Sequence[bytes], columns: Sequence[pa.Array]) -> list[tuple[int, int]]:
+        """Lay rows whose keys ascend and must not be there; give the runs of them that were not, as something is there: insert those.
+
+        Several calls may run side by side.  Raises TransactionRetryError, RangeUnavailableError, ProgramLimitError: the transaction can
+        only be rolled back.
         """
 
 

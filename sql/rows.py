@@ -105,9 +105,7 @@ class TableRows:
 
 def row_layout(table: TableDescriptor) -> RowLayout:
     """Give the layout of a table's row values: all its columns in descriptor order."""
-    return RowLayout(
-        layout_id=table.layout_id, columns=tuple(layout_column(column.column_id, column.type) for column in table.columns)
-    )
+    return RowLayout(layout_id=table.layout_id, columns=tuple(layout_column(column.column_id, column.type) for column in table.columns))
 
 
 _ROWS_MAX = 4096

@@ -245,7 +245,7 @@ def encode_batch(shape: HeadShape, batch: pa.RecordBatch) -> list[bytes]:
     tails: list[pa.Array] = []
     ends = np.zeros(rows, np.int64)
     for position, column in enumerate(shape.columns):
-        array = _checked(column, batch.column(position), position)
+        array = checked(column, batch.column(position), position)
         if array.null_count:
             nulls = array.is_null().to_numpy(zero_copy_only=False)
             heads[:, LAYOUT_ID_BYTES + (position >> 3)] |= nulls.astype(np.uint8) << np.uint8(position & 7)
@@ -274,7 +274,7 @@ def _joined(heads: Matrix, tails: list[pa.Array]) -> list[bytes]:
     return [raw[start:end] for start, end in itertools.pairwise(cuts)]
 
 
-def _checked(column: LayoutColumn, array: pa.Array, position: int) -> pa.Array:
+def checked(column: LayoutColumn, array: pa.Array, position: int) -> pa.Array:
     """Give a column's array after checking that every value is one `RowCodec.encode` takes; spellings become the stored ones."""
     where = f"column {position + 1}"
     if array.type != arrow_type(column):

@@ -66,7 +66,7 @@ class Gatherer:
         """Give a stage's batches; see `dsdb.sql.ports.StageRunner.run`."""
         assert isinstance(txn, KvTransaction)
         assert self._nursery is not None
-        ts = await txn.begin_read()
+        ts = await txn.begin_read(stage.scan.spans)
         for span in stage.scan.spans:
             txn.note_read(span)
         # As it is now: what is buffered while the stage runs is not seen by it.

@@ -116,7 +116,7 @@ class NodeParts:
             timestamps=self._timestamps,
             worker=worker,
         )
-        self._wire_transactions(own)
+        self._wire_transactions(own, worker)
         self._wire_cluster(own)
         self._wire_steering()
         self._wire_sql()
@@ -129,7 +129,7 @@ class NodeParts:
         self.store.on_descriptor_applied(self._descriptor_applied)
         self.store.on_lease_changed(self._lease_changed)
 
-    def _wire_transactions(self, own: NodeEntry) -> None:
+    def _wire_transactions(self, own: NodeEntry, worker: Offload) -> None:
         """From the store up to transactions: the oracle, addressing, attempts."""
         opened, clock, node_id = self._opened, self._clock, self.identity.node_id
         self.issuer = Issuer(_SystemRange(self.store), clock)
@@ -154,6 +154,7 @@ class NodeParts:
             keeper=self.lock_keeper,
             counters=self.txn_counters,
             limits=self._config.transactions,
+            worker=worker,
         )
 
     def _wire_cluster(self, own: NodeEntry) -> None:

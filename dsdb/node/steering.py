@@ -172,10 +172,7 @@ class Steering:
     async def serve_underway(self, _: UnderwayRequest) -> UnderwayReply:
         """Give the moves under way.  Raises KvError."""
         return UnderwayReply(
-            tuple(
-                MoveUnderway(kind_of(move), move.range_id, str(move), began_ms)
-                for move, began_ms in await self._coordinator.underway()
-            )
+            tuple(MoveUnderway(kind_of(move), move.range_id, str(move), began_ms) for move, began_ms in await self._coordinator.underway())
         )
 
     async def serve_scatter(self, request: ScatterRequest) -> Scattered:

@@ -54,6 +54,8 @@ SLICE_BYTES = 512 * 1024
 """Values of one command that lays intents; a single larger one goes by itself."""
 LOOKED_AT_ROWS = 2_048
 """Entries of a span that are looked at in one go for an attempt's intents: some milliseconds."""
+UNPACKED_MAX = 2
+"""Block intents after which a request to unpack more is answered with the rest: a second of work."""
 BLOCKS_AT_ONCE = 16
 """Block intents of one command that resolves them: a millisecond or two to apply."""
 SPANS_KEYS_MAX = 8_192
@@ -262,14 +264,19 @@ class IntentServing:
 
     async def _unpack_blocks(self, replica: Replica, request: UnpackBlocksRequest) -> Reply:
         await self._writable(replica)
-        for span in request.spans:
+        done = 0
+        for place, span in enumerate(request.spans):
             replica.require_span(span)
             for block in replica.machine.provisional.own_in(span, request.meta.attempt):
+                if done == UNPACKED_MAX:
+                    return SpansReply(request.spans[place:])
                 await self._unpack(replica, block)
+                done += 1
         return SpansReply()
 
     async def _unpack(self, replica: Replica, block: ProvisionalBlock) -> None:
         keys = self._context.blocks.keys(block.entry()).keys()
+        answers: list[Waiter[Reply] | PrewriteReply] = []
         for begin in range(0, len(keys), SLICE_KEYS):
             part = keys[begin : begin + SLICE_KEYS]
             values = block_intents.row_values(replica, block, begin, begin + len(part))
@@ -277,8 +284,10 @@ class IntentServing:
             def decide(part: list[bytes] = part, values: list[bytes] = values) -> IntentCommand | PrewriteReply:
                 return block_intents.unpack(replica, block, part, values)
 
-            await self._answer(await latched(replica, part, decide))
+            answers.append(await latched(replica, part, decide))
             await trio.lowlevel.checkpoint()
+        for answer in answers:
+            await self._answer(answer)
         await self._answer(await latched(replica, (), lambda: block_intents.drop(replica, block), (block.span,)))
 
     async def _over_spans(

@@ -28,6 +28,8 @@ class TxnCounters:
         "flushes": "Times that the buffer of a large transaction was flushed as intents",
         "flushed_commits": "Commits of transactions that had flushed",
         "flushes_rolled_back": "Times that flushed writes were overwritten, as they were rolled back to a savepoint",
+        "blocks": "Columnar blocks that transactions have laid before their commits",
+        "unpackings": "Times that a transaction had rows of its blocks laid one by one, as it wanted to read or change them",
         "abandoned": "Large transactions aborted here, as their gateways were silent",
     }
     """By attribute."""
@@ -51,6 +53,8 @@ class TxnCounters:
         self.flushes = 0
         self.flushed_commits = 0
         self.flushes_rolled_back = 0
+        self.blocks = 0
+        self.unpackings = 0
         self.abandoned = 0
 
     def note_end(self, error: Exception) -> None:

@@ -1,5 +1,6 @@
 """Where transactions of a node begin."""
 
+from dsdb.env.disk import Offload
 from dsdb.kv.ids import AttemptId, NodeId
 from dsdb.oracle import OracleClient
 from dsdb.ranges import Router
@@ -38,7 +39,9 @@ class TransactionFactory:
         keeper: LockKeeper,
         counters: TxnCounters,
         limits: TxnLimits | None = None,
+        worker: Offload | None = None,
     ) -> None:
+        """worker: does what takes long beside the event loop; None: nobody does."""
         self._router = router
         self._oracle = oracle
         self._attempts = attempts
@@ -46,6 +49,7 @@ class TransactionFactory:
         self._keeper = keeper
         self.counters = counters
         self.limits = limits or TxnLimits()
+        self._worker = worker
 
     def begin(self, *, read_ts: Timestamp | None = None, start_ts: Timestamp | None = None) -> KvTransaction:
         """Begin a transaction; it costs nothing until it reads or commits.
@@ -55,5 +59,13 @@ class TransactionFactory:
         sender = Sender(self._router, self._oracle)
         attempt = self._attempts.make()
         return KvTransaction(
-            sender, attempt, self.counters, self._finisher, self._keeper, past=read_ts, start_ts=start_ts, limits=self.limits
+            sender,
+            attempt,
+            self.counters,
+            self._finisher,
+            self._keeper,
+            past=read_ts,
+            start_ts=start_ts,
+            limits=self.limits,
+            worker=self._worker,
         )

@@ -30,12 +30,13 @@ from dsdb.kv.intents import (
     SpansReply,
     TxnMeta,
     TxnStatus,
+    UnpackBlocksRequest,
 )
 from dsdb.oracle import OracleClient
 from dsdb.ranges import Router
 from dsdb.sql.errors import ProgramLimitError
 from dsdb.sql.ports import TransactionRetryError
-from dsdb.storage.keys import Span
+from dsdb.storage.keys import Span, key_after
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
 from dsdb.txn.buffer import Layer
 from dsdb.txn.counters import TxnCounters
@@ -81,6 +82,14 @@ class Flushed:
         self.writes = 0
         self.is_lost = False
         """Something was sent and is not known to be there: it must be given up."""
+        self.is_broken = False
+        """The same of a block."""
+        self.block_spans: tuple[Span, ...] = ()
+        """Where it has block intents, disjoint, ascending; and …"""
+        self.block_sequence = 0
+        """… the highest sequence of one."""
+        self._naming = trio.Lock()
+        """One at a time has the record name more: it must not come to name less."""
         self._router = router
         self._oracle = oracle
         self._counters = counters
@@ -105,10 +114,11 @@ class Flushed:
         keys = [await _sorted_keys(layer.writes) for layer in layers]
         # Before the first message, so that nobody takes the gateway for dead meanwhile.
         self._keeper.keep_record(self.meta.attempt, self.meta.anchor)
-        for each in keys:
-            self.spans = condensed([*self.spans, *spans_of_keys(each, RECORD_SPANS_MAX)], RECORD_SPANS_MAX)
-            await trio.lowlevel.checkpoint()
-        await self._begin()
+        async with self._naming:
+            for each in keys:
+                self.spans = condensed([*self.spans, *spans_of_keys(each, RECORD_SPANS_MAX)], RECORD_SPANS_MAX)
+                await trio.lowlevel.checkpoint()
+            await self._begin()
         laid: set[bytes] = set()
         for layer, each in zip(layers, keys):
             if each:
@@ -118,20 +128,23 @@ class Flushed:
 
     def check_alive(self) -> None:
         """Raise TransactionRetryError if the transaction is lost."""
-        if self.is_lost:
+        if self.is_lost or self.is_broken:
             raise TransactionRetryError("some of what the transaction wrote could not be stored")
 
     def _check_limits(self, layers: Sequence[Layer], marks: Sequence[int]) -> None:
         if len(marks) > MARKS_MAX:
             raise ProgramLimitError(f"the transaction is large, and has more than {MARKS_MAX} savepoints", hint="Release some of them.")
         size = sum([len(write.key) + len(write.value or b"") for layer in layers for write in layer.writes.values()])
-        if self.bytes + size > self._limits.transaction_bytes_max:
+        self._count(sum([len(layer.writes) for layer in layers]), size)
+
+    def _count(self, writes: int, size_bytes: int) -> None:
+        if self.bytes + size_bytes > self._limits.transaction_bytes_max:
             raise ProgramLimitError(
                 f"the transaction writes more than {self._limits.transaction_bytes_max // 2**20} MiB",
                 hint="Cut it into several transactions.",
             )
-        self.bytes += size
-        self.writes += sum([len(layer.writes) for layer in layers])
+        self.bytes += size_bytes
+        self.writes += writes
 
     async def _begin(self) -> None:
         """Have the record made, or name what is about to be written."""
@@ -159,6 +172,46 @@ class Flushed:
             assert isinstance(reply, PrewriteReply)
             self.highest = max(self.highest, reply.ts)
         self.sequence = max(self.sequence, sequence)
+
+    # ---- Blocks ----
+
+    async def name(self, span: Span) -> None:
+        """Have the record name a span in which blocks are about to be laid.  Raises KvError, TransactionRetryError."""
+        self.check_alive()
+        self._keeper.keep_record(self.meta.attempt, self.meta.anchor)
+        async with self._naming:
+            if not any(named.covers(span) for named in self.spans):
+                self.spans = condensed([*self.spans, span], RECORD_SPANS_MAX)
+                await self._begin()
+
+    def note_block(self, first_key: bytes, last_key: bytes, rows: int, size_bytes: int, sequence: int) -> None:
+        """Note a block that was laid.  Raises ProgramLimitError."""
+        self.block_spans = condensed([*self.block_spans, Span(first_key, key_after(last_key))], RECORD_SPANS_MAX)
+        self.sequence = max(self.sequence, sequence)
+        self.block_sequence = max(self.block_sequence, sequence)
+        self._counters.blocks += 1
+        self._count(rows, size_bytes)
+
+    async def unpack(self, spans: Sequence[Span]) -> None:
+        """Have an intent for each row of the block intents that overlap spans, in their place.  Raises KvError, TransactionRetryError."""
+        chosen = [held for held in self.block_spans if any(held.overlaps(span) for span in spans)]
+        if not chosen:
+            return
+        self.check_alive()
+        self.is_broken = True
+        meta, rest = self.meta, list(chosen)
+        while rest:
+            replies = await self.sender().round_over(
+                rest, self._router.cut_spans, lambda desc, group: UnpackBlocksRequest(desc.range_id, meta, group), items_max=SPANS_AT_ONCE
+            )
+            rest = []
+            for _, reply in replies:
+                assert isinstance(reply, SpansReply)
+                rest += reply.rest
+            rest.sort()
+        self.block_spans = tuple([held for held in self.block_spans if held not in chosen])
+        self._counters.unpackings += 1
+        self.is_broken = False
 
     async def roll_back(self, to_sequence: int, sequence: int) -> None:
         """Overwrite what was laid above a sequence (rule 29).  Raises KvError, TransactionRetryError: then the transaction is lost."""

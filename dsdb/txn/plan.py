@@ -31,9 +31,7 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True):
     holds_locks: bool = False
 
 
-async def refresh(
-    sender: Sender, counters: TxnCounters, plan: CommitPlan, spans: tuple[Span, ...] | list[Span], high: Timestamp
-) -> None:
+async def refresh(sender: Sender, counters: TxnCounters, plan: CommitPlan, spans: tuple[Span, ...] | list[Span], high: Timestamp) -> None:
     """Check that what was read in some spans is unchanged up to `high`, and have it recorded as read there (rule 7), side by side.
 
     Raises KvError: Conflict among others.  Leaseholders get the intents of others out of the way by themselves.

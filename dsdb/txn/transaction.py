@@ -17,10 +17,11 @@ Invariants:
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import trio
 
+from dsdb.env.disk import Offload
 from dsdb.kv.errors import BelowThreshold, KvError, RangeKeyMismatch
 from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import TxnMeta
@@ -29,8 +30,10 @@ from dsdb.kv.requests import ReadReply, ReadRequest, ScanReply, ScanRequest
 from dsdb.ranges import CachedRange
 from dsdb.sql.errors import InvalidParameterError, InvalidTransactionStateError, SqlError
 from dsdb.sql.ports import PortError, RangeUnavailableError, RowWait, TransactionRetryError, TransactionState
-from dsdb.storage.keys import Span
+from dsdb.storage.keys import Span, key_after, point_span
+from dsdb.storage.rowcodec import RowLayout
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
+from dsdb.txn.block_layer import BlockLayer, BlockPlace
 from dsdb.txn.buffer import Overlay, WriteBuffer
 from dsdb.txn.commit_one import OneRangeCommit
 from dsdb.txn.counters import TxnCounters
@@ -77,6 +80,7 @@ class KvTransaction:
         past: Timestamp | None = None,
         start_ts: Timestamp | None = None,
         limits: TxnLimits | None = None,
+        worker: Offload | None = None,
     ) -> None:
         """past: read there, and only read; start_ts: of the attempt before: its rank."""
         self.attempt = attempt
@@ -92,6 +96,7 @@ class KvTransaction:
         """What single keys gave: it stays so, also when the read timestamp moves, as all that was read is then refreshed."""
         self._buffer = WriteBuffer()
         self._limits = limits or TxnLimits()
+        self._worker = worker
         self._keeper = keeper
         self._flushed: Flushed | None = None
         """What was laid before the commit, if something was."""
@@ -142,15 +147,17 @@ class KvTransaction:
         """Give what is buffered now in disjoint, ascending spans, for whoever reads them by other means."""
         return self._buffer.overlay(spans)
 
-    async def begin_read(self) -> Timestamp:
-        """Give the timestamp of all reads to whoever is about to read by other means.  Raises PortError."""
+    async def begin_read(self, spans: Sequence[Span]) -> Timestamp:
+        """Give the timestamp of all reads to whoever is about to read spans by other means.  Raises PortError."""
         await self._undo_flushed()
+        await self._unpack(spans)
         return await self.read_timestamp()
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Read values by key."""
         if self._undone_to is not None:
             await self._undo_flushed()
+        await self._unpack_at(keys)
         if not self._buffer:
             return await self._get_below(keys)
         own = {key: write for key in keys if (write := self._buffer.get(key)) is not None}
@@ -164,6 +171,7 @@ class KvTransaction:
         if self._past is not None:
             raise InvalidTransactionStateError("a transaction that reads the past cannot lock rows")
         await self._undo_flushed()
+        await self._unpack_at(keys)
         found: dict[bytes, tuple[bool, bytes | None]] = {}
         rest = sorted({key for key in keys if self._buffer.get(key) is None})
         until = None if timeout_s is None else self._sender.now() + timeout_s
@@ -214,7 +222,7 @@ class KvTransaction:
         """Read keys and values of a span, in key order or from the highest down."""
         if span.is_empty or limit == 0:
             return []
-        ts = await self.begin_read()
+        ts = await self.begin_read([span])
         overlay = self._buffer.overlay([span])
         rows: list[tuple[bytes, bytes]] = []
         rest = span
@@ -305,6 +313,8 @@ class KvTransaction:
         await self._undo_flushed()
         if not self._buffer:
             return
+        # A key that must be absent is looked for in blocks, too.
+        await self._unpack_at([write.key for write in self._buffer.writes() if not write.must_be_absent])
         ts = await self.read_timestamp()
         try:
             layers = self._buffer.layers(self._marks)
@@ -334,11 +344,44 @@ class KvTransaction:
             # Nobody was to go on from there.
             self._flushed.is_lost = True
         try:
+            if self._flushed.block_sequence > to:
+                await self._flushed.unpack(self._flushed.block_spans)
             await self._flushed.roll_back(to, self._buffer.savepoint())
         except KvError as error:
             raise self.port_error(error) from error
         self._undone_to = None
         self._seen.clear()
+
+    # ---- Blocks ----
+
+    def block_layer(self, layout: RowLayout) -> BlockLayer:
+        """Give a way to lay very many rows at once."""
+        return BlockLayer(layout, self._begin_blocks, self.port_error, self._worker)
+
+    async def _begin_blocks(self, first_key: bytes, last_key: bytes) -> BlockPlace:
+        if self._past is not None:
+            raise InvalidTransactionStateError("a transaction that reads the past cannot write")
+        await self._undo_flushed()
+        ts = await self.read_timestamp()
+        if self._flushed is None:
+            self._flushed = await self._first_flushed(first_key)
+            self._locks.has_laid = True
+        await self._flushed.name(Span(first_key, key_after(last_key)))
+        self._seen.clear()
+        return BlockPlace(self._flushed, ts, self._buffer.savepoint())
+
+    async def _unpack_at(self, keys: Iterable[bytes]) -> None:
+        if self._flushed is not None and self._flushed.block_spans:
+            spans = self._flushed.block_spans
+            await self._unpack([point_span(key) for key in keys if any(span.contains(key) for span in spans)])
+
+    async def _unpack(self, spans: Sequence[Span]) -> None:
+        """Have rows that were laid as blocks lie one by one, before they are read or changed.  Raises PortError, SqlError."""
+        if self._flushed is not None and self._flushed.block_spans:
+            try:
+                await self._flushed.unpack(spans)
+            except KvError as error:
+                raise self.port_error(error) from error
 
     # ---- Committing ----
 

@@ -212,5 +212,3 @@ class _Unhidden(Catalog):
         """Give a table by its exact name."""
         found = self._catalog.table(database_id, name)
         return self._table if found is not None and found.table_id == self._table.table_id else found
-
-

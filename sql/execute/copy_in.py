@@ -145,10 +145,9 @@ class CopyPlan:
                 hint="Give them again.",
             )
         await execution.settle_catalog()
-        ingest = open_ingest(self._target.rows, execution)
         row = 1
         batches: AsyncIterator[pa.RecordBatch] = stream.batches()
-        async with aclosing(batches):  # type: ignore[type-var]
+        async with aclosing(batches), open_ingest(self._target.rows, execution) as ingest:  # type: ignore[type-var]
             async for batch in batches:
                 whole = await self._whole(batch, row, execution)
                 self._check_required(whole, row)
@@ -156,7 +155,7 @@ class CopyPlan:
                     await self._check_rules(self._rules, whole, row, execution)
                 await ingest.write(whole)
                 row += batch.num_rows
-        count = await ingest.finish()
+            count = await ingest.finish()
         return Result(f"COPY {count}", row_count=count)
 
     async def _whole(self, batch: pa.RecordBatch, first_row: int, execution: Execution) -> pa.RecordBatch:

@@ -136,9 +136,7 @@ class _Reader:
             self._column_constraint(column, constraint.kind, constraint_name, later)
         return later
 
-    def _column_constraint(
-        self, column: ColumnPlan, kind: exp.Expr, name: str | None, later: list[tuple[str | None, exp.Expr]]
-    ) -> None:
+    def _column_constraint(self, column: ColumnPlan, kind: exp.Expr, name: str | None, later: list[tuple[str | None, exp.Expr]]) -> None:
         column_name = column.descriptor.name
         match kind:
             case exp.NotNullColumnConstraint():

@@ -324,9 +324,7 @@ class InsertPlan:
             await pause(part)
         return rows
 
-    async def _insert_or_update(
-        self, conflict: "OnConflict", rows: Sequence[Row], touched: set[bytes], execution: Execution
-    ) -> list[Row]:
+    async def _insert_or_update(self, conflict: "OnConflict", rows: Sequence[Row], touched: set[bytes], execution: Execution) -> list[Row]:
         """Insert rows, or update those that are there.  touched: the keys of the statement's rows so far."""
         table_rows, txn = self.target.rows, execution.txn
         keys: list[bytes] = []

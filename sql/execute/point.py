@@ -31,9 +31,7 @@ class PointSelectPlan:
     is_writing = False
     is_reading = True
 
-    def __init__(
-        self, node: exp.Select, target: Target, condition: exp.Expr, binder: StatementBinder, wait: RowWait | None = None
-    ) -> None:
+    def __init__(self, node: exp.Select, target: Target, condition: exp.Expr, binder: StatementBinder, wait: RowWait | None = None) -> None:
         """wait: lock the rows first."""
         access = key_access(target.table, conjuncts_of(condition), target.columns)
         self.is_point = access.is_point

@@ -22,9 +22,7 @@ FOUND_ROWS_LOCKED_MAX = 64
 Found = TypeVar("Found", bound=Collection[object])
 
 
-async def found_to_change(
-    find: Callable[[], Awaitable[Found]], keys_of: Callable[[Found], Sequence[bytes]], execution: Execution
-) -> Found:
+async def found_to_change(find: Callable[[], Awaitable[Found]], keys_of: Callable[[Found], Sequence[bytes]], execution: Execution) -> Found:
     """Find what a statement is about to change, under its rows' locks."""
     txn = execution.txn
     with txn.unrecorded() as reads:

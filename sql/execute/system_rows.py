@@ -57,9 +57,7 @@ async def _ranges(execution: Execution) -> list[Row]:
 async def _range_settings(execution: Execution) -> list[Row]:
     catalog = execution.catalog
     names = {
-        table.table_id: (database.name, table.name)
-        for database in catalog.databases()
-        for table in catalog.tables(database.database_id)
+        table.table_id: (database.name, table.name) for database in catalog.databases() for table in catalog.tables(database.database_id)
     }
     return [
         (

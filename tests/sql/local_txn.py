@@ -32,7 +32,7 @@ from dsdb.sql.ports import (
 from dsdb.storage import mvcc
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.keys import EVERYTHING, Span, point_span
-from dsdb.storage.rowcodec import decode_batches
+from dsdb.storage.rowcodec import RowLayout, decode_batches
 from dsdb.storage.timestamp import Timestamp, from_milliseconds
 from dsdb.storage.versions import View
 
@@ -164,6 +164,9 @@ class LocalTransaction:
 
     def insert(self, key: bytes, value: bytes) -> None:
         self._log.append((key, value, key not in self.writes))
+
+    def block_layer(self, layout: RowLayout) -> None:
+        return None
 
     def delete(self, key: bytes) -> None:
         self._log.append((key, None, False))
