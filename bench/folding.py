@@ -31,8 +31,10 @@ from bench.sides.dsdb_cluster import NODES, DsdbSide
 from bench.sides.port import ClientSpec, Contender, end_servers_on_sigterm
 from bench.workloads import Workload
 from dsdb.driver.connection import Connection
+from dsdb.sql.cluster_settings import CLUSTER_SETTINGS
 
 RATE_RATIO_MIN = 0.7
+FOLD_PERCENT = int(CLUSTER_SETTINGS["fold_percent"].default)
 DISK_RATIO_MAX = 0.35
 FOLDED = "dsdb_store_versions_folded"
 SETTLE_S = 6.0
@@ -101,7 +103,7 @@ class Slices:
 
     def run(self, pool: ClientPool, workload: Workload, *, folds: bool) -> bool:
         """Run one slice; say whether it was one of what was asked for."""
-        self._connection.execute(f"SET CLUSTER SETTING fold_percent = {25 if folds else 0}")
+        self._connection.execute(f"SET CLUSTER SETTING fold_percent = {FOLD_PERCENT if folds else 0}")
         time.sleep(SETTLE_S)
         before = self.folded()
         reports = pool.run(workload, seconds=self._seconds)
@@ -186,13 +188,16 @@ def measure(side: DsdbSide, connection: Connection, rows: int, clients: int, sec
     connection.execute("SET CLUSTER SETTING fold_percent = 100")
     wait_folded(slices)
     disk = [sum(path.stat().st_size for path in Path(node.store).rglob("*.sst")) for node in side.nodes]
-    sizes = connection.execute("SELECT sum(bytes) FROM system.ranges WHERE range_id > 1").fetchone()
+    (stored,) = connection.execute("SELECT sum(bytes) FROM system.ranges WHERE range_id > 1").fetchone() or (0,)
     memory = [memory_mib([node.pid])[0] for node in side.nodes]
     missed = []
     rate = statistics.median(slices.rates[True]) / statistics.median(slices.rates[False]) if all(slices.rates.values()) else 0.0
     ratio = max(disk) / arrow_bytes
     click.echo(f"  load {other.load_1m:.1f}; others used {other.cores:.2f} cores ({other.names})")
-    click.echo(f"  inserts with folding ÷ without: {rate:.2f}; disk of a replica ÷ Arrow: {ratio:.2f} (tables of RocksDB); ranges: {sizes}")
+    click.echo(f"  inserts with folding ÷ without: {rate:.2f}")
+    click.echo(
+        f"  stored in ranges ÷ Arrow: {float(stored) / arrow_bytes:.2f}; tables of RocksDB, logs and what is not compacted yet included: {ratio:.2f}"
+    )
     click.echo(f"  memory {max(memory):.0f} MiB a node; loop lag p99 {max(lags)[0]:.1f} ms, worst {max(lag[1] for lag in lags):.1f} ms")
     if rate < RATE_RATIO_MIN:
         missed.append(f"{rate:.2f} of the rate is below {RATE_RATIO_MIN}")

@@ -110,16 +110,18 @@ class OracleClient:
         """Send a round for this task and for all that wait now, until this task's deadline."""
         self._rounds_in_flight += 1
         riders, self._waiting = self._waiting, []
+        has_come = False
         try:
             first = await self._ask(1 + len(riders), deadline, riders)
+            has_come = True
             self._latest = max(self._latest, Timestamp(first + len(riders)))
             for number, seat in enumerate(riders, 1):
                 seat.wake(outcome.Value(Timestamp(first + number)))
             return first
-        except (KvError, trio.Cancelled):
-            self._waiting[:0] = riders  # those with time left wait on, and the first of them sends a round
-            raise
         finally:
+            if not has_come:
+                # Whatever ended it: those with time left wait on, and the first of them sends a round.
+                self._waiting[:0] = riders
             self._rounds_in_flight -= 1
             self._start_next()
 
