@@ -16,8 +16,8 @@ Invariants:
 - What is sent is one state: keys, outcomes, txn records, descriptor and applied index come from one engine snapshot.
 - What was acknowledged is not sent again while both stores live; what nobody goes on with is cleared after `snapshot_patience_s`.
 - All that a store sends of Raft snapshots, and all that it takes, keeps within `snapshot_bytes_per_s` each.
-- Nothing here holds the event loop longer than one chunk takes, or has more than half of its time, nor makes the next sync hold it: the
-  loop knows what is to be synced.
+- Nothing here holds the event loop longer than one chunk takes, or has more than half of its time, less where it is busy; nor does it
+  make the next sync hold it: the loop knows what is to be synced.
 """
 
 import hashlib
@@ -392,11 +392,13 @@ class SnapshotReceiver:
             end = end_of(chunk)
             if end is not None:
                 continue
+            began = self._context.clock.now()
             batch = self._context.engine.new_batch()
             batch.put(META, staging_key(range_id, number), bytes(chunk))
             await self._write(batch)
             whole.update(chunk)
             number += 1
+            await give_way(self._context.clock, began)
         if came != header.part_chunks or header.is_last != (end is not None):
             raise TransportError(f"{came} chunks of range {range_id} came, of {header.part_chunks}")
         if end is not None and end != (number, whole.digest()):

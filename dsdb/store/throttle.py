@@ -11,6 +11,12 @@ from dsdb.env.clock import Clock
 
 BURST_S = 0.1
 """For so long the rate may have been saved up."""
+LATE_S = 0.001
+"""A loop at rest is back from a pause sooner."""
+LATE_TIMES = 4.0
+"""So, of the time that requests need, work in the background takes a fifth at most."""
+AWAY_S = 0.01
+"""For a chunk of 64 KiB: 6 MB/s at most are left on a busy machine."""
 
 
 class Throttle:
@@ -37,9 +43,15 @@ class Throttle:
 
 
 async def give_way(clock: Clock, began: float) -> None:
-    """Pause for as long as the work took that began then; a checkpoint in any case.
+    """Pause for as long as the work took that began then, and longer where others wait; a checkpoint in any case.
 
     Work in slices would else have every other turn of the loop: a request that takes five turns would wait for five slices.  So it has at
-    most half of the loop, and less of a busy one, as its slices then take longer.
+    most half of the loop.  A loop that comes back late from the pause has other work, or no processor to do it with: then the pause is
+    LATE_TIMES as long as it was late, but AWAY_S at most, as the work must come to an end on a busy machine, too.
     """
-    await trio.sleep(max(clock.now() - began, 0.0))
+    now = clock.now()
+    until = max(now, 2 * now - began)
+    await trio.sleep(until - now)
+    late_s = clock.now() - until
+    if late_s > LATE_S:
+        await trio.sleep(min(late_s * LATE_TIMES, AWAY_S))

@@ -224,23 +224,26 @@ def test_it_keeps_within_its_rate_and_does_not_hold_up_writes() -> None:
     simulate(2, body, config=StoreConfig(snapshot_bytes_per_s=100_000.0, snapshot_chunk_bytes=8192, snapshot_part_bytes=65536))
 
 
-def test_work_in_slices_leaves_the_loop_to_others_for_as_long_as_it_took() -> None:
+@pytest.mark.parametrize(("late_s", "paused_s"), [(0.0, 0.003), (0.0005, 0.003), (0.002, 0.003 + 0.008), (0.5, 0.003 + 0.01)])
+def test_work_in_slices_leaves_the_loop_to_others_and_a_busy_one_for_longer(late_s: float, paused_s: float) -> None:
     class Time:
+        """Of a loop that comes back so late from a pause."""
+
         def now(self) -> float:
-            return trio.current_time() + worked_s
+            return trio.current_time() + worked_s + (late_s if trio.current_time() > before else 0.0)
 
         def wall_ms(self) -> int:
             return 0
 
     async def main() -> None:
-        nonlocal worked_s
-        clock = Time()
-        began, before = clock.now(), trio.current_time()
+        nonlocal before, worked_s
+        clock, before = Time(), trio.current_time()
+        began = clock.now()
         worked_s += 0.003
         await give_way(clock, began)
-        assert trio.current_time() - before == pytest.approx(0.003)
+        assert trio.current_time() - before == pytest.approx(paused_s)
 
-    worked_s = 0.0
+    before = worked_s = 0.0
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
