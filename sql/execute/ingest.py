@@ -17,6 +17,7 @@ Not here: what makes rows whole and checked (`copy_in`).
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from operator import lt
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
@@ -304,7 +305,7 @@ def _in_order(rows: TableRows, gathered: list[pa.RecordBatch]) -> _Ordered:
     except ValueRangeError as error:
         raise NumericOutOfRangeError(f'a value of table "{rows.table.name}" is out of range: {error}') from error
     keys = keys_of(rows, columns)
-    if not all(one < other for one, other in pairwise(keys)):
+    if not all(map(lt, keys, keys[1:])):
         order = sorted(range(len(keys)), key=keys.__getitem__)
         keys = [keys[at] for at in order]
         chosen = pa.array(order, pa.int64())
