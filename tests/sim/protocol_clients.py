@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import trio
 
-from dsdb.sql.errors import DataCorruptedError
+from dsdb.sql.errors import DataCorruptedError, InvalidParameterError
 from dsdb.sql.ports import AmbiguousCommitError, PortError, RangeUnavailableError, RowLockedError, TransactionRetryError
 from dsdb.storage.keys import Span, index_prefix
 from dsdb.storage.rowcodec import codec_for
@@ -43,7 +43,15 @@ FLUSH_S = 10.0
 """What the last flush of one that flushes may take besides."""
 HANGS_S = 90.0
 IMPATIENT_S = 0.3
-EXPECTED = (DataCorruptedError, RangeUnavailableError, RowLockedError, TransactionRetryError)
+GARBAGE_S = 25.0
+"""How old what is collected is: no transaction that runs as it should reads it any more."""
+
+
+class TooOld(Exception):
+    """A read of the past asked for what is rightly collected."""
+
+
+EXPECTED = (DataCorruptedError, RangeUnavailableError, RowLockedError, TransactionRetryError, TooOld)
 
 _row = codec_for(LAYOUT)
 
@@ -329,12 +337,21 @@ class Clients:
             except (PortError, DataCorruptedError) as error:
                 answer = error
                 await txn.rollback()
+            except InvalidParameterError as error:
+                # A host that has long heard nothing of the oracle asks for what is older than it knows.
+                answer = TooOld(str(error)) if read_ts is not None and self._is_collectable(read_ts) else error
+                await txn.rollback()
             except Exception as error:  # a task's root: it is raised again where it is waited for
                 answer = error
             break
         # Not before: who has lost patience meanwhile does not know.
         asked.answer = answer
         asked.done.set()
+
+    def _is_collectable(self, read_ts: Timestamp) -> bool:
+        """Say whether what is of a time may have been collected since, by the newest time that any host knows."""
+        newest = max(host.node.oracle.latest for host in self._hosts if host.node is not None)
+        return newest - read_ts >= round(GARBAGE_S * 1000) << COUNTER_BITS
 
     # ---- Before and after ----
 

@@ -27,7 +27,7 @@ from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import PortError
 from dsdb.storage.engine.memory import MemoryEngine
 from tests.checkers.history import Violation
-from tests.sim.protocol_clients import BOUNDARIES, OTHER_KEYS, ROW, SPLIT_KEYS, Clients
+from tests.sim.protocol_clients import BOUNDARIES, GARBAGE_S, OTHER_KEYS, ROW, SPLIT_KEYS, Clients
 from tests.sim.protocol_faults import Faults, Mix, draw
 from tests.sim.protocol_loop import EventHeap, run
 from tests.sim.protocol_members import differing
@@ -48,8 +48,6 @@ EQUAL_S = 10.0
 """Simulated time after which all replicas have applied the same."""
 ENDS_S = 300.0
 """Simulated time besides the faults, in which a run must end."""
-GARBAGE_S = 25.0
-"""What is so old is read by nobody."""
 BURSTS_S = (0.03, 0.1, 0.2, 0.3)
 """How long clients work at a time: they are at rest for most of a run."""
 
