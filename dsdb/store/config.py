@@ -140,6 +140,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Versions that one batch of folding takes: some 5 ms of the loop's time with the block that they go into."""
     fold_block_rows: int = 16_384
     """Rows in a block at most (docs/decisions/0020)."""
+    fold_sweep_versions: int = 20_000
+    """Versions folded in a range after which the delta there is compacted: until then every scan walks over what they leave."""
     fold_share: float = 0.1
     """Part of the time that folding may take: it is a thread of Python, for which the loop has to wait, too."""
     stall_backoff_s: float = 0.01

@@ -50,6 +50,8 @@ REST_PART = 256
 """At rest a block is written anew for one changed row in so many, but for `fold_rest_versions` at least."""
 BUSY_PART = 8
 """While a range is written, for one in so many."""
+REST_SWEEP_PART = 16
+"""At rest so small a part of `fold_sweep_versions` is enough for the delta to be compacted."""
 HISTORIES_AT_ONCE = 2
 """Blocks whose histories one batch collects."""
 
@@ -86,7 +88,7 @@ _Work = Callable[[Blocks, WriteBatch, Timestamp, Timestamp], _Done]
 class _Pending:
     """A range in which something may be to do."""
 
-    __slots__ = ("changed_at", "collected", "is_looked_at", "writes")
+    __slots__ = ("changed_at", "collected", "is_looked_at", "left", "writes")
 
     def __init__(self, now: float) -> None:
         self.changed_at = now
@@ -96,6 +98,8 @@ class _Pending:
         """Since it has been quiet."""
         self.collected: Timestamp = MIN_TIMESTAMP
         """The threshold for which its histories were collected."""
+        self.left = 0
+        """Versions folded since the delta was compacted."""
 
 
 def is_worth(region: FoldRegion, config: StoreConfig, *, at_rest: bool) -> bool:
@@ -126,6 +130,8 @@ class Folding:
         self.dropped = 0
         """Batches that were not written, as their range had changed."""
         self.versions_folded = 0
+        self.sweeps = 0
+        """Compactions of a range's delta."""
         self.versions_collected = 0
         """Of blocks' histories."""
 
@@ -135,6 +141,7 @@ class Folding:
             "fold_batches": float(self.batches),
             "fold_batches_dropped": float(self.dropped),
             "versions_folded": float(self.versions_folded),
+            "fold_sweeps": float(self.sweeps),
             "block_versions_collected": float(self.versions_collected),
         }
 
@@ -193,7 +200,10 @@ class Folding:
         changed_at = pending.changed_at
         self._has_more = False
         try:
+            folded = self.versions_folded
             await self._fold_range(replica, at_rest=at_rest)
+            pending.left += self.versions_folded - folded
+            await self._sweep(replica, pending, at_rest=at_rest)
             await self._collect(replica, pending)
         except CorruptionError as error:
             self._context.on_unreadable(range_id, error)
@@ -288,6 +298,19 @@ class Folding:
             self.versions_collected += done.versions
             start = done.resume
         pending.collected = threshold
+
+    async def _sweep(self, replica: Replica, pending: _Pending, *, at_rest: bool) -> None:
+        """Free the delta of what many folded versions have left there."""
+        engine, span = self._context.engine, replica.descriptor.span
+        enough = self._context.config.fold_sweep_versions
+        if pending.left < (enough // REST_SWEEP_PART if at_rest else enough) or not self._may_fold(replica):
+            return
+        try:
+            await self.worker.run(lambda: engine.compact(Family.DELTA, span.start, span.end))
+        except DiskFullError:
+            return
+        pending.left = 0
+        self.sweeps += 1
 
     # ---- Steps ----
 

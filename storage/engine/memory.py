@@ -221,6 +221,10 @@ class MemoryEngine(_MemoryReader):
         self._require()
         self._unsynced.clear()
 
+    def compact(self, family: Family, start: bytes, end: bytes) -> None:
+        """Do nothing: what was deleted is gone."""
+        self._require()
+
     def snapshot(self) -> MemorySnapshot:
         """Freeze the current state for reading."""
         self._require()

@@ -108,6 +108,12 @@ class Engine(Reader, Protocol):
     def sync(self) -> None:
         """Make all earlier writes durable.  Blocks without the GIL.  Raises DiskError: the store must stop."""
 
+    def compact(self, family: Family, start: bytes, end: bytes) -> None:
+        """Write what is there of [start, end) anew, so that what was deleted is in no reader's way.  Blocks without the GIL.
+
+        Raises DiskFullError when nothing was changed, DiskError when the store must stop.
+        """
+
     def snapshot(self) -> EngineSnapshot:
         """Freeze the current state for reading."""
 

@@ -98,8 +98,27 @@ def _total_order() -> ReadOptions:
 
 
 _TOTAL_ORDER: Final = _total_order()
-_SAME_PREFIX: Final = ReadOptions()
-"""For a seek whose every possible answer has the seek key's first DELTA_PREFIX_BYTES: bloom filters may skip files."""
+
+
+def _rewrite() -> rocksdict.CompactOptions:
+    options = rocksdict.CompactOptions()
+    # Else a file is moved to the bottom as it is, with what says that its keys are deleted.
+    options.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force_optimized())
+    return options
+
+
+_REWRITE: Final = _rewrite()
+
+
+def _same_prefix() -> ReadOptions:
+    options = ReadOptions()
+    options.set_prefix_same_as_start(True)
+    return options
+
+
+_SAME_PREFIX: Final = _same_prefix()
+"""For a seek whose every possible answer has the seek key's first DELTA_PREFIX_BYTES: bloom filters may skip files, and the seek ends
+where the prefix does, instead of walking over all that was deleted behind it."""
 
 
 def _seek(iterator: rocksdict.RdictIter, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
@@ -525,6 +544,15 @@ class RocksEngine:
         try:
             for source in self._families.values():
                 source.flush(True)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise classify(error) from None
+
+    def compact(self, family: Family, start: bytes, end: bytes) -> None:
+        """Write what is there of [start, end) anew, without what was deleted and without the GIL."""
+        self._open_database()
+        self._current.drop_idle()
+        try:
+            self._families[family].compact_range(start, end, _REWRITE)
         except Exception as error:  # rocksdict raises bare Exception
             raise classify(error) from None
 

@@ -130,6 +130,11 @@ class RocksMachine(EngineMachine):
         assert isinstance(self.engine, RocksEngine)
         self.engine.flush()
 
+    @rule(family=FAMILIES, start=KEYS, end=KEYS)
+    def compact(self, family: Family, start: bytes, end: bytes) -> None:
+        """Change nothing that can be seen."""
+        self.engine.compact(family, start, end)
+
     def teardown(self) -> None:
         if hasattr(self, "directory"):
             self.engine.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import rocksdict
 
+from dsdb.storage.engine import rocksdb
 from dsdb.storage.engine.port import Family
 from dsdb.storage.engine.rocksdb import RocksEngine, newest_wal
 from dsdb.storage.errors import CorruptionError, DiskFullError, StorageError, StoreFormatError, StoreLockedError, WriteStallError
@@ -304,6 +305,31 @@ def test_long_scans_may_overlap_with_writes_and_flushes(directory: Path) -> None
         rows += values
     assert rows == [b"before"] * 5_000
     assert [value for _, values in reverse for value in values] == [b"after"] * 10_000
+    engine.close()
+
+
+def test_a_read_does_not_walk_over_what_was_deleted_behind_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = RocksEngine.open(directory, create=True)
+    keys = [b"\x10" + bytes(7) + number.to_bytes(8, "big") + b" version" for number in range(500)]
+    batch = engine.new_batch()
+    for key in [*keys, b"\x20"]:
+        batch.put(Family.DELTA, key, b"value")
+    for key in keys:
+        batch.delete(Family.DELTA, key)
+    engine.write(batch)
+    options = rocksdb._same_prefix()
+    options.set_max_skippable_internal_keys(100)
+    monkeypatch.setattr(rocksdb, "_SAME_PREFIX", options)
+    for flushed in (False, True):
+        if flushed:
+            engine.flush()
+        for key in keys[::100]:
+            assert engine.first(Family.DELTA, key, key + b"\xff") is None
+    # Nor does a scan, once the span is compacted.
+    engine.compact(Family.DELTA, keys[0], keys[-1] + b"\xff")
+    assert engine._families[Family.DELTA].property_int_value("rocksdb.estimate-num-keys") == 1
+    assert engine._families[Family.DELTA].property_int_value("rocksdb.num-entries-active-mem-table") == 0
+    assert count(engine) == 1
     engine.close()
 
 

@@ -42,6 +42,7 @@ CONFIG = StoreConfig(
     fold_batch_versions=8,
     fold_block_rows=16,
     fold_share=1.0,
+    fold_sweep_versions=20,
 )
 RESTED_S = 12.0
 """Until what was written is closed, at rest, and folded."""
@@ -127,6 +128,7 @@ def test_each_replica_folds_for_itself_and_all_stay_alike() -> None:
         await trio.sleep(RESTED_S)
         assert [blocks_on(cluster, number) > 0 for number in (1, 2, 3)] == [True, False, True]
         assert versions_on(cluster, 1) == versions_on(cluster, 2) == versions_on(cluster, 3)
+        assert [cluster.store(number).folding.sweeps > 0 for number in (1, 2, 3)] == [True, False, True]
         require_alike(cluster)
         assert not list(cluster.engines[StoreId(1)].scan(Family.DELTA, *TABLE))
         for number in (1, 2, 3):
