@@ -466,8 +466,8 @@ class SnapshotReceiver:
         header, keys = incoming.header, replica.keys
         clear_keys(batch, replica.descriptor.span)
         clear_keys(batch, header.descriptor.span)
-        batch.delete_range(META, keys.outcomes, prefix_end(keys.outcomes))
-        batch.delete_range(META, keys.records, prefix_end(keys.records))
+        for prefix in (keys.outcomes, keys.records, keys.provisional):
+            batch.delete_range(META, prefix, prefix_end(prefix))
         state = ReplicatedState(
             descriptor=header.descriptor,
             membership=header.metadata.membership,

@@ -30,7 +30,7 @@ def check(history: History) -> list[Anomaly]:
         lists[key] = max(lists[key], (*values, *own) if txn.outcome is Outcome.OK else values, key=len)
     writers = {(op.key, op.value): txn for txn in history.txns for op in txn.ops if isinstance(op, Append)}
     timestamps = {key: [writer.ts if (writer := writers.get((key, value))) else None for value in lists[key]] for key in lists}
-    found = list(_check_order(history))
+    found = list(check_order(history))
     for key in sorted(lists, key=str):
         known = [ts for ts in timestamps[key] if ts is not None]
         if known != sorted(known):
@@ -52,7 +52,8 @@ def _reads(txn: Txn) -> Iterator[tuple[Key, Values, Values]]:
                 yield op.key, op.values[: len(op.values) - len(mine)], mine
 
 
-def _check_order(history: History) -> Iterator[Anomaly]:
+def check_order(history: History) -> Iterator[Anomaly]:
+    """Check that real time agrees with the timestamps of those that were acknowledged."""
     done = [(txn, txn.ts, ended) for txn in history.txns if txn.ts is not None and (ended := txn.ended()) is not None]
     by_end = sorted(done, key=lambda one: one[2])
     highest: tuple[Txn, int, int] | None = None

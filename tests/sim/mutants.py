@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from tests.sim import elastic_mutants, fold_mutants, node_mutants, protocol_mutants, test_raft_sim
+from tests.sim import elastic_mutants, fold_mutants, ingest_mutants, node_mutants, protocol_mutants, test_raft_sim
 from tests.sim.raft_checker import Violation
 from tests.sim.raft_sim import simulate
 
@@ -30,7 +30,7 @@ def _raft() -> Iterator[tuple[str, Find]]:
 
 
 def _protocol(limit_s: float) -> Iterator[tuple[str, Find]]:
-    for mutant in (*protocol_mutants.MUTANTS, *elastic_mutants.MUTANTS, *fold_mutants.MUTANTS):
+    for mutant in (*protocol_mutants.MUTANTS, *elastic_mutants.MUTANTS, *fold_mutants.MUTANTS, *ingest_mutants.MUTANTS):
         name = mutant.plant.__name__.replace("_", " ")
         yield f"protocol: {name}", lambda mutant=mutant: protocol_mutants.find(mutant, limit_s)  # type: ignore[misc]
 

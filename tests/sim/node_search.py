@@ -37,6 +37,8 @@ class Run(msgspec.Struct, frozen=True):
     clients: tuple[str, ...] | None = None
     elastic: bool = False
     """With replicas that come, go, are sent whole, and go bad: the protocol's; whole nodes draw that themselves."""
+    ingests: bool = False
+    """With clients that lay rows as blocks: the protocol's."""
 
     module: ClassVar[str] = "tests.sim.node_sim"
     usual_seconds: ClassVar[float] = 20.0
@@ -68,6 +70,8 @@ class Run(msgspec.Struct, frozen=True):
             text += f" --clients {','.join(self.clients)}"
         if self.elastic:
             text += " --elastic"
+        if self.ingests:
+            text += " --ingests"
         return text
 
     def error(self, events: Counter[str] | None = None) -> Exception | None:
@@ -158,6 +162,7 @@ def _options(kind: type[Run]) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="where a history goes that is wrong, of one seed")
     parser.add_argument("--shrink", action="store_true", help="make a failing seed smaller")
     parser.add_argument("--elastic", action="store_true", help="of the protocol: replicas come, go, are sent whole, and go bad")
+    parser.add_argument("--ingests", action="store_true", help="of the protocol: rows are laid as blocks besides")
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_args()
 
@@ -173,7 +178,7 @@ def main(kind: type[Run] = Run) -> None:
         logging.disable(logging.CRITICAL)
     faults = tuple(options.faults.split(",")) if options.faults else None
     clients = tuple(options.clients.split(",")) if options.clients else None
-    run = kind(options.seed, options.seconds, faults, clients, options.elastic)
+    run = kind(options.seed, options.seconds, faults, clients, options.elastic, options.ingests)
     if options.search is not None:
         raise SystemExit(0 if search(options.search, run) else 1)
     began = time.perf_counter()

@@ -99,7 +99,7 @@ class Clients:
         self._chance = chance
         self._events = events
         self._kinds = kinds
-        self.records = {kind: Recorder() for kind in KINDS}
+        self.records = {kind: Recorder() for kind in (*KINDS, *kinds)}
         self._asked: dict[Asked, SimNode] = {}
         self._busy_until = 0.0
         self._busy = trio.Event()
@@ -121,6 +121,15 @@ class Clients:
         self._busy_until = max(self._busy_until, self._heap.now + seconds)
         self._busy.set()
 
+    async def wait_busy(self) -> bool:
+        """Wait until there is work; say whether there was none."""
+        if self._heap.now < self._busy_until:
+            return False
+        if self._busy.is_set():
+            self._busy = trio.Event()
+        await self._busy.wait()
+        return True
+
     def end(self) -> None:
         """Have them end."""
         self.is_over = True
@@ -134,10 +143,7 @@ class Clients:
     async def _loop(self, client: int) -> None:
         acts = {"lists": self._append, "bank": self._transfer, "registers": self._use_register}
         while not self.is_over:
-            if self._heap.now >= self._busy_until:
-                if self._busy.is_set():
-                    self._busy = trio.Event()
-                await self._busy.wait()
+            if await self.wait_busy():
                 await trio.sleep(self._chance.random() * 0.05)
                 continue
             kind = self._kinds[client % len(self._kinds)] if client < len(self._kinds) else self._chance.choice(self._kinds)
@@ -183,7 +189,7 @@ class Clients:
                 await trio.sleep(undo_pause_s)
             for number in appended:
                 record.ops.append(Append(number, record.number))
-                txn.put(LIST_KEYS[number], _encode((*lists[number], record.number)))
+                txn.put(LIST_KEYS[number], encode((*lists[number], record.number)))
                 if txn.is_full:
                     await txn.flush()
             if is_undone:
@@ -196,7 +202,7 @@ class Clients:
         """Write what nobody may ever see, and return to a savepoint."""
         savepoint = txn.savepoint()
         for number in lists:
-            txn.put(LIST_KEYS[number], _encode((-1,)))
+            txn.put(LIST_KEYS[number], encode((-1,)))
             if txn.is_full:
                 await txn.flush()
         txn.rollback_to(savepoint)
@@ -239,7 +245,7 @@ class Clients:
                 return
             for number, balance in ((source, balances[0] - amount), (target, balances[1] + amount)):
                 record.ops.append(Write(number, balance))
-                txn.put(ACCOUNT_KEYS[number], _encode(balance))
+                txn.put(ACCOUNT_KEYS[number], encode(balance))
                 if txn.is_full:
                     await txn.flush()
 
@@ -255,14 +261,14 @@ class Clients:
         async def act(txn: KvTransaction) -> None:
             if what == "write":
                 record.ops.append(Write(number, record.number))
-                txn.put(key, _encode(record.number))
+                txn.put(key, encode(record.number))
                 return
             value = _decode_number((await txn.get([key]))[0])
             if what == "read":
                 record.ops.append(Read(number, value))
             else:
                 record.ops.append(Cas(number, value, record.number))
-                txn.put(key, _encode(record.number))
+                txn.put(key, encode(record.number))
 
         await self._transact("registers", client, record, act, 0.0)
 
@@ -361,7 +367,7 @@ class Clients:
         txn = node.transactions.begin()
         for number, key in enumerate(ACCOUNT_KEYS):
             record.ops.append(Write(number, TOTAL // ACCOUNTS))
-            txn.put(key, _encode(TOTAL // ACCOUNTS))
+            txn.put(key, encode(TOTAL // ACCOUNTS))
         self._filled_at = await txn.commit()
         self.records["bank"].ok(record, self._filled_at)
 
@@ -394,20 +400,21 @@ class Clients:
         refuse(register.check(histories["registers"]), histories["registers"], keep)
 
 
-def _encode(value: Any) -> bytes:
+def encode(value: Any) -> bytes:
     """Make a row of a value, so that it can be folded."""
     return _row.encode((msgspec.msgpack.encode(value),))
 
 
-def _stored(value: bytes) -> bytes:
+def stored(value: bytes) -> bytes:
+    """Give what is in a row."""
     (column,) = _row.decode(value)
     assert isinstance(column, bytes), column
     return column
 
 
 def _decode(value: bytes | None) -> tuple[Any, ...]:
-    return () if value is None else tuple(msgspec.msgpack.decode(_stored(value)))
+    return () if value is None else tuple(msgspec.msgpack.decode(stored(value)))
 
 
 def _decode_number(value: bytes | None) -> int | None:
-    return None if value is None else msgspec.msgpack.decode(_stored(value), type=int)
+    return None if value is None else msgspec.msgpack.decode(stored(value), type=int)

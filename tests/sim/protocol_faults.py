@@ -73,6 +73,8 @@ class Mix:
     """After which time stores close a timestamp, so that followers serve reads at it."""
     folds: bool
     """Whether what is closed is folded, at once, into very small columnar blocks; and old versions are collected."""
+    ingests: bool = False
+    """Whether others lay rows as blocks meanwhile: by a chance of their own, so that all else is drawn as it would be without."""
 
     @property
     def is_elastic(self) -> bool:
@@ -84,11 +86,18 @@ class Mix:
         keys += "" if self.flush_keys is None else f"; buffers of {self.flush_keys} keys"
         return (
             f"faults {','.join(self.faults)}; clients {','.join(self.clients)}; {self.delay_ms[0]} to {self.delay_ms[1]} ms{keys}; "
-            f"closed after {self.closed_lag_s:g} s"
+            f"closed after {self.closed_lag_s:g} s{'; folds' if self.folds else ''}{'; ingests' if self.ingests else ''}"
         )
 
 
-def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, ...] | None = None, *, elastic: bool = False) -> Mix:
+def draw(
+    seed: int,
+    faults: tuple[str, ...] | None = None,
+    clients: tuple[str, ...] | None = None,
+    *,
+    elastic: bool = False,
+    ingests: bool = False,
+) -> Mix:
     """Give a seed's mix; faults and clients may be said instead, and nothing else changes by it.  elastic: with some of ELASTIC."""
     chance = random.Random(seed)
     own_faults = tuple(chance.sample(FAULTS, chance.randint(3, len(FAULTS))))
@@ -108,6 +117,7 @@ def draw(seed: int, faults: tuple[str, ...] | None = None, clients: tuple[str, .
         closed_lag_s=closed_lag_s,
         # By a chance of its own, so that all else is as it would be without.
         folds=random.Random(f"folds {seed}").random() < FOLDS,
+        ingests=ingests,
     )
 
 

@@ -56,6 +56,7 @@ class Mutant:
     seeds: int = 200
     """Within so many it must be found."""
     seconds: float = 60.0
+    ingests: bool = False
 
 
 MUTANTS = (
@@ -77,7 +78,7 @@ def find(mutant: Mutant, limit_s: float = math.inf) -> tuple[int, BaseException]
                 return None
             try:
                 with _bounded(SEED_S):
-                    simulate(seed, mutant.seconds, mutant.faults, clients=mutant.clients)
+                    simulate(seed, mutant.seconds, mutant.faults, clients=mutant.clients, ingests=mutant.ingests)
             except (Violation, SqlError, StorageError) as error:
                 return seed, error
             except _TooLong:

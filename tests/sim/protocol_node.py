@@ -115,7 +115,7 @@ class Host:
     clock: HostClock
     disk: SimDisk
     worker: SimDisk
-    """Where rows are folded: with its own chance, so that a run is the same without."""
+    """Where rows are folded, and blocks encoded: with its own chance, so that a run is the same without."""
     node: "SimNode | None" = None
     """Its present life; None while it is down."""
     founded: tuple[RangeDescriptor, ...] = ()
@@ -180,6 +180,7 @@ class SimNode:
             finisher=self.finisher,
             keeper=self.keeper,
             counters=self.counters,
+            worker=host.worker,
         )
         self.meta = MetaWriter(
             self.transactions, is_leaseholder=lambda range_id: store.leaseholder_hint(range_id) == StoreId(host.node_id)

@@ -7,7 +7,7 @@ It is faster than the simulation of whole nodes, so that it sees what is rare mo
 `protocol_network`, `protocol_node`, `protocol_clients`, `protocol_faults`, and `protocol_search` (the command).
 
     python -m tests.sim.protocol_sim --seed N [--seconds S] [--verbose]
-    python -m tests.sim.protocol_sim --search MINUTES [--seed N] [--seconds S] [--elastic]
+    python -m tests.sim.protocol_sim --search MINUTES [--seed N] [--seconds S] [--elastic] [--ingests]
 
 Checked while it runs: the oracle issues nothing twice or out of order; a range has one leaseholder; no core finds its peers' word broken;
 every transaction ends in time.  At the end: all comes back within BACK_S of the last fault; what clients saw is strictly serializable
@@ -27,8 +27,10 @@ from dsdb.sql.errors import DataCorruptedError
 from dsdb.sql.ports import PortError
 from dsdb.storage.engine.memory import MemoryEngine
 from tests.checkers.history import Violation
+from tests.sim.ingest_events import IngestEvents
 from tests.sim.protocol_clients import BOUNDARIES, GARBAGE_S, OTHER_KEYS, ROW, SPLIT_KEYS, Clients
 from tests.sim.protocol_faults import Faults, Mix, draw
+from tests.sim.protocol_ingest import IngestClients
 from tests.sim.protocol_loop import EventHeap, run
 from tests.sim.protocol_members import differing
 from tests.sim.protocol_network import Network
@@ -80,6 +82,11 @@ class Simulation:
         self.clients = Clients(self.heap, self.hosts, clients_chance, events, mix.clients)
         self.clients.flushes = mix.flush_keys is not None
         self.watch = Watch(hooks, self.hosts, events)
+        self.ingest_chance = random.Random(f"ingests {seed}")
+        self.ingests: IngestClients | None = None
+        if mix.ingests:
+            facts = IngestEvents(hooks, events)
+            self.ingests = IngestClients(self.heap, self.hosts, self.ingest_chance, events, self.clients, facts)
         self.trace = 0
         self.back_s = 0.0
         self._nursery: trio.Nursery
@@ -110,6 +117,8 @@ class Simulation:
                 await self.patiently(self.write_everywhere, 10.0)
             async with trio.open_nursery() as working:
                 working.start_soon(self.clients.run)
+                if self.ingests is not None:
+                    working.start_soon(self.ingests.run)
                 if self.mix.folds:
                     working.start_soon(self._collect_garbage, self.heap.now + self.seconds)
                 faults = Faults(self)
@@ -120,7 +129,8 @@ class Simulation:
             await self._check_end()
             for host in self.hosts:
                 self.kill(host, is_crash=False)
-        self.trace = zlib.crc32(repr(self.clients.trace).encode())
+        ingests = [] if self.ingests is None else self.ingests.trace
+        self.trace = zlib.crc32(repr(self.clients.trace + ingests).encode())
 
     async def _collect_garbage(self, until: float) -> None:
         """Have old versions collected, now here, now there: those that no transaction reads any more."""
@@ -174,6 +184,8 @@ class Simulation:
         node.kill()
         self.network.died(node, is_silent=is_silent)
         self.clients.died(node)
+        if self.ingests is not None:
+            self.ingests.died(node)
 
     # ---- The end ----
 
@@ -185,8 +197,13 @@ class Simulation:
         await trio.sleep(LATE_S)
         await self.patiently(self.clients.read_all, 5.0)
         self.clients.check(f"seed {self.seed}", self.keep)
+        if self.ingests is not None:
+            await self.patiently(self.ingests.read_all, 5.0)
+            self.ingests.check(f"seed {self.seed}", self.keep)
         if self.chance.random() < 0.2:
             await self._check_settled()
+        if self.ingests is not None and self.ingest_chance.random() < 0.5:
+            await self.ingests.check_rest()
         await self._check_equal()
 
     async def patiently(self, act: Callable[[SimNode], Awaitable[None]], limit_s: float, host: Host | None = None) -> None:
@@ -246,12 +263,14 @@ def simulate(
     events: Counter[str] | None = None,
     *,
     elastic: bool = False,
+    ingests: bool = False,
 ) -> Simulation:
     """Run one seed.  Raises Violation, or whatever else went wrong; a history that is wrong is kept.
 
     faults, clients: instead of the seed's own; events: counts what happens, also in a run that fails; elastic: see `protocol_members`.
+    ingests: with the clients of `protocol_ingest` besides.
     """
-    mix = draw(seed, faults, clients, elastic=elastic)
+    mix = draw(seed, faults, clients, elastic=elastic, ingests=ingests)
     counts = Counter[str]() if events is None else events
     hooks = Hooks(counts)
     hooks.install(mix.staged_keys, mix.closed_lag_s, mix.flush_keys)

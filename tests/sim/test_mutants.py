@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.sim import elastic_mutants, fold_mutants, node_mutants, protocol_mutants
+from tests.sim import elastic_mutants, fold_mutants, ingest_mutants, node_mutants, protocol_mutants
 
-PLANTED = (*protocol_mutants.MUTANTS, *elastic_mutants.MUTANTS, *fold_mutants.MUTANTS, *node_mutants.MUTANTS)
+PLANTED = (*protocol_mutants.MUTANTS, *elastic_mutants.MUTANTS, *fold_mutants.MUTANTS, *ingest_mutants.MUTANTS, *node_mutants.MUTANTS)
 PLANTS = [mutant.plant for mutant in PLANTED]
 
 
