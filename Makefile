@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover ranges fuzz-wire lag clean
+.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover ranges ingest fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,12 @@ chaos: $(STAMP)
 # make ranges [RANGES=10000]: what very many ranges cost, idle, in use, and after a restart
 ranges: $(STAMP)
 	$(BIN)/python -m bench.ranges $(if $(RANGES),--ranges $(RANGES))
+
+# make ingest [ROWS=6001215] [SOURCE=arrow] [SHUFFLED=1] [ROUNDS=3] [PEERS=duckdb,postgres|none] [MEMORY_LIMIT=400]: many rows into a
+# table, durable on three nodes; with a limit of memory a set of three times that must get in
+ingest: $(VENV)/.installed-bench
+	$(BIN)/python -m bench.ingest $(if $(ROWS),--rows $(ROWS)) $(if $(SOURCE),--source $(SOURCE)) $(if $(SHUFFLED),--shuffled) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PEERS),--peers $(PEERS)) $(if $(MEMORY_LIMIT),--memory-limit $(MEMORY_LIMIT))
 
 # make failover [KILLS=20]: how long writes pause when a node is killed
 failover: $(STAMP)

@@ -62,6 +62,11 @@ class PostgresSide:
         """Give the postmaster's id; its backends are below it."""
         return [self._process.pid] if self._process is not None else []
 
+    @property
+    def address(self) -> str:
+        """Give the URL of the server."""
+        return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+
     def prepare(self, workload: str) -> None:
         """Make and fill tables."""
         if workload in bank.ACCOUNTS:
@@ -126,8 +131,7 @@ class PostgresSide:
         self._stop()
 
     def _contender(self, label: str, module: str, clients: int) -> Contender:
-        address = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
-        spec = ClientSpec(module=module, address=address)
+        spec = ClientSpec(module=module, address=self.address)
         return Contender(label=label, is_dsdb=False, specs=(spec,) * clients, servers=tuple(self.servers()))
 
     def _launch(self) -> None:
