@@ -377,7 +377,8 @@ class SessionTransactions:
 
     async def _commit_writes(self, transaction: OpenTransaction) -> None:
         catalogs = self._services.catalogs
-        if trio.current_time() - transaction.last_used > RENEW_AFTER_SECONDS:
+        if transaction.txn.has_flushed or trio.current_time() - transaction.last_used > RENEW_AFTER_SECONDS:
+            # What was flushed ran for long: the lease may have run out, as nobody else has used it, or soon will.
             await catalogs.renew()
         base = transaction.catalog
         assert base is not None, "it has written"

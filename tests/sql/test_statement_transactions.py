@@ -253,6 +253,21 @@ async def _commit_late(one: Client, two: Client) -> None:
 test_commit_after_a_pause_renews_the_lease = scenario(_commit_late)
 
 
+async def _commit_of_much(one: Client, two: Client) -> None:
+    # One statement that ran for longer than a lease, and no other to renew it.
+    leases = one.database.catalogs
+    await one.run("BEGIN; UPDATE t SET n = 6 WHERE id = 1")
+    assert leases._current is not None
+    assert one.state.transaction is not None
+    leases._current.lease_expiration = from_milliseconds(1)
+    one.state.transaction.txn.has_flushed = True  # the local one never flushes
+    await one.run("COMMIT")
+    assert await one.run("SELECT n FROM t WHERE id = 1") == [(6,)]
+
+
+test_commit_of_what_was_flushed_renews_the_lease = scenario(_commit_of_much)
+
+
 @pytest.mark.parametrize(
     ("error", "sqlstate"),
     [
