@@ -24,8 +24,8 @@ from dsdb.kv.ids import AttemptId
 from dsdb.kv.intents import TxnMeta
 from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.columnar.entry import BlockEntry, decode_entry
+from dsdb.storage.columnar.parting import Parting
 from dsdb.storage.columnar.provisional import put_chunks, put_entry, remove_chunks
-from dsdb.storage.columnar.upkeep import cut
 from dsdb.storage.engine.port import Family, Reader, WriteBatch
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import Span, key_after, prefix_end
@@ -95,6 +95,9 @@ class ProvisionalBlocks:
         """The one at the lowest timestamp, while that is known."""
         self.committed = 0
         """Those that became blocks since it was loaded."""
+        self.partings = 0
+        """How often what this replica has had to make room: folds that were begun before are void."""
+        self._parting = Parting()
         for block in [] if engine is None else _stored(engine, prefix):
             self.lay(block)
 
@@ -193,9 +196,15 @@ class ProvisionalBlocks:
 
     # ---- Commands ----
 
+    def begin_batch(self) -> None:
+        """Note that all that was applied before is written."""
+        self._parting.begin_batch()
+
     def put(self, batch: WriteBatch, command: LayBlockCommand) -> int:
-        """Lay one; give by how much the range has grown."""
+        """Lay one; give by how much the range has grown.  Raises CorruptionError."""
         entry = decode_entry(command.last_key, command.entry)
+        # Where the leaseholder has nothing this replica may have what it has not collected yet: its chunks may even lie in the same places.
+        self.partings += self._parting.make_room(self._blocks_there(), batch, entry.first_key, entry.last_key)
         block = block_of(command.meta, command.ts, command.sequence, entry, command.entry)
         put_chunks(batch, entry, command.chunks)
         _put_stored(batch, self._prefix, block)
@@ -210,18 +219,21 @@ class ProvisionalBlocks:
         block = self.named(first_key, attempt)
         if block is None:
             return 0
-        assert self._engine is not None, "those that a split hands over are loaded anew"
         self.drop(block)
         _remove_stored(batch, self._prefix, block)
         entry = block.entry()
         if commit_ts is None or block.ts > commit_ts:
             remove_chunks(batch, entry)
             return -block.size_bytes
-        # Where this replica has folded rows of both sides into one block, it has none of the span: it is parted there.
-        cut(Blocks(self._engine), batch, first_key)
+        # Where this replica has folded rows of both sides into one block since, it has none of the span: it is parted there.
+        self.partings += self._parting.part(self._blocks_there(), batch, first_key)
         put_entry(batch, entry, commit_ts)
         self.committed += 1
         return len(block.last_key) + len(block.stored_entry)
+
+    def _blocks_there(self) -> Blocks:
+        assert self._engine is not None, "those that a split hands over are loaded anew"
+        return Blocks(self._engine)
 
     # ---- Spans ----
 

@@ -122,9 +122,9 @@ class StateMachine:
         self._unwritten: set[bytes] = set()
         """Keys whose intents the present batch lays or settles: the engine does not know of it yet."""
         self._has_cleared = False
-        """The present batch clears a span."""
+        """The present batch clears a span, or divides the range."""
         self.upheavals = 0
-        """Commands that removed, cleared or divided what a fold may have read: what was begun before them is not written."""
+        """Commands that removed, cleared, divided or parted what a fold may have read: what was begun before them is not written."""
         self.split_off_bytes = 0
         """Size of the right side of the last split."""
         self.is_damaged = False
@@ -147,10 +147,13 @@ class StateMachine:
         """Note that all that was applied before is written."""
         self._unwritten.clear()
         self._has_cleared = False
+        self.provisional.begin_batch()
         self.voided.clear()
 
     def needs_written_state(self, command: Command) -> bool:
         """Say whether applying reads from the engine what may have changed since `begin_batch`, and must be written first."""
+        if isinstance(command, LayBlockCommand):
+            return self._has_cleared
         if isinstance(command, (ResolveCommand, EndTxnCommand)):
             return self._has_cleared or (bool(self._unwritten) and not self._unwritten.isdisjoint(keys_of(command)))
         return isinstance(command, (CollectGarbageCommand, SplitCommand))
@@ -333,7 +336,10 @@ class StateMachine:
             case BeginTxnCommand():
                 return self._apply_begin(batch, command), 0
             case LayBlockCommand():
-                return LayBlockReply(command.ts), self.provisional.put(batch, command)
+                partings = self.provisional.partings
+                size = self.provisional.put(batch, command)
+                self.upheavals += self.provisional.partings - partings
+                return LayBlockReply(command.ts), size
             case DropBlockCommand():
                 return ResolveReply(), self.provisional.end(batch, command.first_key, command.attempt, None)
             case RemoveRecordsCommand():
@@ -501,6 +507,7 @@ class StateMachine:
             return InvalidRequest(f"range {descriptor.range_id} has changed to generation {descriptor.generation} before its split")
         # What is damaged is found before anything is changed.
         upkeep.cut(Blocks(self._engine), batch, command.right.start_key)
+        self._has_cleared = True
         self.upheavals += 1
         self._put_state(batch, descriptor=command.left)
         size_bytes, self.split_off_bytes = self._divided(command)

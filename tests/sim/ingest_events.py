@@ -10,7 +10,8 @@ from typing import Any
 
 from dsdb.kv.errors import KvError
 from dsdb.kv.intents import LayBlockReply, TxnStatus
-from dsdb.store import block_intents, intents, provisional, snapshot
+from dsdb.storage.columnar.parting import Parting
+from dsdb.store import block_intents, intents, snapshot
 from dsdb.store.clearing import Clearing
 from dsdb.store.command import EndTxnCommand, LayBlockCommand
 from dsdb.store.folding import Folding
@@ -38,7 +39,9 @@ RARE_INGESTS = (
     "rare: block intent committed",
     "rare: block intent resolved twice",
     "rare: block intent settled as it was old",
+    "rare: block intent laid where a replica had something",
     "rare: block of a fold parted by a block intent",
+    "rare: block of a fold parted again in one batch",
     "rare: rows cut at a range's end",
     "rare: range split under rows that were being laid",
     "rare: ingest aborted by a push",
@@ -79,7 +82,8 @@ class IngestEvents:
         hooks.wrap(Clearing, "clear", self._clear)
         hooks.wrap(Splitting, "_check", self._check_split)
         hooks.wrap(Folding, "_write", self._write_folded)
-        hooks.wrap(provisional, "cut", self._cut)
+        hooks.wrap(Parting, "part", self._part)
+        hooks.wrap(Parting, "make_room", self._make_room)
         hooks.wrap(intents, "_push_pending", self._push_pending)
         hooks.wrap(intents, "stage", self._stage)
         hooks.wrap(Serving, "_settle_oldest_blocks", self._settle_oldest)
@@ -178,11 +182,21 @@ class IngestEvents:
 
         return wrapped
 
-    def _cut(self, original: Any) -> Any:
-        def wrapped(*args: Any) -> bool:
-            is_cut = bool(original(*args))
+    def _part(self, original: Any) -> Any:
+        def wrapped(parting: Any, *args: Any) -> bool:
+            is_again = bool(parting._pieces)
+            is_cut = bool(original(parting, *args))
             self._count("block of a fold parted by a block intent", is_cut)
+            self._count("block of a fold parted again in one batch", is_cut and is_again)
             return is_cut
+
+        return wrapped
+
+    def _make_room(self, original: Any) -> Any:
+        def wrapped(*args: Any) -> bool:
+            had_some = bool(original(*args))
+            self._count("block intent laid where a replica had something", had_some)
+            return had_some
 
         return wrapped
 

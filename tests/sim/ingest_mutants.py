@@ -8,6 +8,7 @@ import pytest
 
 from dsdb.kv.errors import KvError
 from dsdb.kv.intents import PrewriteReply, ResolveReply
+from dsdb.storage.columnar.parting import Parting
 from dsdb.storage.engine.port import Family
 from dsdb.storage.keys import point_span, prefix_end
 from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP
@@ -164,7 +165,23 @@ def chunks_of_aborted_blocks_stay(patch: pytest.MonkeyPatch) -> None:
 
 def folded_blocks_go_around_new_ones(patch: pytest.MonkeyPatch) -> None:
     """Where a replica has folded rows of both sides into one block, it stays whole when a block intent becomes a block."""
-    patch.setattr(provisional, "cut", lambda blocks, batch, bound: False)
+    patch.setattr(Parting, "part", lambda self, blocks, batch, bound: False)
+
+
+def what_a_replica_has_left_stays_under_blocks(patch: pytest.MonkeyPatch) -> None:
+    """A replica does not look for what only the leaseholder has collected already."""
+    patch.setattr(Parting, "make_room", lambda self, blocks, batch, first_key, last_key: False)
+
+
+def blocks_are_parted_as_the_engine_shows_them(patch: pytest.MonkeyPatch) -> None:
+    """What the same batch has parted already is forgotten."""
+    part = Parting.part
+
+    def parted(self: Parting, *args: Any) -> bool:
+        self._pieces.clear()
+        return part(self, *args)
+
+    patch.setattr(Parting, "part", parted)
 
 
 def old_block_intents_are_left(patch: pytest.MonkeyPatch) -> None:
@@ -255,6 +272,8 @@ MUTANTS = (
     _mutant(aborted_blocks_become_visible, "gateway", "crash"),
     _mutant(chunks_of_aborted_blocks_stay, "crash"),
     _mutant(folded_blocks_go_around_new_ones, "crash", "transfer"),
+    _mutant(what_a_replica_has_left_stays_under_blocks, "crash", seconds=120.0),
+    _mutant(blocks_are_parted_as_the_engine_shows_them, "crash", "slow disk", seconds=120.0),
     _mutant(old_block_intents_are_left, "late", "crash"),
     _mutant(unpacked_rows_are_lost, "crash"),
     _mutant(unpacked_blocks_stay, "crash"),

@@ -16,7 +16,6 @@ from dsdb.sql.errors import SqlError
 from dsdb.storage.errors import StorageError
 from dsdb.store import keeper
 from dsdb.store.liveness import Liveness
-from tests.checkers.history import Violation
 from tests.sim import node_mutants
 from tests.sim.node_mutants import _bounded, _TooLong
 from tests.sim.protocol_sim import simulate
@@ -79,7 +78,7 @@ def find(mutant: Mutant, limit_s: float = math.inf) -> tuple[int, BaseException]
             try:
                 with _bounded(SEED_S):
                     simulate(seed, mutant.seconds, mutant.faults, clients=mutant.clients, ingests=mutant.ingests)
-            except (Violation, SqlError, StorageError) as error:
+            except (AssertionError, SqlError, StorageError) as error:
                 return seed, error
             except _TooLong:
                 continue

@@ -19,7 +19,8 @@ from dsdb.kv.intents import (
 )
 from dsdb.kv.requests import BumpReply, ClearSpanRequest, RefreshReply, RefreshRequest, ScanRequest, SplitRequest, TransferLeaseRequest
 from dsdb.storage.columnar.block import Blocks
-from dsdb.storage.columnar.provisional import encode_rows
+from dsdb.storage.columnar.entry import decode_entry
+from dsdb.storage.columnar.provisional import encode_rows, put_chunks, put_entry
 from dsdb.storage.columnar.upkeep import verify
 from dsdb.storage.datum import Kind
 from dsdb.storage.engine.port import Family
@@ -406,6 +407,36 @@ def test_a_raft_snapshot_carries_it() -> None:
         await run(TxnDesk(cluster))
 
     simulate(2, alone)
+
+
+def test_what_another_replica_has_not_collected_yet_makes_room() -> None:
+    async def body(desk: TxnDesk) -> None:
+        # The leaseholder has collected what was removed below the threshold, and folded nothing.
+        store = await desk.store()
+        other = next(number for number in (1, 2, 3) if desk.cluster.ids[number - 1] != store.identity.store_id)
+        engine = engine_of(desk, other)
+        for keys in ((BELOW, KEYS[0]), (KEYS[1], LAST), (ABOVE, b"\x10h")):
+            batch = engine.new_batch()
+            stored, chunks = block_of(keys)
+            entry = decode_entry(keys[-1], stored)
+            put_chunks(batch, entry, chunks)
+            put_entry(batch, entry, Timestamp(1))
+            engine.write(batch)
+        before = chunks_left(desk, other)
+        meta, _ = await laid(desk)
+        await desk.cluster.eventually(lambda: open_blocks(desk, other) == 1)
+        assert folded(desk, other) == [(BELOW, 1), (ABOVE, 1)]
+        await desk.end(meta, None)
+        await resolve(desk, meta, None)
+        await desk.cluster.eventually(lambda: open_blocks(desk, other) == 0)
+        assert folded(desk, other) == [(BELOW, 1), (ABOVE, 1)]
+        assert chunks_left(desk, other) == before * 2 // 3
+        meta, ts = await laid(desk)
+        await commit(desk, meta, ts)
+        await resolve(desk, meta, ts)
+        await desk.cluster.eventually(lambda: folded(desk, other) == [(BELOW, 1), (FIRST, ts), (ABOVE, 1)])
+
+    on_two_ranges(body, stores=3)
 
 
 def test_clearing_a_span_clears_it() -> None:
