@@ -4,6 +4,7 @@ import datetime
 import decimal
 import uuid
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import pandas as pd
@@ -155,6 +156,14 @@ def test_pandas_gives_its_columns_without_the_index(connection: Connection) -> N
     cursor = connection.execute("SELECT * FROM $1", [frame])
     assert [name for name, *_ in cursor.description or ()] == ["id"]
     assert cursor.fetch_df().equals(pd.DataFrame({"id": [1, 2]}))
+
+
+def test_pandas_gets_decimals_that_are_exact_and_come_back_so(connection: Connection) -> None:
+    sql = "SELECT 0.10::DECIMAL(15,2) AS price UNION ALL SELECT 0.20::DECIMAL(15,2) UNION ALL SELECT NULL"
+    frame = connection.execute(sql).fetch_df()
+    assert frame["price"].dropna().tolist() == [Decimal("0.10"), Decimal("0.20")]
+    assert (frame["price"].sum(), frame["price"].isna().sum()) == (Decimal("0.30"), 1)
+    assert connection.execute("SELECT sum(price), count(*) FROM $1", [frame]).fetchall() == [(Decimal("0.30"), 3)]
 
 
 def test_explain_shows_what_is_given(connection: Connection) -> None:
