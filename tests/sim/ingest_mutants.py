@@ -257,7 +257,7 @@ def _mutant(plant: Any, *faults: str, seconds: float = 60.0) -> Mutant:
 MUTANTS = (
     _mutant(reads_of_keys_pass_by_block_intents, "crash"),
     _mutant(scans_pass_by_block_intents, "crash"),
-    _mutant(refreshes_pass_by_block_intents, "delays"),
+    _mutant(refreshes_pass_by_block_intents, "crash"),
     _mutant(writers_pass_by_block_intents, "delays"),
     _mutant(commits_in_one_range_pass_by_block_intents, "delays"),
     _mutant(followers_read_past_block_intents, "delays"),
@@ -274,7 +274,7 @@ MUTANTS = (
     _mutant(folded_blocks_go_around_new_ones, "crash", "transfer"),
     _mutant(what_a_replica_has_left_stays_under_blocks, "crash", seconds=120.0),
     _mutant(blocks_are_parted_as_the_engine_shows_them, "crash", "slow disk", seconds=120.0),
-    _mutant(old_block_intents_are_left, "late", "crash"),
+    _mutant(old_block_intents_are_left, "late", "gateway", "ghost"),
     _mutant(unpacked_rows_are_lost, "crash"),
     _mutant(unpacked_blocks_stay, "crash"),
     _mutant(splits_forget_block_intents, "splits", "gateway"),

@@ -49,7 +49,7 @@ from dsdb.txn.transaction import KvTransaction
 from tests.checkers import versions
 from tests.checkers.history import History, Insert, Outcome, Pending, Read, Txn, Violation, Write, refuse
 from tests.sim.ingest_events import IngestEvents
-from tests.sim.protocol_clients import GARBAGE_S, RANGES, Asked, Clients, TooOld, encode, index_of, stored
+from tests.sim.protocol_clients import EXPECTED, GARBAGE_S, RANGES, Asked, Clients, TooOld, encode, index_of, stored
 from tests.sim.protocol_loop import EventHeap
 from tests.sim.protocol_node import LAYOUT, Host, SimNode
 
@@ -65,7 +65,7 @@ REST_S = 50.0
 """Simulated time after which nothing is left of what was never committed: late copies are settled when they are half a minute old."""
 PATIENCE_S = 30.0
 """What an ingest may take besides: each of its steps has a patience of its own."""
-ENDS = ("commit",) * 8 + ("rollback", "rollback", "undo", "undo", "read", "change", "twice", "rest")
+ENDS = ("commit",) * 8 + ("rollback", "rollback", "undo", "undo", "read", "change", "twice", "rest", "rest")
 KINDS = ("ingest",) * 7 + ("read",) * 6 + ("write",) * 5 + ("clear",) * 2 + ("split", "collect")
 
 
@@ -159,17 +159,22 @@ class IngestClients(Clients):
         if chance.random() < 0.2:
             keys = sorted({*keys, *self._some_rows(self._area())})
         end = chance.choice(ENDS)
-        rest_s = chance.choice((0.0, 0.0, 0.01, 0.03, 0.3)) if end != "rest" else chance.choice((1.0, 4.0, 8.0))
+        rest_s = chance.choice((0.0, 0.0, 0.01, 0.03, 0.3)) if end != "rest" else chance.choice((0.5, 1.0, 4.0, 8.0))
+        is_quiet = end == "rest" and chance.random() < 0.7
         record = self.records["ingests"].begin(client)
 
         async def act(txn: KvTransaction) -> None:
             value = self._value(record)
             savepoint = txn.savepoint() if end == "undo" else 0
-            self._open[record.number] = area
+            if not is_quiet:
+                self._open[record.number] = area
             await self._lay_all(txn, record, keys, value)
-            # Others meet what is laid.
-            self._others.burst(min(rest_s, 0.2))
+            if not is_quiet:
+                # Others meet what is laid.
+                self._others.burst(min(rest_s, 0.2))
             await trio.sleep(rest_s)
+            if is_quiet:
+                await self._peek(WORKERS + 1 + client, area)
             await self._end_ingest(txn, record, keys, end, savepoint)
 
         await self._transact("ingests", client, record, act, PATIENCE_S + rest_s)
@@ -253,6 +258,21 @@ class IngestClients(Clients):
             await txn.flush()
             raise Violation(f"key {key.hex()} was inserted twice by one transaction")
 
+    async def _peek(self, client: int, area: int) -> None:
+        """Read what is just being laid as it was a moment ago: such a read may find nobody's promise to wait for, and pushes nobody."""
+        node = self._some_node()
+        if node is None:
+            return
+        ago = Timestamp(self._chance.choice((60, 200, 700)) << COUNTER_BITS)
+        record = self.records["ingests"].begin(client)
+        self._past.add(record.number)
+        txn = node.transactions.begin(read_ts=Timestamp(max(node.oracle.latest - ago, 1)))
+        try:
+            await self._read_area(txn, record, area, self._chance.choice(("scan", "keys")))
+            self.records["ingests"].ok(record, await txn.commit())
+        except (*EXPECTED, InvalidParameterError) as error:
+            self.records["ingests"].fail(record, str(error))
+
     # ---- The others ----
 
     async def _read(self, client: int) -> None:
@@ -293,7 +313,10 @@ class IngestClients(Clients):
         keys = chance.sample(AREA_KEYS[self._area()], chance.choice((1, 1, 2, 3)))
         how = chance.choice(("blindly", "blindly", "insert", "read", "locks", "scan"))
         is_removal = chance.random() < 0.2
-        read_area, pause_s = self._area(), chance.choice((0.0, 0.01, 0.05))
+        read_area, pause_s = self._area(), chance.choice((0.01, 0.03, 0.1, 0.3))
+        if how == "scan":
+            # Where nobody is in the way.
+            keys = chance.sample(AREA_KEYS[(self._newest + AREAS // 2) % AREAS], 2)
 
         async def act(txn: KvTransaction) -> None:
             if how == "locks":
@@ -306,6 +329,7 @@ class IngestClients(Clients):
                 # What comes meanwhile is found when this is refreshed.
                 await self._read_area(txn, record, read_area, "scan")
                 await trio.sleep(pause_s)
+                await self._at[record.number].transactions.begin().get(keys)  # so that it cannot commit where it has read
             for key in keys:
                 value = None if is_removal and how != "insert" else self._value(record)
                 if how == "insert":

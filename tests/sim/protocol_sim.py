@@ -198,13 +198,20 @@ class Simulation:
         await self.patiently(self.clients.read_all, 5.0)
         self.clients.check(f"seed {self.seed}", self.keep)
         if self.ingests is not None:
-            await self.patiently(self.ingests.read_all, 5.0)
-            self.ingests.check(f"seed {self.seed}", self.keep)
+            await self._check_ingests(self.ingests)
         if self.chance.random() < 0.2:
             await self._check_settled()
-        if self.ingests is not None and self.ingest_chance.random() < 0.5:
-            await self.ingests.check_rest()
         await self._check_equal()
+
+    async def _check_ingests(self, ingests: IngestClients) -> None:
+        is_rest_checked, is_read_first = self.ingest_chance.random() < 0.6, self.ingest_chance.random() < 0.5
+        if is_rest_checked and not is_read_first:
+            # What nobody has met goes too.
+            await ingests.check_rest()
+        await self.patiently(ingests.read_all, 5.0)
+        ingests.check(f"seed {self.seed}", self.keep)
+        if is_rest_checked and is_read_first:
+            await ingests.check_rest()
 
     async def patiently(self, act: Callable[[SimNode], Awaitable[None]], limit_s: float, host: Host | None = None) -> None:
         """Do something at a node until it succeeds."""

@@ -18,7 +18,7 @@ def quiet() -> Iterator[None]:
 
 FAILED_ONCE: tuple[tuple[int, float, tuple[str, ...], bool], ...] = (
     # A Raft snapshot left the block intents that stood in the replica that it replaced.
-    (16, 5.0, ("partition", "ghost"), False),
+    (38, 5.0, ("partition", "ghost"), False),
 )
 
 
