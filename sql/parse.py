@@ -411,7 +411,7 @@ def _parse_own(tokens: list[Token], sql: str, verb: str) -> OwnStatement | None:
     words = Words(tokens)
     if verb in TRANSACTION_VERBS:
         return parse_transaction(words, verb)
-    if verb in ("ALTER", "SET", "RESET", "SHOW") and (steering := parse_cluster(words, verb)) is not None:
+    if verb in ("ALTER", "SET", "RESET", "SHOW", "CANCEL") and (steering := parse_cluster(words, verb)) is not None:
         return steering
     if verb == "SHOW":
         return _parse_show(words)

@@ -4,6 +4,7 @@ ALTER NODE 3 SET STATE draining | decommissioning | active
 ALTER TABLE t SCATTER                ALTER RANGE 17 SCATTER
 SET CLUSTER SETTING name = value     RESET CLUSTER SETTING name
 SHOW CLUSTER SETTING name            SHOW [ALL] CLUSTER SETTINGS       SHOW JOBS
+CANCEL JOB 17
 """
 
 import msgspec
@@ -42,7 +43,13 @@ class ShowClusterStatement(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
 
 
-ClusterStatement = AlterNodeStatement | ScatterStatement | SetClusterStatement | ShowClusterStatement
+class CancelJobStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """CANCEL JOB n."""
+
+    job_id: int
+
+
+ClusterStatement = CancelJobStatement | AlterNodeStatement | ScatterStatement | SetClusterStatement | ShowClusterStatement
 
 
 def parse_cluster(words: Words, verb: str) -> ClusterStatement | None:
@@ -60,6 +67,11 @@ def parse_cluster(words: Words, verb: str) -> ClusterStatement | None:
             words.expect("SCATTER")
             words.end()
             return scatter
+    elif verb == "CANCEL":
+        words.expect("JOB")
+        cancel = CancelJobStatement(job_id=words.integer())
+        words.end()
+        return cancel
     elif verb in ("SET", "RESET") and words.take("CLUSTER", "SETTING"):
         return _set(words, verb)
     elif verb == "SHOW":

@@ -1,8 +1,10 @@
 """What statements that steer the cluster ask of the node: states of nodes, scattering, settings, jobs."""
 
+from enum import Enum
 from typing import Protocol
 
 import msgspec
+import trio
 
 from dsdb.sql.ports import PortError
 from dsdb.storage.keys import Span
@@ -29,8 +31,9 @@ class StoreInfo(msgspec.Struct, frozen=True, kw_only=True):
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the cluster is doing, for people.
 
-    kind: replicas, lease, split, drain, decommission or drop; started_us: wall clock of the node that does it, None if that is not known;
-    left: how much is to be done still, in `unit`.
+    kind: replicas, lease, split, drain, decommission, drop or import; started_us: wall clock of the node that does it, None if that is
+    not known; left: how much is to be done still, done: how much is, in `unit`.  Of imports alone, which stay some time after they
+    ended: job_id; state: running, committing, succeeded, failed, cancelled, or unknown; why it is so; ended_us: None while it goes on.
     """
 
     kind: str
@@ -40,6 +43,35 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_us: int | None
     left: int | None
     unit: str | None
+    job_id: int | None = None
+    state: str = "running"
+    done: int | None = None
+    why: str | None = None
+    ended_us: int | None = None
+
+
+class ImportEnd(Enum):
+    """How an import ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+class ImportJob(Protocol):
+    """An import that runs, as who runs it sees it.  scope: what CANCEL JOB cancels."""
+
+    scope: trio.CancelScope
+
+    def note(self, rows: int) -> None:
+        """Count rows that have come."""
+
+    async def settle(self) -> None:
+        """Say that what comes next is the commit, before it does.  Raises PortError."""
+
+    def end(self, state: ImportEnd, why: str = "") -> None:
+        """Say how it ended; only the first time counts."""
 
 
 class Scattered(msgspec.Struct, frozen=True, array_like=True):
@@ -63,6 +95,12 @@ class ClusterSteering(Protocol):
 
     async def jobs(self) -> list[JobInfo]:
         """Describe what is being done."""
+
+    def begin_import(self, what: str) -> ImportJob:
+        """Begin an import at this node; `what` says into which table, for people."""
+
+    async def cancel_job(self, job_id: int) -> None:
+        """Ask for an import's end, which comes within seconds."""
 
     async def settings(self) -> dict[str, float]:
         """Give the cluster's settings that are set, by name."""

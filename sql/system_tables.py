@@ -37,6 +37,11 @@ _COLUMNS: dict[str, tuple[tuple[str, SqlType], ...]] = {
         ("started_at", TIMESTAMPTZ),
         ("left_to_do", BIGINT),
         ("unit", TEXT),
+        ("job_id", BIGINT),
+        ("state", TEXT),
+        ("done", BIGINT),
+        ("why", TEXT),
+        ("ended_at", TIMESTAMPTZ),
     ),
     "leases": (
         ("range_id", BIGINT),

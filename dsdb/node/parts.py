@@ -22,7 +22,7 @@ from dsdb.coordinator.view import NodeState
 from dsdb.env import Address, Clock, Network, NodeListener, Offload
 from dsdb.flow import FRAGMENT, LEADERS, FragmentRunner, Gatherer, Leaders
 from dsdb.flow.leaders import ANSWER_S as LEADERS_ANSWER_S
-from dsdb.jobs import Cleanup, VersionCollector
+from dsdb.jobs import Cleanup, Imports, VersionCollector
 from dsdb.kv.descriptor import RangeDescriptor
 from dsdb.kv.errors import KvError
 from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
@@ -178,6 +178,7 @@ class NodeParts:
             clock=self._clock,
             is_leader=lambda: self.store.holds_lease(SYSTEM_RANGE),
         )
+        self.imports = Imports(node_id=self.identity.node_id, transactions=self.transactions, clock=self._clock)
         self.version_collector = VersionCollector(
             store=self.store, oracle=self.oracle, clock=self._clock, oldest_read=lambda: self.activity.oldest_read()
         )
@@ -216,6 +217,7 @@ class NodeParts:
             peers=self.peers,
             coordinating_node=self._coordinating_node,
             transactions=self.transactions,
+            imports=self.imports,
             clock=self._clock,
         )
 
@@ -299,6 +301,7 @@ class NodeParts:
         await nursery.start(self.cluster_settings.run)
         await nursery.start(self.splitter.run)
         await nursery.start(self.cleanup.run)
+        await nursery.start(self.imports.run)
         await nursery.start(self.version_collector.run)
         await nursery.start(self.sessions.run)
         nursery.start_soon(self.janitor.run)

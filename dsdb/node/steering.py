@@ -18,6 +18,7 @@ from dsdb.coordinator.moves import kind_of
 from dsdb.coordinator.status import NodeStatus
 from dsdb.coordinator.view import NodeState, RangeView
 from dsdb.env import Clock
+from dsdb.jobs import Imports
 from dsdb.kv.errors import InvalidRequest, KvError, KvErrorDetail, Unavailable
 from dsdb.kv.ids import NodeId, RangeId
 from dsdb.node.administration import Administration, SetNodeStateRequest
@@ -91,6 +92,7 @@ class Steering:
         peers: Peers,
         coordinating_node: Callable[[], NodeId | None],
         transactions: TransactionFactory,
+        imports: Imports,
         clock: Clock,
     ) -> None:
         self._node_id = node_id
@@ -102,6 +104,9 @@ class Steering:
         self._clock = clock
         self.settings = settings.read
         self.change_setting = settings.change
+        self._imports = imports
+        self.begin_import = imports.begin
+        self.cancel_job = imports.cancel
 
     # ---- What statements ask ----
 
@@ -134,7 +139,7 @@ class Steering:
         ]
 
     async def jobs(self) -> list[JobInfo]:
-        """Describe what is being done: nodes that become empty, moves, tables that are removed.  Raises PortError."""
+        """Describe what is being done: nodes that become empty, moves, imports, tables that are removed.  Raises PortError."""
         statuses = await self._patiently(self._administration.nodes)
         underway = await self._patiently(lambda: self._coordinated(UNDERWAY, UnderwayRequest(), self.serve_underway))
         found = [job for status in statuses if (job := _node_job(status)) is not None]
@@ -150,7 +155,7 @@ class Steering:
             )
             for move in underway.moves
         ]
-        return found + await self._drops()
+        return found + await self._imports.jobs() + await self._drops()
 
     async def _drops(self) -> list[JobInfo]:
         rows = await self._transactions.begin().scan(prefix_span(system_key("garbage")), limit=DROPS_MAX)

@@ -17,16 +17,27 @@ import pyarrow.compute as pc
 import trio
 from sqlglot import exp
 
-from dsdb.sql.errors import DuplicateColumnError, InvalidDataError, NotNullViolationError, SerializationError, SqlError, SqlSyntaxError
+from dsdb.sql.errors import (
+    DuplicateColumnError,
+    InvalidDataError,
+    NotNullViolationError,
+    QueryCanceledError,
+    SerializationError,
+    SqlError,
+    SqlSyntaxError,
+)
 from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.dml_insert import assignment
 from dsdb.sql.execute.ingest import open_ingest
+from dsdb.sql.execute.inputs import InputStream
 from dsdb.sql.execute.result import Result
 from dsdb.sql.execute.services import Execution, find_table
 from dsdb.sql.execute.slices import SLICE_ROWS_MAX
 from dsdb.sql.execute.target import Compiled, RowRules, Target, compile_default
 from dsdb.sql.given_tables import Columns
 from dsdb.sql.parse_copy import CopyStatement
+from dsdb.sql.ports import PortError
+from dsdb.sql.ports_steering import ImportEnd, ImportJob
 from dsdb.sql.rows import layout_column
 from dsdb.sql.schema import ColumnDescriptor, SequenceDescriptor
 from dsdb.sql.types import BIGINT, SqlType, TypeName
@@ -113,6 +124,7 @@ class CopyPlan:
             )
         table = find_table(statement.table, binder.catalog, binder.session)
         self._target = Target(table, binder.database.name)
+        self._database = binder.database.name
         self._positions = _positions(self._target, statement.columns, stream.columns)
         columns = table.columns
         self._intakes = [ColumnIntake(given, columns[at]) for at, (_, given) in zip(self._positions, stream.columns)]
@@ -144,6 +156,21 @@ class CopyPlan:
                 detail="The rows that came with the statement have been read.",
                 hint="Give them again.",
             )
+        transaction = execution.session.transaction
+        assert transaction is not None, "it runs in a block"
+        job = execution.services.steering.begin_import(f"COPY into {self._target.table.name} of database {self._database}")
+        transaction.imports.append(job)
+        try:
+            with job.scope:
+                count = await self._copied(stream, execution, job)
+                return Result(f"COPY {count}", row_count=count)
+        except (SqlError, PortError) as error:
+            job.end(ImportEnd.FAILED, str(error))
+            raise
+        job.end(ImportEnd.CANCELLED, "CANCEL JOB")
+        raise QueryCanceledError("canceling statement due to CANCEL JOB")
+
+    async def _copied(self, stream: InputStream, execution: Execution, job: ImportJob) -> int:
         await execution.settle_catalog()
         row = 1
         batches: AsyncIterator[pa.RecordBatch] = stream.batches()
@@ -155,8 +182,10 @@ class CopyPlan:
                     await self._check_rules(self._rules, whole, row, execution)
                 await ingest.write(whole)
                 row += batch.num_rows
+                job.note(batch.num_rows)
             count = await ingest.finish()
-        return Result(f"COPY {count}", row_count=count)
+        await job.settle()
+        return count
 
     async def _whole(self, batch: pa.RecordBatch, first_row: int, execution: Execution) -> pa.RecordBatch:
         """Give whole rows of the table."""

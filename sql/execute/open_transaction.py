@@ -21,6 +21,7 @@ from dsdb.sql.errors import UndefinedSavepointError
 from dsdb.sql.execute.sequence import OwnSequences
 from dsdb.sql.parse import ParsedStatement
 from dsdb.sql.ports import Transaction
+from dsdb.sql.ports_steering import ImportEnd, ImportJob
 from dsdb.sql.transaction_status import TransactionStatus
 
 STATEMENTS_KEPT_MAX = 32
@@ -34,6 +35,8 @@ class Savepoint(msgspec.Struct, frozen=True, kw_only=True):
     settings: Mapping[str, str]
     read_only: bool
     draft: CatalogDraft | None
+    imports: int
+    """Imports before it."""
 
 
 class OpenTransaction:
@@ -44,7 +47,7 @@ class OpenTransaction:
     change; used: ids of the tables that its statements named; own_sequences: values of those that it has made; has_rows: it has read or
     written rows; now: of now(), the same for all; has_run: a statement has
     run in it; has_queried: one besides SET and SHOW; has_written: some of them has written rows; settings: the session's before it;
-    statements: some of what it ran, to name its tables when it fails.
+    statements: some of what it ran, to name its tables when it fails; imports: jobs that end with it.
     """
 
     __slots__ = (
@@ -54,6 +57,7 @@ class OpenTransaction:
         "has_rows",
         "has_run",
         "has_written",
+        "imports",
         "is_historical",
         "is_implicit",
         "last_used",
@@ -89,6 +93,7 @@ class OpenTransaction:
         self.savepoints: list[Savepoint] = []
         self.last_used = 0.0
         self.statements: list[ParsedStatement] = []
+        self.imports: list[ImportJob] = []
 
     @property
     def shown_catalog(self) -> Catalog | None:
@@ -99,6 +104,12 @@ class OpenTransaction:
         """Note that a statement has failed."""
         self.status = TransactionStatus.FAILED
 
+    def end_imports(self, state: ImportEnd, why: str = "", *, begin: int = 0) -> None:
+        """Say how what was imported ended, but for what is known to have failed."""
+        for job in self.imports[begin:]:
+            job.end(state, why)
+        del self.imports[begin:]
+
     def note_statement(self, statement: ParsedStatement) -> None:
         """Remember a statement that runs."""
         if len(self.statements) < STATEMENTS_KEPT_MAX:
@@ -106,7 +117,9 @@ class OpenTransaction:
 
     def set_savepoint(self, name: str, settings: Mapping[str, str]) -> None:
         """Set a savepoint; one of the same name before it is hidden until this one is released."""
-        savepoint = Savepoint(name=name, mark=self.txn.savepoint(), settings=settings, read_only=self.read_only, draft=self.draft)
+        savepoint = Savepoint(
+            name=name, mark=self.txn.savepoint(), settings=settings, read_only=self.read_only, draft=self.draft, imports=len(self.imports)
+        )
         self.savepoints.append(savepoint)
 
     def release(self, name: str) -> None:
@@ -129,6 +142,7 @@ class OpenTransaction:
             draft = draft.onto(self.catalog)
         del self.savepoints[position + 1 :]
         self.txn.rollback_to(savepoint.mark)
+        self.end_imports(ImportEnd.FAILED, "rolled back", begin=savepoint.imports)
         self.status = TransactionStatus.ACTIVE
         self.read_only = savepoint.read_only
         self.draft = draft

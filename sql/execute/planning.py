@@ -44,7 +44,7 @@ from dsdb.sql.parse import (
     TruncateStatement,
     parse_statements,
 )
-from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement, ShowClusterStatement
+from dsdb.sql.parse_cluster import AlterNodeStatement, CancelJobStatement, ScatterStatement, SetClusterStatement, ShowClusterStatement
 from dsdb.sql.parse_copy import CopyStatement
 from dsdb.sql.parse_ranges import ConfigureStatement
 from dsdb.sql.parse_transaction import TransactionStatement
@@ -253,7 +253,7 @@ def _plan_statement(statement: ParsedStatement, binder: StatementBinder) -> Plan
             return ShowPlan(tree, binder)
         case SetStatement():
             return SetPlan(tree)
-        case AlterNodeStatement() | ScatterStatement() | SetClusterStatement() | ShowClusterStatement():
+        case AlterNodeStatement() | CancelJobStatement() | ScatterStatement() | SetClusterStatement() | ShowClusterStatement():
             return SteeringPlan(tree, binder)
         case CopyStatement():
             return CopyPlan(tree, binder)

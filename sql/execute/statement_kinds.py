@@ -4,7 +4,7 @@ from sqlglot import exp
 
 from dsdb.sql.errors import ReadOnlyTransactionError
 from dsdb.sql.parse import CreateDatabaseStatement, DropDatabaseStatement, ParsedStatement, SplitAtStatement, TruncateStatement
-from dsdb.sql.parse_cluster import AlterNodeStatement, ScatterStatement, SetClusterStatement
+from dsdb.sql.parse_cluster import AlterNodeStatement, CancelJobStatement, ScatterStatement, SetClusterStatement
 from dsdb.sql.parse_copy import CopyStatement
 from dsdb.sql.parse_ranges import ConfigureStatement
 
@@ -15,6 +15,7 @@ _OWN_CHANGES: dict[type, str] = {
     SplitAtStatement: "ALTER TABLE … SPLIT AT",
     AlterNodeStatement: "ALTER NODE",
     ScatterStatement: "ALTER … SCATTER",
+    CancelJobStatement: "CANCEL JOB",
     SetClusterStatement: "SET CLUSTER SETTING",
 }
 _SETTING_CALLS = frozenset({"nextval", "setval"})
@@ -34,7 +35,8 @@ def catalog_change(statement: ParsedStatement) -> str | None:
 
 def must_be_alone(change: str) -> bool:
     """Say whether a change cannot be part of a transaction, as in PostgreSQL; and the cut into ranges is no part of the catalogue."""
-    return change.endswith((" DATABASE", "SPLIT AT", "CONFIGURE RANGES", "CONFIGURE PLACEMENT", " NODE", " SCATTER", " CLUSTER SETTING"))
+    ends = (" DATABASE", "SPLIT AT", "CONFIGURE RANGES", "CONFIGURE PLACEMENT", " NODE", " JOB", " SCATTER", " CLUSTER SETTING")
+    return change.endswith(ends)
 
 
 def runs_in_block(statement: ParsedStatement) -> bool:

@@ -9,7 +9,14 @@ from dsdb.sql.execute.binding import StatementBinder
 from dsdb.sql.execute.result import Result, ResultColumn
 from dsdb.sql.execute.services import Execution, find_table
 from dsdb.sql.execute.steering_rows import cluster_setting_rows
-from dsdb.sql.parse_cluster import AlterNodeStatement, ClusterStatement, ScatterStatement, SetClusterStatement, ShowClusterStatement
+from dsdb.sql.parse_cluster import (
+    AlterNodeStatement,
+    CancelJobStatement,
+    ClusterStatement,
+    ScatterStatement,
+    SetClusterStatement,
+    ShowClusterStatement,
+)
 from dsdb.sql.ports_steering import RefusedError
 from dsdb.sql.rows import rows_of
 from dsdb.sql.types import BIGINT, TEXT
@@ -38,6 +45,9 @@ class SteeringPlan:
             case AlterNodeStatement(node_id=node_id, state=state):
                 await _granted(steering.set_node_state(node_id, state))
                 return Result("ALTER NODE", row_count=None)
+            case CancelJobStatement(job_id=job_id):
+                await _granted(steering.cancel_job(job_id))
+                return Result("CANCEL JOB", row_count=None)
             case ScatterStatement(range_id=range_id):
                 done = await _granted(steering.scatter(self._span, range_id))
                 columns = (ResultColumn("moves_begun", BIGINT), ResultColumn("ranges_left", BIGINT))

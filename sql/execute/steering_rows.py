@@ -17,7 +17,20 @@ async def cluster_setting_rows(execution: Execution) -> list[Row]:
 async def job_rows(execution: Execution) -> list[Row]:
     """Describe what the cluster is doing."""
     return [
-        (job.kind, job.range_id, job.node_id, job.what, job.started_us, job.left, job.unit)
+        (
+            job.kind,
+            job.range_id,
+            job.node_id,
+            job.what,
+            job.started_us,
+            job.left,
+            job.unit,
+            job.job_id,
+            job.state,
+            job.done,
+            job.why,
+            job.ended_us,
+        )
         for job in await execution.services.steering.jobs()
     ]
 

@@ -32,6 +32,7 @@ from dsdb.sql.errors import (
     NoActiveTransactionError,
     SerializationError,
     SqlError,
+    UnknownOutcomeError,
 )
 from dsdb.sql.execute.failures import (
     AGAIN,
@@ -51,7 +52,8 @@ from dsdb.sql.execute.session import SessionState
 from dsdb.sql.execute.statement_kinds import catalog_change, check_reads_only, must_be_alone
 from dsdb.sql.parse import ParsedStatement, SetStatement, ShowStatement
 from dsdb.sql.parse_transaction import TransactionStatement, Verb
-from dsdb.sql.ports import DeadlineExceededError, PortError, TransactionRetryError
+from dsdb.sql.ports import AmbiguousCommitError, DeadlineExceededError, PortError, TransactionRetryError
+from dsdb.sql.ports_steering import ImportEnd
 from dsdb.sql.transaction_status import Begin, TransactionStatus
 from dsdb.storage.errors import CorruptionError
 
@@ -117,6 +119,7 @@ class SessionTransactions:
         """Roll back what is open."""
         transaction, session.transaction = session.transaction, None
         if transaction is not None:
+            transaction.end_imports(ImportEnd.FAILED, "rolled back")
             session.restore_settings(transaction.settings)
             with trio.CancelScope(shield=True):
                 await transaction.txn.rollback()
@@ -366,6 +369,8 @@ class SessionTransactions:
             if session.transaction is None:
                 raise  # it was committed
             session.transaction = None
+            is_unknown = isinstance(error, UnknownOutcomeError | AmbiguousCommitError)
+            transaction.end_imports(ImportEnd.UNKNOWN if is_unknown else ImportEnd.FAILED, str(error))
             session.restore_settings(transaction.settings)
             if isinstance(error, SqlError):
                 await transaction.txn.rollback()
@@ -373,6 +378,7 @@ class SessionTransactions:
             assert transaction.shown_catalog is not None
             raise in_sql(error, transaction.shown_catalog, transaction.statements) from error
         session.transaction = None
+        transaction.end_imports(ImportEnd.SUCCEEDED)
         session.note_commit()
 
     async def _commit_writes(self, transaction: OpenTransaction) -> None:
@@ -410,6 +416,7 @@ class SessionTransactions:
 
         def committed() -> None:
             session.transaction = None
+            transaction.end_imports(ImportEnd.SUCCEEDED)
             session.note_commit()
             for sequence in own:
                 services.sequences.forget(sequence)

@@ -1,6 +1,7 @@
 """Rows on their way into and out of a cluster of processes, while nodes die and others write."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,43 @@ def test_an_ingest_outlives_the_leaseholder_or_leaves_nothing(cluster: ProcessCl
         assert (found, count) == ([20_000], 20_000) or (found[0] != 20_000 and count == 0)
         if not count:
             assert watching.cursor().adbc_ingest("moved", numbers(1_000), "append") == 1_000
+
+
+def test_an_ingest_is_a_job_that_any_node_sees_and_cancels(cluster: ProcessCluster) -> None:
+    gateway, other = cluster.nodes[0], cluster.nodes[2]
+    with dsdb.connect(f"dsdb://{other.address}", autocommit=True) as watching:
+        watching.execute("CREATE TABLE called_off (id BIGINT PRIMARY KEY, word TEXT)")
+        at_half, go_on = threading.Event(), threading.Event()
+        failures: list[dsdb.Error] = []
+
+        def ingest() -> None:
+            try:
+                with dsdb.connect(f"dsdb://{gateway.address}", autocommit=True) as connection:
+                    connection.cursor().adbc_ingest("called_off", numbers(20_000, at_half=at_half, go_on=go_on), "append")
+            except dsdb.Error as error:
+                failures.append(error)
+
+        def told() -> list[tuple[object, ...]]:
+            return watching.execute("SELECT job_id, node_id, state FROM system.jobs WHERE what LIKE 'COPY into called_off %'").fetchall()
+
+        thread = threading.Thread(target=ingest)
+        thread.start()
+        assert at_half.wait(60)
+        until = time.monotonic() + 60
+        while not (found := told()) and time.monotonic() < until:
+            time.sleep(0.1)
+        [(job_id, node_id, state)] = found
+        assert (node_id, state) == (gateway.node_id, "running")
+        watching.execute(f"CANCEL JOB {job_id}")
+        while told() != [(job_id, node_id, "cancelled")] and time.monotonic() < until:
+            time.sleep(0.1)
+        go_on.set()
+        thread.join(60)
+        assert [error.sqlstate for error in failures] == ["57014"]
+        assert told() == [(job_id, node_id, "cancelled")]
+        with pytest.raises(dsdb.Error, match="is cancelled: only one that is running can be cancelled"):
+            watching.execute(f"CANCEL JOB {job_id}")
+        assert watching.execute("SELECT count(*) FROM called_off").fetchall() == [(0,)]
 
 
 def test_a_dump_during_an_ingest_has_all_of_it_or_nothing(cluster: ProcessCluster, tmp_path: Path) -> None:

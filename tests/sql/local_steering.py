@@ -1,7 +1,28 @@
 """ports_steering.ClusterSteering of one node that does nothing by itself: it remembers what it was told."""
 
-from dsdb.sql.ports_steering import JobInfo, RefusedError, Scattered, StoreInfo
+import trio
+
+from dsdb.sql.ports_steering import ImportEnd, JobInfo, RefusedError, Scattered, StoreInfo
 from dsdb.storage.keys import Span
+
+
+class LocalImport:
+    """An import that tells nobody, but of its end."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.scope = trio.CancelScope()
+        self.rows = 0
+        self.ended: ImportEnd | None = None
+
+    def note(self, rows: int) -> None:
+        self.rows += rows
+
+    async def settle(self) -> None:
+        assert self.ended is None
+
+    def end(self, state: ImportEnd, why: str = "") -> None:
+        self.ended = self.ended or state
 
 
 class LocalSteering:
@@ -11,6 +32,7 @@ class LocalSteering:
         self.states = {1: "active"}
         self.values: dict[str, float] = {}
         self.doing: list[JobInfo] = []
+        self.imports: list[LocalImport] = []
 
     async def set_node_state(self, node_id: int, state: str) -> None:
         if node_id not in self.states:
@@ -39,6 +61,13 @@ class LocalSteering:
 
     async def jobs(self) -> list[JobInfo]:
         return self.doing
+
+    def begin_import(self, what: str) -> LocalImport:
+        self.imports.append(LocalImport(what))
+        return self.imports[-1]
+
+    async def cancel_job(self, job_id: int) -> None:
+        raise RefusedError(f"there is no import with the job id {job_id}: SHOW JOBS has them")
 
     async def settings(self) -> dict[str, float]:
         return self.values
