@@ -32,7 +32,7 @@ import dsdb
 from bench.columns import TABLE, lines
 from bench.ingest_clients import CLIENTS, Done, Given
 from bench.lag import LAG_P99, LAG_WORST, WINDOW_S, read_metrics
-from bench.machine import elsewhere, filesystem_of, read_moment
+from bench.machine import elsewhere, filesystem_of, peak_mib, read_moment
 from bench.sides.port import SideMissing, end_servers_on_sigterm
 from bench.sides.postgres import PostgresSide
 from dsdb.cli.processes import ProcessCluster
@@ -170,7 +170,7 @@ def ingest_dsdb(bench: Bench, directory: Path, *, nodes: int, rounds: int, limit
         arrow = bench.source.arrow_bytes * rounds
         shares = ", ".join(f"{size / arrow:.2f}" for size in on_disk)
         click.echo(f"    a replica's data ÷ Arrow {float(stored) / arrow:.3f}; files of each store, with its log, ÷ Arrow: {shares}")
-        peaks = {f"node {node.node_id}": _peak_mib(node.pid) for node in cluster.nodes} | {"client": worst_client}
+        peaks = {f"node {node.node_id}": peak_mib(node.pid) for node in cluster.nodes} | {"client": worst_client}
     click.echo(f"    most memory: {', '.join(f'{name} {peak:.0f} MiB' for name, peak in peaks.items())}")
     if limit_mib is not None:
         missed += [f"{name} needed {peak:.0f} MiB, limit {limit_mib}" for name, peak in peaks.items() if peak > limit_mib]
@@ -192,11 +192,6 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except FileNotFoundError:
         return None  # compacted away meanwhile
-
-
-def _peak_mib(pid: int) -> float:
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) / 1024
 
 
 def ingest_peers(bench: Bench, directory: Path, peers: Sequence[str], rounds: int) -> None:

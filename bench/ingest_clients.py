@@ -5,7 +5,7 @@ Invariants:
 """
 
 import io
-import resource
+import os
 import time
 from collections.abc import Callable
 
@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 
 from bench.columns import TABLE
+from bench.machine import peak_mib
 from dsdb.driver.files import files_of, options_of, reader_of
 
 
@@ -38,7 +39,7 @@ def _timed(ingest: Callable[[], int]) -> Done:
     begun, used = time.monotonic(), time.process_time()
     rows = ingest()
     seconds, cpu_s = time.monotonic() - begun, time.process_time() - used
-    return Done(rows=rows, seconds=seconds, cpu_s=cpu_s, peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Done(rows=rows, seconds=seconds, cpu_s=cpu_s, peak_mib=peak_mib(os.getpid()))
 
 
 def _reader(given: Given) -> pa.RecordBatchReader:

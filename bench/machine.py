@@ -133,6 +133,12 @@ def memory_mib(pids: Iterable[int]) -> tuple[float, float]:
     return resident / 1024, proportional / 1024
 
 
+def peak_mib(pid: int) -> float:
+    """Give the most resident memory that a process had.  (What `getrusage` says of it begins with that of the process it was made by.)"""
+    [line] = [line for line in (_PROC / str(pid) / "status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 1024
+
+
 def filesystem_of(path: Path) -> str:
     """Give the type of the file system that holds a path: on tmpfs nothing is durable."""
     best, kind = "", "unknown"
