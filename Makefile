@@ -73,6 +73,8 @@ sim-many: $(STAMP)
 	$(BIN)/python -m tests.sim.raft_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.sim.protocol_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.sim.protocol_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --elastic
+	$(BIN)/python -m tests.sim.protocol_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --ingests
+	$(BIN)/python -m tests.sim.protocol_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --elastic --ingests
 	$(BIN)/python -m tests.sim.node_sim --search $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 # make model [HISTORIES=12000 | MINUTES=5] [RULES=each]: random histories against the rules of transactions; see tests/model/README.md
