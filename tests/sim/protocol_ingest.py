@@ -174,7 +174,7 @@ class IngestClients(Clients):
                 self._others.burst(min(rest_s, 0.2))
             await trio.sleep(rest_s)
             if is_quiet:
-                await self._peek(WORKERS + 1 + client, area)
+                await self._peek(self._at[record.number], WORKERS + 1 + client, area)
             await self._end_ingest(txn, record, keys, end, savepoint)
 
         await self._transact("ingests", client, record, act, PATIENCE_S + rest_s)
@@ -258,11 +258,8 @@ class IngestClients(Clients):
             await txn.flush()
             raise Violation(f"key {key.hex()} was inserted twice by one transaction")
 
-    async def _peek(self, client: int, area: int) -> None:
-        """Read what is just being laid as it was a moment ago: such a read may find nobody's promise to wait for, and pushes nobody."""
-        node = self._some_node()
-        if node is None:
-            return
+    async def _peek(self, node: SimNode, client: int, area: int) -> None:
+        """Read what is just being laid as it was a moment ago: a read that any replica may answer, and then pushes nobody."""
         ago = Timestamp(self._chance.choice((60, 200, 700)) << COUNTER_BITS)
         record = self.records["ingests"].begin(client)
         self._past.add(record.number)
