@@ -19,6 +19,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -82,6 +83,8 @@ class QueryEngine:
         self._limits = limits or EngineLimits()
         self._own_directory = tempfile.TemporaryDirectory(prefix="dsdb-spill-") if spill_directory is None else None
         self._spill_directory = spill_directory or (self._own_directory.name if self._own_directory else "")
+        self.spill_directory = Path(self._spill_directory)
+        """Where others may put what does not fit into memory, too."""
         self._root = _open(self._limits, self._spill_directory)
         """The engine's database, which holds nothing; connections are its cursors."""
         self._idle = [self._root.cursor() for _ in range(self._limits.connections)]

@@ -1,6 +1,7 @@
 """Ingest: many rows, as Arrow, on their way into one table; all of them with their transaction, or none.
 
     CopyPlan ─▶ whole, checked rows of the table ─▶ BlockIngest ─▶ some ten thousand, in key order ─┬▶ blocks, several on their way
+                                                                └▶ came in no order: `Runs` in a file, laid when all have come
                                                                                                    └▶ what a block has no room for:
                     RowIngest ◀──────────────────── where something is already, or too few ──────────  rows one by one
                         └─▶ keys and values in bulk ─▶ the transaction's buffer, flushed as intents
@@ -8,23 +9,27 @@
 Invariants:
 - A key that is there, of before or of this very ingest, is a 23505, found before `finish` returns.
 - Memory is bounded by what is gathered, the blocks on their way and the transaction's buffer, however many rows come.
+- A block holds a span of keys alone: rows in no order are laid in blocks only when all of them are known.
 
 Whoever has rows speaks to `Ingest` alone: how they get into ranges is this file's affair.
 
 Not here: what makes rows whole and checked (`copy_in`).
 """
 
-from collections.abc import AsyncIterator, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from operator import lt
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import trio
 
-from dsdb.sql.errors import NumericOutOfRangeError, ProgramLimitError, SqlError
+from dsdb.sql.errors import DiskFullError, NumericOutOfRangeError, ProgramLimitError, SqlError
+from dsdb.sql.execute.runs import Runs, Span
 from dsdb.sql.execute.services import Execution
 from dsdb.sql.execute.target import unique_violation
 from dsdb.sql.ports import BlockLayer, PortError
@@ -32,6 +37,8 @@ from dsdb.sql.rows import KEY_BYTES_MAX, TableRows
 from dsdb.storage.errors import ValueRangeError
 from dsdb.storage.rowarrow import array_to_datums
 from dsdb.storage.rowbatch import checked
+
+T = TypeVar("T")
 
 SLICE_ROWS = 2_048
 """Rows that are encoded and buffered before the event loop runs: some milliseconds."""
@@ -44,6 +51,10 @@ BLOCK_BYTES_MAX = 8 << 20
 BLOCK_ROWS_MIN = 2_048
 BLOCK_BYTES_MIN = 1 << 20
 """Fewer rows are not worth a block of their own."""
+SPAN_BYTES = 32 << 20
+"""Of rows in no order that are brought into order at once, when all have come."""
+RUNS_BYTES_MAX = 8 << 30
+"""Rows in no order, as Arrow data, that wait in a file; what comes behind them goes one by one."""
 BLOCKS_IN_FLIGHT_MAX = 4
 """Blocks that are encoded, sent, or being laid: some 30 MB with what they are made of."""
 MISSES_MAX = 4
@@ -75,12 +86,15 @@ async def open_ingest(rows: TableRows, execution: Execution) -> AsyncIterator[In
         return
     failed: Exception | None = None
     async with trio.open_nursery() as nursery:
+        ingest = BlockIngest(rows, execution, layer, one_by_one, nursery)
         try:
-            yield BlockIngest(rows, execution, layer, one_by_one, nursery)
+            yield ingest
         except (SqlError, PortError) as error:
             # Out of the nursery's group.
             failed = error
             nursery.cancel_scope.cancel()
+        finally:
+            ingest.close()
     if failed is not None:
         raise failed
 
@@ -184,13 +198,17 @@ def duplicate(rows: TableRows, columns: Sequence[pa.Array], at: int) -> Exceptio
 
 
 class _Ordered(NamedTuple):
-    """Rows in key order."""
+    """Rows in key order.  was: they came so."""
 
     keys: list[bytes]
     columns: list[pa.Array]
+    was: bool
 
     def part(self, begin: int, end: int) -> "_Ordered":
-        return _Ordered(self.keys[begin:end], [column.slice(begin, end - begin) for column in self.columns])
+        return _Ordered(self.keys[begin:end], [column.slice(begin, end - begin) for column in self.columns], self.was)
+
+    def batch(self) -> pa.RecordBatch:
+        return pa.RecordBatch.from_arrays(self.columns, names=[f"c{at}" for at in range(len(self.columns))])
 
 
 class BlockIngest:
@@ -214,6 +232,9 @@ class BlockIngest:
         self._rows_to_go = 0
         """Rows that go one by one before blocks are tried again."""
         self._is_begun = False
+        self._runs: Runs | None = None
+        self._may_wait = True
+        """Whether rows in no order may wait for the others."""
 
     async def write(self, rows: pa.RecordBatch) -> None:
         """Gather rows; lay what was gathered when it is enough."""
@@ -229,7 +250,9 @@ class BlockIngest:
 
     async def finish(self) -> int:
         """Have everything laid."""
+        self._may_wait = self._runs is not None
         await self._lay_gathered()
+        await self._lay_runs()
         await self._all_laid()
         await self._write_left()
         return self._laid + await self._one_by_one.finish()
@@ -239,7 +262,7 @@ class BlockIngest:
         self._gathered, self._gathered_rows, self._gathered_bytes = [], 0, 0
         if not rows:
             return
-        if self._rows_to_go > 0 or (rows < BLOCK_ROWS_MIN and size < BLOCK_BYTES_MIN):
+        if self._runs is None and (self._rows_to_go > 0 or (rows < BLOCK_ROWS_MIN and size < BLOCK_BYTES_MIN)):
             self._rows_to_go -= rows
             self._left += gathered
             await self._write_left()
@@ -249,6 +272,45 @@ class BlockIngest:
             await self._execution.flush()
             self._is_begun = True
         ordered = await self._layer.aside(lambda: _in_order(self._rows, gathered))
+        if self._may_wait and (self._runs is not None or not ordered.was):
+            if self._runs is None:
+                self._runs = await self._aside(partial(Runs, self._execution.services.engine.spill_directory))
+            await self._aside(partial(self._runs.add, ordered.keys, ordered.columns))
+            if self._runs.size > RUNS_BYTES_MAX:
+                self._may_wait = False
+                await self._lay_runs()
+            return
+        await self._lay_ordered(ordered, size)
+
+    async def _lay_runs(self) -> None:
+        """Lay what waited, now that it can be brought into order."""
+        if self._runs is None:
+            return
+        for span in self._runs.spans(SPAN_BYTES):
+            ordered = await self._aside(partial(_of_span, self._rows, self._runs, span))
+            if self._rows_to_go > 0:
+                self._rows_to_go -= len(ordered.keys)
+                self._left.append(ordered.batch())
+                await self._write_left()
+            else:
+                await self._lay_ordered(ordered, SPAN_BYTES)
+        self.close()
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """Do work with the file of runs."""
+        try:
+            return await self._layer.aside(work)
+        except OSError as error:
+            raise DiskFullError(f"rows in no order could not wait in a file until all have come: {error}") from error
+
+    def close(self) -> None:
+        """Let go of rows that wait."""
+        runs, self._runs = self._runs, None
+        if runs is not None:
+            runs.close()
+
+    async def _lay_ordered(self, ordered: _Ordered, size: int) -> None:
+        rows = len(ordered.keys)
         await self._layer.begin(ordered.keys[0], ordered.keys[-1])
         blocks = min(max(-(-rows // BLOCK_ROWS_MAX), -(-size // BLOCK_BYTES_MAX)), rows)
         for number in range(blocks):
@@ -272,8 +334,7 @@ class BlockIngest:
         self._laid += len(part.keys)
         for begin, end in missed:
             self._laid -= end - begin
-            batch = pa.RecordBatch.from_arrays(part.part(begin, end).columns, names=[f"c{at}" for at in range(len(part.columns))])
-            self._left.append(batch)
+            self._left.append(part.part(begin, end).batch())
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -305,7 +366,8 @@ def _in_order(rows: TableRows, gathered: list[pa.RecordBatch]) -> _Ordered:
     except ValueRangeError as error:
         raise NumericOutOfRangeError(f'a value of table "{rows.table.name}" is out of range: {error}') from error
     keys = keys_of(rows, columns)
-    if not all(map(lt, keys, keys[1:])):
+    was = all(map(lt, keys, keys[1:]))
+    if not was:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         keys = [keys[at] for at in order]
         chosen = pa.array(order, pa.int64())
@@ -313,4 +375,11 @@ def _in_order(rows: TableRows, gathered: list[pa.RecordBatch]) -> _Ordered:
         for at, (one, other) in enumerate(pairwise(keys)):
             if one == other:
                 raise duplicate(rows, columns, at)
-    return _Ordered(keys, columns)
+    return _Ordered(keys, columns, was)
+
+
+def _of_span(rows: TableRows, runs: Runs, span: Span) -> _Ordered:
+    """Give the rows of a span.  Raises SqlError."""
+    ordered = _in_order(rows, runs.read(span))
+    end = len(ordered.keys) if span.end is None else bisect_left(ordered.keys, span.end)
+    return ordered.part(bisect_left(ordered.keys, span.begin), end)

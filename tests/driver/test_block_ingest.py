@@ -8,6 +8,7 @@ import pytest
 
 import dsdb
 from dsdb.driver.cursor import Cursor
+from dsdb.sql.execute import ingest
 from dsdb.sql.execute.ingest import BLOCK_ROWS_MIN, GATHER_ROWS
 
 ROWS = 2 * BLOCK_ROWS_MIN
@@ -29,12 +30,44 @@ def counted(cursor: Cursor, table: str) -> tuple[int, int]:
     return count, distinct
 
 
+def stored(cursor: Cursor) -> int:
+    [(size,)] = cursor.execute("SELECT sum(bytes) FROM system.ranges").fetchall()
+    return int(size)
+
+
 def test_rows_in_are_rows_out_whatever_their_order(cursor: Cursor) -> None:
     rows = numbers(0, ROWS)
     shuffled = rows.take(pa.array(np.random.default_rng(1).permutation(ROWS)))
     assert cursor.adbc_ingest("shuffled", shuffled, "create", primary_key=["id"]) == ROWS
     assert cursor.execute("SELECT * FROM shuffled ORDER BY id").fetch_arrow_table().to_pylist() == rows.to_pylist()
     assert cursor.execute("SELECT word FROM shuffled WHERE id = 77").fetchall() == [("word 27",)]
+
+
+def test_rows_in_no_order_wait_for_each_other_and_are_laid_in_blocks(cursor: Cursor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "GATHER_ROWS", 4 * BLOCK_ROWS_MIN)
+    monkeypatch.setattr(ingest, "SPAN_BYTES", 512 << 10)
+    count = 12 * BLOCK_ROWS_MIN
+    rows = numbers(0, count)
+    shuffled = rows.take(pa.array(np.random.default_rng(1).permutation(count)))
+    sizes = [stored(cursor)]
+    cursor.adbc_ingest("ordered", rows, "create", primary_key=["id"])
+    sizes.append(stored(cursor))
+    assert cursor.adbc_ingest("unordered", shuffled, "create", primary_key=["id"]) == count
+    sizes.append(stored(cursor))
+    assert cursor.execute("SELECT * FROM unordered ORDER BY id").fetch_arrow_table().to_pydict() == rows.to_pydict()
+    # One by one they would be several times as large.
+    assert sizes[2] - sizes[1] < 1.2 * (sizes[1] - sizes[0])
+    again = rows.slice(count - 7, 1)
+    with pytest.raises(dsdb.IntegrityError, match=rf"Key \(id\)=\({count - 7}\) already exists"):
+        cursor.adbc_ingest("unordered2", pa.concat_tables([shuffled, again]), "create", primary_key=["id"])
+    # Among others they go one by one, and a key that is there is found.
+    more = numbers(0, 2 * count, 2).take(pa.array(np.random.default_rng(2).permutation(count)))
+    cursor.adbc_ingest("gaps", numbers(1, 2 * count, 2), "create", primary_key=["id"])
+    assert cursor.adbc_ingest("gaps", more, "append") == count
+    assert counted(cursor, "gaps") == (2 * count, 2 * count)
+    with pytest.raises(dsdb.IntegrityError, match="already exists"):
+        cursor.adbc_ingest("gaps", more, "append")
+    assert counted(cursor, "gaps") == (2 * count, 2 * count)
 
 
 def test_a_key_twice_is_refused_with_all_of_its_ingest(cursor: Cursor) -> None:
