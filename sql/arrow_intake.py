@@ -48,6 +48,7 @@ from dsdb.sql.types import (
     TypeName,
 )
 from dsdb.storage.datum import DAY_MICROSECONDS
+from dsdb.storage.rowarrow import has_nul
 
 COLUMNS_MAX = 1_600
 """As many as a table has."""
@@ -175,7 +176,7 @@ def _intervals(array: pa.Array) -> pa.Array:
 def checked(array: pa.Array, sql_type: SqlType) -> pa.Array:
     """Give the array, of the Arrow type that belongs to a SQL type, if the SQL type holds all its values.  Raises ValueError."""
     if sql_type.is_text or sql_type.name is TypeName.UNKNOWN:
-        if pc.any(pc.match_substring(array, "\0")).as_py():
+        if has_nul(array):
             raise ValueError("text with a NUL character")
     elif sql_type.name is TypeName.TIME and len(array) > array.null_count:
         least, most = (value.as_py() for value in pc.min_max(array.view(pa.int64())).values())

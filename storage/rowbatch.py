@@ -30,6 +30,7 @@ from dsdb.storage.rowarrow import (
     cast_array,
     datums_to_arrow,
     field_name,
+    has_nul,
     parts_of,
     repeated,
 )
@@ -288,7 +289,7 @@ def checked(column: LayoutColumn, array: pa.Array, position: int) -> pa.Array:
         least, most = pc.min_max(array.view(pa.int64())).values()
         if least.as_py() < 0 or most.as_py() > DAY_MICROSECONDS:
             raise ValueRangeError(f"{where} holds a time outside of a day: {least} … {most} µs")
-    if column.kind is Kind.TEXT and pc.any(pc.match_substring(array, "\x00")).as_py():
+    if column.kind is Kind.TEXT and has_nul(array):
         raise ValueRangeError(f"{where} holds text with a NUL character")
     if column.kind is Kind.INTERVAL or column.is_unbounded:
         return datums_to_arrow(column, array_to_datums(column.kind, array))

@@ -69,7 +69,9 @@ class ColumnIntake:
         is_text = (given.is_text and given.name is not TypeName.CHAR) or given.name is TypeName.UNKNOWN
         try:
             if is_text and wanted.name in (TypeName.TEXT, TypeName.VARCHAR):
-                fits = wanted.length is None or pc.max(pc.utf8_length(array)).as_py() <= wanted.length
+                length = wanted.length
+                # Of so few bytes it has no more characters.
+                fits = length is None or any(pc.max(count(array)).as_py() <= length for count in (pc.binary_length, pc.utf8_length))
                 return array if fits else None
             if given == wanted and wanted.name is not TypeName.CHAR:
                 return array

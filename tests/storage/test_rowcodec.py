@@ -13,7 +13,7 @@ from dsdb.storage import rowbatch
 from dsdb.storage.datum import Datum, Kind
 from dsdb.storage.errors import CorruptionError, ValueRangeError
 from dsdb.storage.keycodec import KeyCodec, KeyColumn
-from dsdb.storage.rowarrow import LayoutColumn, arrow_to_datums, arrow_type, datums_to_arrow, field_name, rows_to_batch
+from dsdb.storage.rowarrow import LayoutColumn, arrow_to_datums, arrow_type, datums_to_arrow, field_name, has_nul, rows_to_batch
 from dsdb.storage.rowcodec import RowLayout, codec_for, decode_batches
 
 D = decimal.Decimal
@@ -365,3 +365,14 @@ def test_a_row_value_looks_like_this() -> None:
         "04 00 00 00 05 00 00 00 "  # ends of the variable ones
         "68 c3 a9 79 00"
     )
+
+
+def test_a_nul_is_found_in_the_texts_of_a_slice_and_nowhere_else() -> None:
+    texts = pa.array(["x", "a\0b", "ä", None, ""])
+    for found in (texts, texts.cast(pa.large_string())):
+        assert [has_nul(found), has_nul(found.slice(1, 1)), has_nul(found.slice(0, 2))] == [True] * 3
+        assert not any(has_nul(found.slice(at, count)) for at, count in ((0, 1), (2, 3), (3, 1), (4, 1), (1, 0)))
+    # What lies under a NULL is nobody's text.
+    bounds = pa.array([0, 1, 2], pa.int32()).buffers()[1]
+    assert not has_nul(pa.Array.from_buffers(pa.string(), 2, [pa.py_buffer(b"\x02"), bounds, pa.py_buffer(b"\0b")]))
+    assert not has_nul(pa.array([None, None], pa.string()))
