@@ -273,5 +273,5 @@ MUTANTS = (
     _mutant(splits_part_block_intents, "delays", "gateway"),
     _mutant(snapshots_lack_block_intents, "snapshots", "members", seconds=40.0),
     _mutant(snapshots_lack_their_chunks, "snapshots", "members", seconds=40.0),
-    _mutant(snapshots_leave_block_intents, "crash", "blackout", "partition"),
+    _mutant(snapshots_leave_block_intents, "partition", "ghost", seconds=20.0),
 )

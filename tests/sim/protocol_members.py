@@ -23,6 +23,7 @@ from dsdb.kv.ids import SYSTEM_RANGE, NodeId, RangeId, StoreId
 from dsdb.kv.requests import ChangeReplicasRequest, TransferLeaseRequest
 from dsdb.raft.messages import ReplicaId
 from dsdb.storage.engine.memory import MemoryEngine
+from dsdb.storage.timestamp import MAX_TIMESTAMP
 from dsdb.store.checksum import checksum
 from dsdb.store.snapshot import SnapshotReceiver
 from dsdb.store.state import ReplicaKeys
@@ -81,6 +82,13 @@ class Damage:
         engine = self.host.engine
         assert isinstance(engine, RottingEngine)
         return engine.reads_as(self._place[1]) == WRONG if self._is_silent else self._place in engine.rot.places
+
+    @property
+    def is_too_old(self) -> bool:
+        """Say whether nobody may read it any more, nor compares it."""
+        replica = None if self.host.node is None else self.host.node.store._replicas.get(self.range_id)
+        ts = MAX_TIMESTAMP - int.from_bytes(self._place[1][-8:], "big")
+        return replica is not None and ts < replica.machine.state.threshold
 
     @property
     def is_found(self) -> bool:
@@ -301,9 +309,10 @@ class Members:
         # Where nothing is written there is nothing to compare.
         end = simulation.heap.now + FOUND_S
         while not damage.is_found:
-            if not damage.is_there:
-                # A Raft snapshot has come, as the replica was far behind.
-                self._events["value changed at rest was replaced before it was found"] += 1
+            if not damage.is_there or damage.is_too_old:
+                # A Raft snapshot has come, as the replica was far behind; or it may be collected.
+                self._events["value changed at rest was gone before it was found"] += 1
+                self._damages.remove(damage)
                 return
             if simulation.heap.now > end:
                 raise Violation(f"what was changed in range {desc.range_id} on node {host.node_id} is not found after {FOUND_S:g} s")
