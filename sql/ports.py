@@ -259,6 +259,8 @@ class RangeInfo(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int | None = None
     """Of all versions, keys and values; None if the range does not answer, like the next one."""
     requests_per_s: float | None = None
+    blocks: int | None = None
+    """Columnar blocks, at the replica that answered."""
 
 
 class RangeSettingsInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,6 +82,7 @@ _COLUMNS: dict[str, tuple[tuple[str, SqlType], ...]] = {
         ("quarantined", TEXT),
         ("bytes", BIGINT),
         ("requests_per_s", DOUBLE),
+        ("blocks", BIGINT),
     ),
     "range_settings": (
         ("database_name", TEXT),

@@ -213,6 +213,8 @@ class DescribeReply(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Over some seconds; None: another replica leads."""
     quarantined: tuple[StoreId, ...] = ()
     """Stores whose replicas are out of service, as far as the leaseholder has heard."""
+    blocks: int = 0
+    """Columnar blocks of the replica that answers: others may have folded their rows into more, or fewer."""
 
 
 class ClearSpanRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -238,4 +238,5 @@ def _range_info(desc: RangeDescriptor, said: DescribeReply | None) -> RangeInfo:
         quarantined=tuple(replica.node_id for replica in desc.replicas if replica.store_id in quarantined),
         size_bytes=None if said is None else said.size_bytes,
         requests_per_s=None if said is None else said.requests_per_s,
+        blocks=None if said is None else said.blocks,
     )

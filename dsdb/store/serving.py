@@ -470,7 +470,8 @@ class Serving:
         requests_per_s = None if not replica.is_leader else 0.0 if load is None else load.requests_per_s
         quarantined = tuple([member.store_id for member in replica.descriptor.replicas if member.replica_id in replica.damaged_peers])
         size_bytes = replica.machine.applied.size_bytes
-        return DescribeReply(replica.descriptor, replica.leader_store, size_bytes, requests_per_s, quarantined)
+        blocks = sum(1 for _ in self._context.blocks.entries(replica.descriptor.span)) if replica.has_blocks else 0
+        return DescribeReply(replica.descriptor, replica.leader_store, size_bytes, requests_per_s, quarantined, blocks)
 
     async def _clear(self, replica: Replica, request: ClearSpanRequest) -> Reply:
         replica.require_lease()

@@ -154,7 +154,7 @@ async def _ranges(statement: ShowStatement, execution: Execution) -> _Table:
         table = find_table(statement.table, execution.catalog, execution.session)
         span = rows_of(table).span
     described = [("range_id", BIGINT), ("start_key", TEXT), ("end_key", TEXT), ("leaseholder", BIGINT), ("replicas", TEXT)]
-    described += [("quarantined", TEXT), ("bytes", BIGINT), ("requests_per_s", DOUBLE)]
+    described += [("quarantined", TEXT), ("bytes", BIGINT), ("requests_per_s", DOUBLE), ("blocks", BIGINT)]
     return described, [_range_row(info, execution) for info in await execution.services.cluster.ranges(span)]
 
 
@@ -162,7 +162,7 @@ def _range_row(info: RangeInfo, execution: Execution) -> Row:
     start, end = bound_text(info.start_key, execution.catalog), bound_text(info.end_key, execution.catalog)
     requests_per_s = None if info.requests_per_s is None else round(info.requests_per_s, 1)
     nodes = replicas_text(info.replicas), replicas_text(info.quarantined)
-    return info.range_id, start, end, info.leaseholder, *nodes, info.size_bytes, requests_per_s
+    return info.range_id, start, end, info.leaseholder, *nodes, info.size_bytes, requests_per_s, info.blocks
 
 
 async def _consistency(statement: ShowStatement, execution: Execution) -> _Table:

@@ -49,6 +49,7 @@ async def _ranges(execution: Execution) -> list[Row]:
             replicas_text(info.quarantined),
             info.size_bytes,
             None if info.requests_per_s is None else round(info.requests_per_s, 1),
+            info.blocks,
         )
         for info in await execution.services.cluster.ranges(EVERYTHING)
     ]

@@ -55,6 +55,7 @@ def test_rows_in_no_order_wait_for_each_other_and_are_laid_in_blocks(cursor: Cur
     assert cursor.adbc_ingest("unordered", shuffled, "create", primary_key=["id"]) == count
     sizes.append(stored(cursor))
     assert cursor.execute("SELECT * FROM unordered ORDER BY id").fetch_arrow_table().to_pydict() == rows.to_pydict()
+    assert int(cursor.execute("SELECT sum(blocks) FROM system.ranges").fetchall()[0][0]) >= 4
     # One by one they would be several times as large.
     assert sizes[2] - sizes[1] < 1.2 * (sizes[1] - sizes[0])
     again = rows.slice(count - 7, 1)
