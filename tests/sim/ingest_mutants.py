@@ -1,7 +1,8 @@
 """Planted faults in block intents (rule 33), and around them, that the protocol simulator must find: `make mutants`.
 
 Not here, as `tests/storage/test_columnar_parting.py` finds it, and seeds do not within minutes: that what one batch has parted is parted
-once more as the engine shows it.
+once more as the engine shows it.  Nor that nobody settles block intents that nobody meets, which few seeds leave:
+`tests/store/test_block_intents.py` does.
 """
 
 import sys
@@ -19,7 +20,6 @@ from dsdb.storage.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP
 from dsdb.storage.versions import SUFFIXES_END
 from dsdb.store import block_intents, chunks, intents, provisional, split
 from dsdb.store.provisional import ProvisionalBlocks
-from dsdb.store.serving import Serving
 from dsdb.store.snapshot import SnapshotReceiver
 from dsdb.store.split import Splitting
 from dsdb.store.state import META
@@ -177,15 +177,6 @@ def what_a_replica_has_left_stays_under_blocks(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Parting, "make_room", lambda self, blocks, batch, first_key, last_key: False)
 
 
-def old_block_intents_are_left(patch: pytest.MonkeyPatch) -> None:
-    """Nobody settles block intents that nobody meets."""
-
-    async def settle(self: Serving, replica: Any, below: Any) -> int:
-        return 0
-
-    patch.setattr(Serving, "_settle_oldest_blocks", settle)
-
-
 def unpacked_rows_are_lost(patch: pytest.MonkeyPatch) -> None:
     """Unpacking lays no intents."""
     patch.setattr(block_intents, "unpack", lambda replica, block, keys, values: PrewriteReply(block.ts))
@@ -266,7 +257,6 @@ MUTANTS = (
     _mutant(chunks_of_aborted_blocks_stay, "crash"),
     _mutant(folded_blocks_go_around_new_ones, "crash", "transfer"),
     _mutant(what_a_replica_has_left_stays_under_blocks, "crash", seconds=120.0),
-    _mutant(old_block_intents_are_left, "late", "gateway", "ghost"),
     _mutant(unpacked_rows_are_lost, "crash"),
     _mutant(unpacked_blocks_stay, "crash"),
     _mutant(splits_forget_block_intents, "splits", "gateway"),
