@@ -542,6 +542,9 @@ class _LateTimestamps:
     def fresh_nowait(self) -> Timestamp | None:
         return self.source.fresh_nowait()
 
+    def newest_nowait(self) -> Timestamp | None:
+        return self.source.newest_nowait()
+
     @property
     def latest(self) -> Timestamp:
         return self.source.latest

@@ -82,6 +82,10 @@ class OracleClient:
         """Give a fresh timestamp if this node is the oracle, else None."""
         return self._issuer.issue_nowait()
 
+    def newest_nowait(self) -> Timestamp | None:
+        """Give a timestamp at which all is seen that was acknowledged before, if this node is the oracle, else None."""
+        return self._issuer.newest_nowait()
+
     async def fresh(self, *, timeout_s: float = TIMEOUT_S) -> Timestamp:
         """Give a fresh timestamp.  Raises KvError Unavailable."""
         ts = self.fresh_nowait()

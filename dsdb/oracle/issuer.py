@@ -67,6 +67,18 @@ class Issuer:
         self._physical_at = clock.now()  # when that was brought up to date
         self._wanted = trio.Event()  # set when the mark should be raised
 
+    def newest_nowait(self) -> Timestamp | None:
+        """Give the highest timestamp that any oracle can have issued until now; None if this node cannot issue at once.
+
+        Whatever was acknowledged has committed at or below it.  It is not issued for this, so that reading alone raises no mark.
+        """
+        term = self._system_range.lease_started(SYSTEM_RANGE)
+        if term is None or term != self._term:
+            if term is not None:
+                self._wanted.set()
+            return None
+        return Timestamp(self._next - 1)
+
     def issue_nowait(self, count: int = 1) -> Timestamp | None:
         """Issue `count` consecutive timestamps and give the first, or None if this node cannot at once."""
         term = self._system_range.lease_started(SYSTEM_RANGE)

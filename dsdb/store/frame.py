@@ -166,6 +166,12 @@ class TimestampSource(Protocol):
     def fresh_nowait(self) -> Timestamp | None:
         """Give a timestamp issued after this call, if the oracle is on this node and serves; else None."""
 
+    def newest_nowait(self) -> Timestamp | None:
+        """Give one at which a read sees all that was acknowledged before this call, if the oracle is on this node and serves; else None.
+
+        It may have been issued before, to a write that is still to come and is bumped by the read then (rule 6).
+        """
+
     @property
     def latest(self) -> Timestamp:
         """Give the highest issued timestamp that is known here."""

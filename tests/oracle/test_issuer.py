@@ -19,9 +19,11 @@ class Here:
 
     def __init__(self) -> None:
         self.mark = MIN_TIMESTAMP
+        self.term: int | None = 1
+        self.raised = 0
 
     def lease_started(self, range_id: int) -> int | None:
-        return 1
+        return self.term
 
     def leaseholder_hint(self, range_id: int) -> StoreId | None:
         return None
@@ -32,6 +34,7 @@ class Here:
     async def raise_mark(self, request: RaiseMarkRequest) -> RaiseMarkReply:
         await trio.sleep(0.005)
         self.mark = request.mark
+        self.raised += 1
         return RaiseMarkReply(self.mark)
 
 
@@ -57,3 +60,34 @@ def test_timestamps_rise_and_go_with_the_time_that_passes_when_the_wall_clock_ju
     assert issued == sorted(set(issued))
     passed_ms = to_milliseconds(issued[-1]) - to_milliseconds(issued[20])
     assert SECONDS * 1000 / 2 - 200 <= passed_ms <= SECONDS * 1000 * STEP_FACTOR + 200
+
+
+def test_the_newest_timestamp_is_at_or_above_all_that_were_issued_here_or_elsewhere_and_raises_no_mark() -> None:
+    async def main() -> None:
+        here = Here()
+        issuer = Issuer(here, SimClock())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(issuer.run)
+            assert issuer.newest_nowait() is None
+            issued = await issuer.issue(5, timeout_s=1)
+            assert issuer.newest_nowait() == issued + 4
+            await trio.sleep(1)
+            raised = here.raised
+            for _ in range(20):
+                assert issuer.newest_nowait() == issued + 4
+                await trio.sleep(1)
+            assert here.raised == raised
+            # Another node issued up to its mark meanwhile.
+            here.term = None
+            assert issuer.newest_nowait() is None
+            here.mark = elsewhere = Timestamp(here.mark + 1_000_000_000)
+            here.term = 3
+            assert issuer.newest_nowait() is None
+            await trio.sleep(1)
+            newest = issuer.newest_nowait()
+            assert newest is not None
+            assert newest >= elsewhere - 1
+            assert await issuer.issue(1, timeout_s=1) > newest
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

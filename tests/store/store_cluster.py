@@ -68,6 +68,9 @@ class Oracle:
     def fresh_nowait(self) -> Timestamp | None:
         return None if self.is_down else self.issue()
 
+    def newest_nowait(self) -> Timestamp | None:
+        return None if self.is_down else self.last
+
     async def fresh(self) -> Timestamp:
         await trio.lowlevel.checkpoint()
         if self.is_down:

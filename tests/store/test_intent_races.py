@@ -127,6 +127,9 @@ def test_nothing_is_written_in_a_lease_whose_low_water_is_not_known_yet() -> Non
             def fresh_nowait(self) -> Timestamp | None:
                 return None
 
+            def newest_nowait(self) -> Timestamp | None:
+                return None
+
             async def fresh(self) -> Timestamp:
                 await trio.sleep(0.01)
                 replica.low_term = 0
