@@ -27,7 +27,7 @@ def quiet() -> Iterator[None]:
 def test_properties_hold_under_faults() -> None:
     events: Counter[str] = Counter()
     for number, clients in enumerate(CLIENTS):
-        simulate(2 + number, SECONDS, FAULTS, clients=clients, events=events)
+        simulate(60 + number, SECONDS, FAULTS, clients=clients, events=events)
     for kind in ("append acknowledged", "increment acknowledged", "insert acknowledged", "txn: parallel_commits"):
         assert events[kind] > 20, events
     for kind in ("lists changed", "money moved", "pairs", "rows inserted", "rows scanned"):

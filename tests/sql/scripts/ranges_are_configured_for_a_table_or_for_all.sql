@@ -66,6 +66,6 @@ ROLLBACK
 
 SHOW RANGES FROM TABLE t;
 ---
-range_id | start_key | end_key | leaseholder | replicas | quarantined | bytes | requests_per_s
-1 | /min | /max | 1 | {1} | {} | NULL | NULL
+range_id | start_key | end_key | leaseholder | replicas | quarantined | bytes | requests_per_s | blocks
+1 | /min | /max | 1 | {1} | {} | NULL | NULL | NULL
 SHOW

@@ -14,8 +14,8 @@ INSERT 0 2
 
 SELECT * FROM system.ranges;
 ---
-range_id | database_name | table_name | start_key | end_key | leaseholder | replicas | quarantined | bytes | requests_per_s
-1 | defaultdb | t | /min | /max | 1 | {1} | {} | NULL | NULL
+range_id | database_name | table_name | start_key | end_key | leaseholder | replicas | quarantined | bytes | requests_per_s | blocks
+1 | defaultdb | t | /min | /max | 1 | {1} | {} | NULL | NULL | NULL
 SELECT 1
 
 ALTER TABLE t SPLIT AT VALUES (5);

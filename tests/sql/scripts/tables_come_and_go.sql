@@ -212,10 +212,10 @@ ALTER TABLE
 
 SHOW RANGES FROM TABLE t;
 ---
-range_id | start_key | end_key | leaseholder | replicas | quarantined | bytes | requests_per_s
-1 | /min | /table/t/1/10 | 1 | {1} | {} | NULL | NULL
-2 | /table/t/1/10 | /table/t/1/20 | 1 | {1} | {} | NULL | NULL
-3 | /table/t/1/20 | /max | 1 | {1} | {} | NULL | NULL
+range_id | start_key | end_key | leaseholder | replicas | quarantined | bytes | requests_per_s | blocks
+1 | /min | /table/t/1/10 | 1 | {1} | {} | NULL | NULL | NULL
+2 | /table/t/1/10 | /table/t/1/20 | 1 | {1} | {} | NULL | NULL | NULL
+3 | /table/t/1/20 | /max | 1 | {1} | {} | NULL | NULL | NULL
 SHOW
 
 ALTER TABLE t SPLIT AT VALUES (1, 2);

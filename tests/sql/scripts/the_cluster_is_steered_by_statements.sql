@@ -134,12 +134,12 @@ ALTER TABLE missing SCATTER;
 
 SHOW JOBS;
 ---
-kind | range_id | node_id | what | started_at | left_to_do | unit
+kind | range_id | node_id | what | started_at | left_to_do | unit | job_id | state | done | why | ended_at
 SHOW
 
 SELECT * FROM system.jobs;
 ---
-kind | range_id | node_id | what | started_at | left_to_do | unit
+kind | range_id | node_id | what | started_at | left_to_do | unit | job_id | state | done | why | ended_at
 SELECT 0
 
 SELECT * FROM system.stores;
