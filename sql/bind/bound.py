@@ -7,6 +7,7 @@
     And Or Not EQ NEQ LT LTE GT GTE Is(Null) In Between Case Cast Coalesce: as they are, over operands of one type
     Add, …, Anonymous(name)           call: the key of the overload in `dsdb.sql.functions`
     Subquery, Exists                  made by the query binder, which sets their types
+    Var                               engine: True          (the engine's own text, made while planning)
 
 Invariants:
 - Every scalar node of a bound tree has a type; UNKNOWN only for a NULL or quoted literal nothing has decided yet.
@@ -91,6 +92,11 @@ def column(engine_name: str, type_: SqlType, *, nullable: bool, ordinal: int, po
 def call(node: exp.Expr, key: str, type_: SqlType, *, nullable: bool, **meta: Any) -> exp.Expr:
     """Mark a node as a call of an overload."""
     return mark(node, type_, nullable=nullable, call=key, **meta)
+
+
+def engine_text(text: str, type_: SqlType) -> exp.Expr:
+    """Make a node that is printed for the engine as it stands."""
+    return mark(exp.Var(this=text), type_, engine=True)
 
 
 def conjunction(conditions: Sequence[exp.Expr]) -> exp.Expr | None:

@@ -461,6 +461,7 @@ _RENDERERS: dict[type[exp.Expr], Callable[[exp.Expr], str]] = {
     exp.Window: _render_window,
     exp.Subquery: lambda node: _query(node),
     exp.Paren: lambda node: render(node.this),
+    exp.Var: lambda node: node.name,
 }
 
 

@@ -31,6 +31,7 @@ from dsdb.sql.bind.query_state import Environment, QueryState
 from dsdb.sql.bind.scalar import BindContext, contains_aggregate
 from dsdb.sql.execute.result import ResultColumn
 from dsdb.sql.given_tables import is_given
+from dsdb.sql.plan.partial import LeafTail, PartialQuery, SplitQuery, split
 from dsdb.sql.plan.spans import KeyAccess, key_access
 from dsdb.sql.ports import CatalogSnapshot
 from dsdb.sql.schema import TableDescriptor
@@ -46,7 +47,8 @@ class LeafPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of one use of a base table.
 
     columns: engine name and position in the table of each column read; filters: bound conditions that its query applies; outputs: of
-    a streaming plan, the bound outputs that it computes, each an Alias; shipped: else, the names of the columns that it gives.
+    a streaming plan, the bound outputs that it computes, each an Alias; shipped: else, the names of the columns that it gives; partial:
+    what it gives in their place; tail: what it leaves out of them.
     """
 
     input_name: str
@@ -56,6 +58,8 @@ class LeafPlan(msgspec.Struct, frozen=True, kw_only=True):
     filters: tuple[exp.Expr, ...]
     outputs: tuple[exp.Expr, ...] | None = None
     shipped: tuple[str, ...] = ()
+    partial: PartialQuery | None = None
+    tail: LeafTail | None = None
 
     def is_numeric(self, position: int) -> bool:
         """Say whether a column is a DECIMAL without precision, which is stored as text."""
@@ -133,8 +137,10 @@ def plan_bound(state: QueryState, bound: BoundQuery) -> SelectPlan:
             offset=offset.expression if offset is not None else None,
         )
     _keep_spellings(bound.tree, state.sources)
+    at_leaves = [source for source in state.sources if not _is_at_gateway(source)]
+    parts = split(bound.tree, at_leaves)
     used = _column_names([bound.tree])
-    leaves = tuple(_leaf(source, used) for source in state.sources if not _is_at_gateway(source))
+    leaves = tuple(_gathered_leaf(source, used, parts) for source in at_leaves)
     virtual = tuple(_virtual_input(source, used) for source in state.sources if is_virtual(source.table))
     given = tuple(_given_input(source, used) for source in state.sources if is_given(source.table))
     return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree, virtual=virtual, given=given)
@@ -217,6 +223,14 @@ def _leaf(source: BaseSource, used: set[str], outputs: tuple[exp.Expr, ...] | No
         outputs=outputs,
         shipped=shipped if outputs is None else (),
     )
+
+
+def _gathered_leaf(source: BaseSource, used: set[str], parts: SplitQuery) -> LeafPlan:
+    partial = parts.partials.get(source.input_name)
+    if partial is not None:
+        leaf = _leaf(source, _column_names([partial.query]))
+        return msgspec.structs.replace(leaf, partial=partial, shipped=())
+    return msgspec.structs.replace(_leaf(source, used), tail=parts.tails.get(source.input_name))
 
 
 def _virtual_input(source: BaseSource, used: set[str]) -> VirtualInput:

@@ -14,11 +14,12 @@ import pyarrow as pa
 from sqlglot import exp
 
 from dsdb.sql.bind.bound import conjunction, type_of
-from dsdb.sql.bind.render import engine_input, engine_output, engine_tree, render, substitute_parameters
+from dsdb.sql.bind.render import engine_input, engine_output, engine_tree, engine_type, render, substitute_parameters
 from dsdb.sql.errors import InvalidLimitError, InvalidOffsetError
 from dsdb.sql.evaluate import compile_scalar
 from dsdb.sql.execute.result import arrow_type
 from dsdb.sql.functions.decimals import ENGINE_SCALE, PRECISION_MAX
+from dsdb.sql.plan.partial import LeafTail, PartialQuery
 from dsdb.sql.plan.select import RAW_SUFFIX, LeafPlan, SelectPlan
 from dsdb.sql.ports import LeafStage, TableScan
 from dsdb.sql.rows import rows_of
@@ -54,10 +55,12 @@ def leaf_stage(leaf: LeafPlan, parameters: Sequence[Datum], *, limit: int | None
 def leaf_query(leaf: LeafPlan, parameters: Sequence[Datum]) -> exp.Select | None:
     """Give the query of a leaf, or None if its scan is its result."""
     numerics = [name for name, position in leaf.columns if leaf.is_numeric(position)]
+    if leaf.partial is not None:
+        return _partial_query(leaf, leaf.partial, numerics, parameters)
     outputs: list[exp.Expr]
     if leaf.outputs is None:
         outputs = [exp.column(name) for name in leaf.shipped]
-        if not leaf.filters and not numerics:
+        if not leaf.filters and not numerics and leaf.tail is None:
             return None
     else:
         if not leaf.filters and all(isinstance(output.this, exp.Column) for output in leaf.outputs):
@@ -67,7 +70,40 @@ def leaf_query(leaf: LeafPlan, parameters: Sequence[Datum]) -> exp.Select | None
     where = conjunction(leaf.filters)
     if where is not None:
         query.set("where", exp.Where(this=_engine(where, parameters)))
+    if leaf.tail is not None:
+        _set_tail(query, leaf.tail, parameters)
     return query
+
+
+def _partial_query(leaf: LeafPlan, partial: PartialQuery, numerics: Sequence[str], parameters: Sequence[Datum]) -> exp.Select:
+    outputs: list[exp.Expr] = []
+    for output, (name, type_) in zip(partial.query.expressions, partial.columns):
+        printed = render(substitute_parameters(output.this, parameters))
+        outputs.append(exp.alias_(exp.Var(this=f"CAST({printed} AS {engine_type(type_)})"), name))
+    query = _engine(partial.query, parameters)
+    query.set("expressions", outputs)
+    rows = exp.Select(expressions=[exp.Star()], from_=exp.From(this=_scan(leaf, numerics)))
+    where = conjunction(leaf.filters)
+    if where is not None:
+        rows.set("where", exp.Where(this=_engine(where, parameters)))
+    for table in list(query.find_all(exp.Table)):
+        if table.name == leaf.input_name:
+            table.replace(rows.subquery(leaf.input_name, copy=False))
+    assert isinstance(query, exp.Select), "a partial query is a SELECT"
+    return query
+
+
+def _set_tail(query: exp.Select, tail: LeafTail, parameters: Sequence[Datum]) -> None:
+    if tail.is_distinct:
+        query.set("distinct", exp.Distinct())
+        return
+    limit = row_count(tail.limit, parameters, "LIMIT")
+    if limit is None:
+        return
+    offset = row_count(tail.offset, parameters, "OFFSET") or 0
+    if tail.order:
+        query.set("order", exp.Order(expressions=[_engine(element, parameters) for element in tail.order]))
+    query.set("limit", exp.Limit(expression=exp.Literal.number(limit + offset)))
 
 
 def _scan(leaf: LeafPlan, numerics: Sequence[str]) -> exp.Expr:
@@ -133,6 +169,9 @@ def row_count(node: exp.Expr | None, parameters: Sequence[Datum], clause: str) -
 
 def leaf_schema(leaf: LeafPlan) -> pa.Schema:
     """Give the schema of what a gathered leaf gives."""
+    if leaf.partial is not None:
+        types = ((name, _ENGINE_NUMERIC if type_ == NUMERIC else arrow_type(type_)) for name, type_ in leaf.partial.columns)
+        return pa.schema([pa.field(name, type_) for name, type_ in types])
     positions = dict(leaf.columns)
     fields = []
     for name in leaf.shipped:
