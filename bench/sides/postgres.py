@@ -55,7 +55,7 @@ class PostgresSide:
         with (self._directory / "postgresql.conf").open("a") as file:
             file.write(f"{_SETTINGS}port = {self._port}\n")
         self._launch()
-        with self._connect() as connection:
+        with self.connect() as connection:
             self.version = str(connection.execute("SHOW server_version").fetchone()[0])
 
     def servers(self) -> list[int]:
@@ -75,7 +75,7 @@ class PostgresSide:
         table = {"read": "kv", "insert": "ins", "bulk": "bulk", "fetch-arrow": "wide", "fetch-pandas": "wide"}.get(workload)
         if table is None or table in self._prepared:
             return
-        with self._connect() as connection:
+        with self.connect() as connection:
             connection.execute({"kv": rows.KV_TABLE, "ins": rows.INS_TABLE, "bulk": rows.BULK_TABLE, "wide": rows.WIDE_TABLE}[table])
             with connection.transaction():
                 if table == "kv":
@@ -92,7 +92,7 @@ class PostgresSide:
         table = bank.table_name(accounts)
         if table in self._prepared:
             return
-        with self._connect() as connection:
+        with self.connect() as connection:
             for statement in (bank.table(accounts), *bank.fill(accounts), f"VACUUM ANALYZE {table}", "CHECKPOINT"):
                 connection.execute(statement)
         self._prepared.add(table)
@@ -100,7 +100,7 @@ class PostgresSide:
     def check(self, workload: str) -> None:
         """Add up the balances."""
         if (accounts := bank.ACCOUNTS.get(workload)) is not None:
-            with self._connect() as connection:
+            with self.connect() as connection:
                 bank.check(self.name, accounts, connection.execute(bank.sum_query(accounts)).fetchone())
 
     def contenders(self, workload: str, clients: int) -> list[Contender]:
@@ -144,7 +144,7 @@ class PostgresSide:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                with self._connect() as connection:
+                with self.connect() as connection:
                     connection.execute("SELECT 1").fetchone()
                 return
             except psycopg.OperationalError as error:
@@ -163,7 +163,7 @@ class PostgresSide:
             self._process.wait()
         self._process = None
 
-    def _connect(self) -> Any:
+    def connect(self) -> Any:
         import psycopg  # noqa: PLC0415, RUF100
 
         return psycopg.connect(f"host=127.0.0.1 port={self._port} user=postgres dbname=postgres", autocommit=True)

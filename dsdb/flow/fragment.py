@@ -34,7 +34,10 @@ from dsdb.storage.timestamp import Timestamp
 from dsdb.txn import Overlay
 
 BATCH_ROWS = 16_384
-"""Rows gathered before a row-wise query runs or a batch leaves: an engine call costs a millisecond or two."""
+"""Rows gathered before a batch leaves, and before a row-wise query runs for the first time."""
+QUERY_ROWS = 262_144
+"""Rows gathered before a row-wise query runs again, after some doublings: an engine call costs a millisecond or two."""
+QUERY_BYTES = 32 << 20
 ALONE_ROWS = BATCH_ROWS // 4
 """A chunk of so many rows is not copied together with others."""
 BATCH_BYTES = 2 << 20
@@ -88,7 +91,7 @@ class Chunk(NamedTuple):
 
 
 class FragmentOutput(NamedTuple):
-    """A step of a fragment: rows (or None), and how far in which piece."""
+    """A step of a fragment: rows (or None), and how far in which piece; with a key to go on after, all pieces before it are done."""
 
     batch: pa.RecordBatch | None
     piece: int
@@ -144,16 +147,14 @@ class FragmentRunner:
             async for output in self._run_whole(request, request.stage.sql):
                 yield output
             return
+        if request.stage.sql is not None:
+            async for output in self._run_cuts(request, request.stage.sql):
+                yield output
+            return
         given = 0
         for number, piece in enumerate(request.pieces):
             async with aclosing(self._scan(request, piece)) as scanned:
                 async for batch, resume in scanned:
-                    if request.stage.sql is not None:
-                        result = await self._query(request.stage.sql, [batch])
-                        for part in result:
-                            yield FragmentOutput(part, number, None)
-                        yield FragmentOutput(None, number, resume)
-                        continue
                     limit = request.stage.scan.limit
                     if limit is not None and given + batch.num_rows >= limit:
                         yield FragmentOutput(batch.slice(0, limit - given), number, resume)
@@ -177,6 +178,26 @@ class FragmentRunner:
                     parts.append(bytes(4))
                 parts.append(batch.serialize().to_pybytes())
             yield b"".join(parts)
+
+    async def _run_cuts(self, request: FragmentRequest, sql: str) -> AsyncIterator[FragmentOutput]:
+        """Run a row-wise query over cuts of the rows, small ones first: whoever wants few rows gets them soon."""
+        batches: list[pa.RecordBatch] = []
+        rows = size = 0
+        enough = BATCH_ROWS
+        for number, piece in enumerate(request.pieces):
+            is_last = number == len(request.pieces) - 1
+            async with aclosing(self._scan(request, piece)) as scanned:
+                async for batch, resume in scanned:
+                    batches.append(batch)
+                    rows += batch.num_rows
+                    size += batch.nbytes
+                    if rows < enough and size < QUERY_BYTES and not (is_last and resume == piece.span.end):
+                        continue
+                    for part in await self._query(sql, batches):
+                        yield FragmentOutput(part, number, None)
+                    yield FragmentOutput(None, number, resume)
+                    batches, rows, size, enough = [], 0, 0, min(enough * 2, QUERY_ROWS)
+        yield FragmentOutput(None, len(request.pieces) - 1, None)
 
     async def _run_whole(self, request: FragmentRequest, sql: str) -> AsyncIterator[FragmentOutput]:
         batches = []

@@ -253,6 +253,8 @@ class _Job:
                     if batch is not None and resume is None:
                         continue
                     await self._flush(held)
+                    for earlier in [piece for piece in rest if piece < number]:
+                        rest.pop(earlier)
                     if resume is None:
                         rest.pop(number, None)
                     else:
