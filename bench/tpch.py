@@ -276,7 +276,7 @@ def wait_folded(cluster: ProcessCluster) -> None:
 @click.option("--queries", "chosen", default="", help="Numbers of queries, separated by commas; all of them if left out.")
 @click.option("--peers", default="duckdb", show_default=True, help="duckdb (always), postgres.")
 @click.option("--updates/--no-updates", default=True, help="Change 1 % of the rows before each pass.")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path.home() / ".cache" / "dsdb-tpch", help="Where generated data is kept.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path.home() / ".cache" / "dsdb-tpch", help="Where data is kept.")
 def main(scale: float, nodes: int, rounds: int, chosen: str, peers: str, updates: bool, cache: Path) -> None:
     """Measure TPC-H."""
     end_servers_on_sigterm()

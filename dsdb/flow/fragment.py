@@ -183,29 +183,33 @@ class FragmentRunner:
         """Run a row-wise query over cuts of the rows, small ones first: whoever wants few rows gets them soon."""
         batches: list[pa.RecordBatch] = []
         rows = size = 0
-        enough = BATCH_ROWS
+        enough, has_run = BATCH_ROWS, False
         for number, piece in enumerate(request.pieces):
-            is_last = number == len(request.pieces) - 1
-            async with aclosing(self._scan(request, piece)) as scanned:
-                async for batch, resume in scanned:
-                    batches.append(batch)
-                    rows += batch.num_rows
-                    size += batch.nbytes
-                    if rows < enough and size < QUERY_BYTES and not (is_last and resume == piece.span.end):
+            async with aclosing(self._chunks(request, piece)) as chunks:
+                async for batch, size_bytes, end in chunks:
+                    if batch is not None:
+                        batches.append(batch)
+                        rows += batch.num_rows
+                        size += size_bytes
+                    if rows < enough and size < QUERY_BYTES:
                         continue
-                    for part in await self._query(sql, batches):
+                    for part in await self._query(sql, request, batches):
                         yield FragmentOutput(part, number, None)
-                    yield FragmentOutput(None, number, resume)
-                    batches, rows, size, enough = [], 0, 0, min(enough * 2, QUERY_ROWS)
+                    yield FragmentOutput(None, number, end)
+                    batches, rows, size, has_run, enough = [], 0, 0, True, min(enough * 2, QUERY_ROWS)
+        if batches or not has_run:
+            for part in await self._query(sql, request, batches):
+                yield FragmentOutput(part, len(request.pieces) - 1, None)
         yield FragmentOutput(None, len(request.pieces) - 1, None)
 
     async def _run_whole(self, request: FragmentRequest, sql: str) -> AsyncIterator[FragmentOutput]:
         batches = []
         for piece in request.pieces:
-            async with aclosing(self._scan(request, piece)) as scanned:
-                async for batch, _ in scanned:
-                    batches.append(batch)
-        for part in await self._query(sql, batches):
+            async with aclosing(self._chunks(request, piece)) as chunks:
+                async for batch, _, _ in chunks:
+                    if batch is not None:
+                        batches.append(batch)
+        for part in await self._query(sql, request, batches):
             yield FragmentOutput(part, 0, request.pieces[0].span.start)
         for number in range(len(request.pieces)):
             yield FragmentOutput(None, number, None)
@@ -255,10 +259,24 @@ class FragmentRunner:
                     await trio.lowlevel.checkpoint()
             await self._source.settle_intents(piece.range_id, in_the_way, request.ts)
 
-    async def _query(self, sql: str, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-        table = await self._engine.run(sql, {ENGINE_INPUT: pa.Table.from_batches(batches)})
+    async def _query(self, sql: str, request: FragmentRequest, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        table = await self._engine.run(sql, {ENGINE_INPUT: _engine_input(batches, request.stage.scan)})
         found: list[pa.RecordBatch] = table.to_batches()
         return found or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+
+
+def _engine_input(batches: list[pa.RecordBatch], scan: TableScan) -> pa.Table:
+    """Put batches together; a column that is a dictionary in some of them only is plain in all."""
+    if not batches:
+        batches = [decode_batches([], _layouts_of(scan), scan.columns)]
+    types = [{column.type for column in columns} for columns in zip(*(batch.columns for batch in batches))]
+    columns = []
+    for at, found in enumerate(types):
+        arrays = [batch.column(at) for batch in batches]
+        if len(found) > 1:
+            arrays = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
+        columns.append(pa.chunked_array(arrays))
+    return pa.Table.from_arrays(columns, list(scan.names))
 
 
 def decode_chunk(chunk: bytes, schema: pa.Schema | None) -> tuple[FragmentOutput, pa.Schema | None]:
@@ -289,7 +307,9 @@ def _of_rows(snapshot: PieceSnapshot, request: FragmentRequest, span: Span) -> I
 def _of_blocks(snapshot: PieceSnapshot, request: FragmentRequest, span: Span) -> Iterator[Chunk]:
     scan = request.stage.scan
     writes = request.overlay.clipped([span])
-    for batch, end in snapshot.batches(Columns(scan.columns, _layouts_of(scan)), (list(writes.keys), list(writes.values))):
+    # The engine takes dictionaries as they are; what goes to the gateway is plain.
+    columns = Columns(scan.columns, _layouts_of(scan), dictionaries=request.stage.sql is not None)
+    for batch, end in snapshot.batches(columns, (list(writes.keys), list(writes.values))):
         yield Chunk(batch, 0 if batch is None else batch.nbytes, end)
 
 
