@@ -84,10 +84,11 @@ class SetStatement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExplainStatement(msgspec.Struct, frozen=True, kw_only=True):
-    """EXPLAIN [ANALYZE] statement."""
+    """EXPLAIN [ANALYZE] [(FORMAT JSON)] statement."""
 
     statement: "ParsedStatement"
     analyze: bool = False
+    is_json: bool = False
 
 
 OwnStatement: TypeAlias = (
@@ -479,12 +480,14 @@ def _parse_truncate(words: Words) -> TruncateStatement:
 
 
 def _parse_explain(words: Words, sql: str) -> ExplainStatement:
-    analyze = False
+    analyze = is_json = False
     if words.take("("):
         while not words.take(")"):
             if words.take("ANALYZE") or words.take("ANALYSE"):
                 analyze = not (words.take("FALSE") or words.take("OFF"))
                 words.take("TRUE")
+            elif words.take("FORMAT", "JSON"):
+                is_json = True
             elif not (words.take("FORMAT", "TEXT") or words.take("COSTS", "OFF") or words.take(",")):
                 raise FeatureNotSupportedError(f"the EXPLAIN option {words.peek()} is not supported")
     elif words.take("ANALYZE") or words.take("ANALYSE"):
@@ -492,7 +495,7 @@ def _parse_explain(words: Words, sql: str) -> ExplainStatement:
     rest = words.tokens[words.index :]
     if not rest:
         raise words.error()
-    return ExplainStatement(statement=_parse_tokens(rest, sql), analyze=analyze)
+    return ExplainStatement(statement=_parse_tokens(rest, sql), analyze=analyze, is_json=is_json)
 
 
 def _parse_set(words: Words, verb: str) -> SetStatement | TransactionStatement:

@@ -27,6 +27,18 @@ from dsdb.storage.timestamp import Timestamp
 T = TypeVar("T")
 
 
+class ColumnBound(msgspec.Struct, frozen=True, array_like=True):
+    """Of the rows that a scan is for, a column's values lie within: others may be left out, where that saves reading.
+
+    low, high: the value as it is stored, None for no bound; of a DECIMAL its text.
+    """
+
+    column_id: int
+    low: int | str | None
+    high: int | str | None
+    is_decimal: bool = False
+
+
 class TableScan(msgspec.Struct, frozen=True, kw_only=True):
     """A read of rows of one primary index.
 
@@ -39,6 +51,46 @@ class TableScan(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[LayoutColumn, ...]
     names: tuple[str, ...]
     limit: int | None = None
+    bounds: tuple[ColumnBound, ...] = ()
+    """Conditions that the stage's query has too."""
+
+
+class FragmentCounts(msgspec.Struct, frozen=True, array_like=True):
+    """What a node did for a stage.  moved_bytes: that came to the gateway from another node; engine_s: of seconds, in the query engine."""
+
+    rows_read: int = 0
+    rows_given: int = 0
+    blocks_read: int = 0
+    blocks_pruned: int = 0
+    seconds: float = 0.0
+    engine_s: float = 0.0
+    moved_bytes: int = 0
+
+    def plus(self, more: "FragmentCounts") -> "FragmentCounts":
+        """Add what another fragment did, one after the other."""
+        return FragmentCounts(*(ours + theirs for ours, theirs in zip(msgspec.structs.astuple(self), msgspec.structs.astuple(more))))
+
+
+class StageReport:
+    """What became known of a stage while it ran, for EXPLAIN ANALYZE."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, FragmentCounts] = {}
+        """By node."""
+        self.fragments = 0
+        """More than nodes, if some broke off."""
+
+    def add(self, node_id: int, counts: FragmentCounts) -> None:
+        """Note that a fragment is done."""
+        self.nodes[node_id] = self.nodes.get(node_id, FragmentCounts()).plus(counts)
+        self.fragments += 1
+
+
+class KeySet(msgspec.Struct, frozen=True, array_like=True):
+    """Values that a stage's query compares a column with.  name: of the table, of one column `k`; data: an Arrow stream."""
+
+    name: str
+    data: bytes
 
 
 class LeafStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +105,8 @@ class LeafStage(msgspec.Struct, frozen=True, kw_only=True):
     sql: str | None = None
     is_rowwise: bool = True
     ordered: bool = False
+    keys: tuple[KeySet, ...] = ()
+    """More tables that the query reads."""
 
 
 class RowWait(StrEnum):
@@ -175,8 +229,14 @@ class UnrecordedReads(Protocol):
 class StageRunner(Protocol):
     """Runs leaf stages on the nodes that hold their ranges and gathers what they give."""
 
-    def run(self, stage: LeafStage, txn: Transaction) -> AsyncIterator[pa.RecordBatch]:
-        """Give the stage's batches, streamed; closing the iterator early stops the stage on every node."""
+    def run(self, stage: LeafStage, txn: Transaction, report: StageReport | None = None) -> AsyncIterator[pa.RecordBatch]:
+        """Give the stage's batches, streamed; closing the iterator early stops the stage on every node.
+
+        report: is told what the stage's fragments did.
+        """
+
+    def seen_rows(self, spans: Sequence[Span]) -> int | None:
+        """Give how many rows an earlier stage read of just these spans, about; None if that is not known."""
 
     async def placement(self, spans: Sequence[Span]) -> list[tuple[int, int]]:
         """Give, for EXPLAIN, (node id, number of ranges) that would serve these spans, by node."""

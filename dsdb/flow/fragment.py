@@ -12,8 +12,10 @@ Invariants:
 - Between two chunks the event loop runs: nothing here holds it for longer than a chunk takes (some milliseconds).
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing
+from decimal import Decimal
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -24,8 +26,9 @@ from dsdb.kv.errors import KvError, KvErrorDetail
 from dsdb.kv.ids import AttemptId, RangeId
 from dsdb.rpc import Method, MethodKind
 from dsdb.sql.execute.engine import QueryEngine
-from dsdb.sql.ports import LeafStage, TableScan
-from dsdb.storage.columnar.merge import Columns, Step
+from dsdb.sql.ports import ColumnBound, FragmentCounts, LeafStage, TableScan
+from dsdb.storage.columnar.entry import Bounds
+from dsdb.storage.columnar.merge import Columns, Step, Tally
 from dsdb.storage.columnar.overlay import Layer
 from dsdb.storage.keys import Span, key_after
 from dsdb.storage.mvcc import Intent, IntentsFoundError
@@ -71,6 +74,7 @@ class FragmentHeader(msgspec.Struct, frozen=True, array_like=True):
     piece: int
     resume: bytes | None
     has_batch: bool
+    counts: FragmentCounts | None = None
 
 
 FRAGMENT: Method[FragmentRequest, None] = Method(
@@ -96,6 +100,25 @@ class FragmentOutput(NamedTuple):
     batch: pa.RecordBatch | None
     piece: int
     resume: bytes | None
+    counts: FragmentCounts | None = None
+    """Of the whole fragment, with its last step."""
+
+
+class Meter:
+    """Counts what a fragment does."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.rows_read = 0
+        self.rows_given = 0
+        self.engine_s = 0.0
+        self._begun = time.perf_counter()
+
+    def counts(self) -> FragmentCounts:
+        """Give what was counted so far."""
+        return FragmentCounts(
+            self.rows_read, self.rows_given, self.tally.read, self.tally.pruned, time.perf_counter() - self._begun, self.engine_s
+        )
 
 
 class PieceSnapshot(Protocol):
@@ -108,8 +131,11 @@ class PieceSnapshot(Protocol):
     def chunks(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Give keys and values, in key order.  Raises IntentsFoundError in place of a chunk; those before it stand."""
 
-    def batches(self, columns: Columns, writes: Layer) -> Iterator[Step]:
-        """Give Arrow, in key order, of the rows with `writes` over them.  Raises IntentsFoundError, as `chunks` does."""
+    def batches(self, columns: Columns, writes: Layer, bounds: Sequence[Bounds], tally: Tally) -> Iterator[Step]:
+        """Give Arrow, in key order, of the rows with `writes` over them.  Raises IntentsFoundError, as `chunks` does.
+
+        bounds: rows outside of them may be left out.
+        """
 
 
 class ScanSource(Protocol):
@@ -142,20 +168,25 @@ class FragmentRunner:
         return self._source.reads_past(range_id, ts)
 
     async def run(self, request: FragmentRequest) -> AsyncGenerator[FragmentOutput, None]:
-        """Give the fragment's steps.  Raises KvError, SqlError."""
-        if request.stage.sql is not None and not request.stage.is_rowwise:
-            async for output in self._run_whole(request, request.stage.sql):
+        """Give the fragment's steps, the last one with its counts.  Raises KvError, SqlError."""
+        meter, sql = Meter(), request.stage.sql
+        if sql is None:
+            steps = self._run_scan(request, meter)
+        else:
+            steps = (self._run_cuts if request.stage.is_rowwise else self._run_whole)(request, sql, meter)
+        async with aclosing(steps):
+            async for output in steps:
+                if output.batch is not None:
+                    meter.rows_given += output.batch.num_rows
                 yield output
-            return
-        if request.stage.sql is not None:
-            async for output in self._run_cuts(request, request.stage.sql):
-                yield output
-            return
-        given = 0
+        yield FragmentOutput(None, len(request.pieces) - 1, None, meter.counts())
+
+    async def _run_scan(self, request: FragmentRequest, meter: Meter) -> AsyncGenerator[FragmentOutput, None]:
+        """Give the rows as they are, up to the limit."""
+        limit, given = request.stage.scan.limit, 0
         for number, piece in enumerate(request.pieces):
-            async with aclosing(self._scan(request, piece)) as scanned:
+            async with aclosing(self._scan(request, piece, meter)) as scanned:
                 async for batch, resume in scanned:
-                    limit = request.stage.scan.limit
                     if limit is not None and given + batch.num_rows >= limit:
                         yield FragmentOutput(batch.slice(0, limit - given), number, resume)
                         return
@@ -166,8 +197,8 @@ class FragmentRunner:
     async def serve(self, request: FragmentRequest) -> AsyncIterator[bytes | pa.Buffer]:
         """Give the fragment's steps as chunks for the wire; the first batch's schema comes before it."""
         has_schema = False
-        async for batch, piece, resume in self.run(request):
-            header = _ENCODE_HEADER(FragmentHeader(piece, resume, batch is not None))
+        async for batch, piece, resume, counts in self.run(request):
+            header = _ENCODE_HEADER(FragmentHeader(piece, resume, batch is not None, counts))
             parts = [len(header).to_bytes(4, "little"), header]
             if batch is not None:
                 if not has_schema:
@@ -179,13 +210,13 @@ class FragmentRunner:
                 parts.append(batch.serialize().to_pybytes())
             yield b"".join(parts)
 
-    async def _run_cuts(self, request: FragmentRequest, sql: str) -> AsyncIterator[FragmentOutput]:
+    async def _run_cuts(self, request: FragmentRequest, sql: str, meter: Meter) -> AsyncGenerator[FragmentOutput, None]:
         """Run a row-wise query over cuts of the rows, small ones first: whoever wants few rows gets them soon."""
         batches: list[pa.RecordBatch] = []
         rows = size = 0
         enough, has_run = BATCH_ROWS, False
         for number, piece in enumerate(request.pieces):
-            async with aclosing(self._chunks(request, piece)) as chunks:
+            async with aclosing(self._chunks(request, piece, meter)) as chunks:
                 async for batch, size_bytes, end in chunks:
                     if batch is not None:
                         batches.append(batch)
@@ -193,34 +224,34 @@ class FragmentRunner:
                         size += size_bytes
                     if rows < enough and size < QUERY_BYTES:
                         continue
-                    for part in await self._query(sql, request, batches):
+                    for part in await self._query(sql, request, batches, meter):
                         yield FragmentOutput(part, number, None)
                     yield FragmentOutput(None, number, end)
                     batches, rows, size, has_run, enough = [], 0, 0, True, min(enough * 2, QUERY_ROWS)
         if batches or not has_run:
-            for part in await self._query(sql, request, batches):
+            for part in await self._query(sql, request, batches, meter):
                 yield FragmentOutput(part, len(request.pieces) - 1, None)
         yield FragmentOutput(None, len(request.pieces) - 1, None)
 
-    async def _run_whole(self, request: FragmentRequest, sql: str) -> AsyncIterator[FragmentOutput]:
+    async def _run_whole(self, request: FragmentRequest, sql: str, meter: Meter) -> AsyncGenerator[FragmentOutput, None]:
         batches = []
         for piece in request.pieces:
-            async with aclosing(self._chunks(request, piece)) as chunks:
+            async with aclosing(self._chunks(request, piece, meter)) as chunks:
                 async for batch, _, _ in chunks:
                     if batch is not None:
                         batches.append(batch)
-        for part in await self._query(sql, request, batches):
+        for part in await self._query(sql, request, batches, meter):
             yield FragmentOutput(part, 0, request.pieces[0].span.start)
         for number in range(len(request.pieces)):
             yield FragmentOutput(None, number, None)
 
-    async def _scan(self, request: FragmentRequest, piece: Piece) -> AsyncGenerator[tuple[pa.RecordBatch, bytes], None]:
+    async def _scan(self, request: FragmentRequest, piece: Piece, meter: Meter) -> AsyncGenerator[tuple[pa.RecordBatch, bytes], None]:
         """Give a piece's rows as batches, each with the key after its last row; at least one batch, that may be empty."""
         scan = request.stage.scan
         waiting: list[pa.RecordBatch] = []
         rows = size = 0
         resume = piece.span.start
-        async with aclosing(self._chunks(request, piece)) as chunks:
+        async with aclosing(self._chunks(request, piece, meter)) as chunks:
             async for batch, size_bytes, end in chunks:
                 if batch is not None:
                     if waiting and batch.num_rows >= ALONE_ROWS:
@@ -237,7 +268,7 @@ class FragmentRunner:
             waiting.append(decode_batches([], _layouts_of(scan), scan.columns))
         yield _joined(waiting, scan.names), piece.span.end
 
-    async def _chunks(self, request: FragmentRequest, piece: Piece) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, request: FragmentRequest, piece: Piece, meter: Meter) -> AsyncGenerator[Chunk, None]:
         """Give a piece's rows, with what is buffered over them, in chunks."""
         rest = piece.span
         while not rest.is_empty:
@@ -245,7 +276,7 @@ class FragmentRunner:
             any_replica = request.attempt is None
             pinned = await self._source.scan_snapshot(piece.range_id, rest, request.ts, request.attempt, any_replica=any_replica)
             with pinned as snapshot:
-                chunks = (_of_blocks if snapshot.has_blocks else _of_rows)(snapshot, request, rest)
+                chunks = _of_blocks(snapshot, request, rest, meter.tally) if snapshot.has_blocks else _of_rows(snapshot, request, rest)
                 while True:
                     try:
                         chunk = next(chunks, None)
@@ -254,13 +285,19 @@ class FragmentRunner:
                         break
                     if chunk is None:
                         return
+                    if chunk.batch is not None:
+                        meter.rows_read += chunk.batch.num_rows
                     yield chunk
                     rest = Span(chunk.end, rest.end)
                     await trio.lowlevel.checkpoint()
             await self._source.settle_intents(piece.range_id, in_the_way, request.ts)
 
-    async def _query(self, sql: str, request: FragmentRequest, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-        table = await self._engine.run(sql, {ENGINE_INPUT: _engine_input(batches, request.stage.scan)})
+    async def _query(self, sql: str, request: FragmentRequest, batches: list[pa.RecordBatch], meter: Meter) -> list[pa.RecordBatch]:
+        begun = time.perf_counter()
+        inputs = {ENGINE_INPUT: _engine_input(batches, request.stage.scan)}
+        inputs |= {keys.name: pa.ipc.open_stream(keys.data).read_all() for keys in request.stage.keys}
+        table = await self._engine.run(sql, inputs)
+        meter.engine_s += time.perf_counter() - begun
         found: list[pa.RecordBatch] = table.to_batches()
         return found or [pa.RecordBatch.from_pylist([], schema=table.schema)]
 
@@ -285,7 +322,7 @@ def decode_chunk(chunk: bytes, schema: pa.Schema | None) -> tuple[FragmentOutput
     header_end = 4 + int.from_bytes(chunk[:4], "little")
     header = _DECODE_HEADER(chunk[4:header_end])
     if not header.has_batch:
-        return FragmentOutput(None, header.piece, header.resume), schema
+        return FragmentOutput(None, header.piece, header.resume, header.counts), schema
     schema_end = header_end + 4 + int.from_bytes(chunk[header_end : header_end + 4], "little")
     if schema_end > header_end + 4:
         schema = pa.ipc.read_schema(buffer.slice(header_end + 4, schema_end - header_end - 4))
@@ -304,13 +341,19 @@ def _of_rows(snapshot: PieceSnapshot, request: FragmentRequest, span: Span) -> I
     yield _decoded(*_merged(request.overlay, Span(start, span.end), [], []), layouts, scan, span.end)
 
 
-def _of_blocks(snapshot: PieceSnapshot, request: FragmentRequest, span: Span) -> Iterator[Chunk]:
+def _of_blocks(snapshot: PieceSnapshot, request: FragmentRequest, span: Span, tally: Tally) -> Iterator[Chunk]:
     scan = request.stage.scan
     writes = request.overlay.clipped([span])
     # The engine takes dictionaries as they are; what goes to the gateway is plain.
     columns = Columns(scan.columns, _layouts_of(scan), dictionaries=request.stage.sql is not None)
-    for batch, end in snapshot.batches(columns, (list(writes.keys), list(writes.values))):
+    bounds = [_stored_bounds(bound) for bound in scan.bounds]
+    for batch, end in snapshot.batches(columns, (list(writes.keys), list(writes.values)), bounds, tally):
         yield Chunk(batch, 0 if batch is None else batch.nbytes, end)
+
+
+def _stored_bounds(bound: ColumnBound) -> Bounds:
+    low, high = ((Decimal(side) if bound.is_decimal and side is not None else side) for side in (bound.low, bound.high))
+    return Bounds(column_id=bound.column_id, low=low, high=high)
 
 
 def _layouts_of(scan: TableScan) -> dict[int, RowLayout]:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
+import msgspec
 import pyarrow as pa
 import trio
 
@@ -27,7 +28,7 @@ from dsdb.kv.requests import DescribeReply, DescribeRequest
 from dsdb.ranges import CachedRange, Router
 from dsdb.rpc import CallFailed, NotSent, Peers, ReplyLost
 from dsdb.sql.errors import InternalError
-from dsdb.sql.ports import LeafStage, RangeUnavailableError, Transaction
+from dsdb.sql.ports import LeafStage, RangeUnavailableError, StageReport, Transaction
 from dsdb.storage.keys import Span
 from dsdb.storage.timestamp import Timestamp
 from dsdb.txn import KvTransaction, Overlay
@@ -38,6 +39,9 @@ CHANNEL_BATCHES = 4
 """Batches that wait for the reader; a fragment with more to give waits."""
 DEADLINE_S = 10.0
 """A stage whose ranges gave no step forward for this long fails."""
+SEEN_MAX = 1_024
+"""Lists of spans whose numbers of rows are remembered, each of at most SEEN_SPANS_MAX."""
+SEEN_SPANS_MAX = 16
 PAUSE_S = 0.02
 """Pause before what broke off is asked for again."""
 
@@ -54,6 +58,8 @@ class Gatherer:
         self._runner = runner
         self._clock = clock
         self._nursery: trio.Nursery | None = None
+        self._seen_rows: dict[tuple[Span, ...], int] = {}
+        """Rows that stages read of their spans, the newest last."""
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the tasks of running stages."""
@@ -62,7 +68,7 @@ class Gatherer:
             task_status.started()
             await trio.sleep_forever()
 
-    async def run(self, stage: LeafStage, txn: Transaction) -> AsyncIterator[pa.RecordBatch]:
+    async def run(self, stage: LeafStage, txn: Transaction, report: StageReport | None = None) -> AsyncIterator[pa.RecordBatch]:
         """Give a stage's batches; see `dsdb.sql.ports.StageRunner.run`."""
         assert isinstance(txn, KvTransaction)
         assert self._nursery is not None
@@ -72,7 +78,8 @@ class Gatherer:
         # As it is now: what is buffered while the stage runs is not seen by it.
         overlay = txn.overlay(stage.scan.spans)
         send, receive = trio.open_memory_channel[pa.RecordBatch](CHANNEL_BATCHES)
-        job = _Job(self, stage, ts, txn, overlay, send)
+        report = report or StageReport()
+        job = _Job(self, stage, ts, txn, overlay, send, report)
         self._nursery.start_soon(job.run)
         left = stage.scan.limit if stage.sql is None else None
         try:
@@ -85,9 +92,23 @@ class Gatherer:
                     return
             if job.error is not None:
                 raise job.error
+            if stage.scan.limit is None:
+                self._note_rows(stage.scan.spans, sum(counts.rows_read for counts in report.nodes.values()))
         finally:
             job.scope.cancel()
             receive.close()
+
+    def seen_rows(self, spans: Sequence[Span]) -> int | None:
+        """Give how many rows an earlier stage read of these spans."""
+        return self._seen_rows.get(tuple(spans))
+
+    def _note_rows(self, spans: tuple[Span, ...], rows: int) -> None:
+        if len(spans) > SEEN_SPANS_MAX:
+            return
+        self._seen_rows.pop(spans, None)
+        self._seen_rows[spans] = rows
+        if len(self._seen_rows) > SEEN_MAX:
+            del self._seen_rows[next(iter(self._seen_rows))]
 
     async def placement(self, spans: Sequence[Span]) -> list[tuple[int, int]]:
         """Count, by node, the ranges that would serve these spans."""
@@ -114,8 +135,12 @@ class Gatherer:
                     yield output
             return
         schema: pa.Schema | None = None
+        moved = 0
         async for chunk in self._peers.download(node, FRAGMENT, request):
             output, schema = decode_chunk(chunk, schema)
+            moved += len(chunk)
+            if output.counts is not None:
+                output = output._replace(counts=msgspec.structs.replace(output.counts, moved_bytes=moved))
             yield output
 
     async def cut(self, spans: Sequence[Span], past: Timestamp | None) -> list[tuple[NodeId, Piece]]:
@@ -165,6 +190,7 @@ class _Job:
         txn: KvTransaction,
         overlay: Overlay,
         send: trio.MemorySendChannel[pa.RecordBatch],
+        report: StageReport,
     ) -> None:
         self._gatherer = gatherer
         self._stage = stage
@@ -172,6 +198,7 @@ class _Job:
         self._txn = txn
         self._overlay = overlay
         self._send = send
+        self._report = report
         self._left: list[Span] = []  # spans that broke off and must be asked for again
         self._progress_at = gatherer.now()
         self._reason = ""
@@ -241,7 +268,10 @@ class _Job:
         try:
             steps = self._gatherer.steps(node, request)
             try:
-                async for batch, number, resume in steps:
+                async for batch, number, resume, counts in steps:
+                    if counts is not None:
+                        self._report.add(node, counts)
+                        continue
                     current = number
                     self._progress_at = self._gatherer.now()
                     if batch is not None:

@@ -1,10 +1,11 @@
 """A span frozen for bulk reading: what a leaseholder checked once, read from an engine snapshot at leisure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from dsdb.storage.columnar.block import Blocks
-from dsdb.storage.columnar.merge import Columns, Request, Step, scan_steps
+from dsdb.storage.columnar.entry import Bounds
+from dsdb.storage.columnar.merge import Columns, Request, Step, Tally, scan_steps
 from dsdb.storage.columnar.overlay import Layer
 from dsdb.storage.columnar.rows import DeltaRows, FoldedRows, Rows
 from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, EngineSnapshot
@@ -43,13 +44,14 @@ class SnapshotScan:
         """Say whether some rows may lie in columnar blocks, so that `batches` is the faster way."""
         return self.blocks is not None
 
-    def batches(self, columns: Columns, writes: Layer) -> Iterator[Step]:
+    def batches(self, columns: Columns, writes: Layer, bounds: Sequence[Bounds] = (), tally: Tally | None = None) -> Iterator[Step]:
         """Give the rows that are live at the timestamp as Arrow, in order, with a transaction's own writes over them.
 
+        bounds: rows outside of them may be left out; tally: counts blocks.
         Raises IntentsFoundError in place of a step; those before it stand.
         """
         assert self.blocks is not None
-        return scan_steps(self.blocks, Request(self.span, self.view, writes), columns, at_once_max=BLOCKS_AT_ONCE)
+        return scan_steps(self.blocks, Request(self.span, self.view, writes, bounds, tally=tally), columns, at_once_max=BLOCKS_AT_ONCE)
 
     def __enter__(self) -> "SnapshotScan":
         return self

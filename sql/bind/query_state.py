@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 import msgspec
 from sqlglot import exp
 
-from dsdb.sql.bind.bound import mark, type_of
+from dsdb.sql.bind.bound import constant, mark, type_of
 from dsdb.sql.bind.query_rows import expand_rows
 from dsdb.sql.bind.query_scope import BaseSource, BoundQuery, QueryScope, Relation, RelationColumn
-from dsdb.sql.bind.scalar import BindContext, Scope, bind_scalar, coerce_condition, common_type
+from dsdb.sql.bind.scalar import BindContext, Scope, bind_scalar, coerce_condition, common_type, contains_aggregate
 from dsdb.sql.errors import DatatypeMismatchError, FeatureNotSupportedError, SqlSyntaxError, UndefinedTableError
 from dsdb.sql.given_tables import given_descriptor
 from dsdb.sql.parse import position_of
@@ -150,6 +150,7 @@ class QueryState:
         environment = Environment(parent=scope, ctes=scope.ctes)
         if isinstance(node, exp.Exists):
             bound = self.bind_query(node.this, environment)
+            _drop_outputs(bound.tree)
             return mark(exp.Exists(this=bound.tree), BOOL, nullable=False)
         bound = self.bind_query(node, environment)
         if len(bound.columns) != 1:
@@ -172,6 +173,14 @@ class QueryState:
     def coalesce(self, left: RelationColumn, right: RelationColumn) -> exp.Expr:
         """Bind `COALESCE(left, right)`."""
         return self.scalar(exp.Anonymous(this="coalesce", expressions=[_column("l"), _column("r")]), _pair_scope(left, right), Clause.JOIN)
+
+
+def _drop_outputs(tree: exp.Query) -> None:
+    """Leave out what a query computes of its rows where only whether there are any matters: its columns need not be read."""
+    if not isinstance(tree, exp.Select) or any(tree.args.get(name) for name in ("group", "having", "distinct", "order", "with_")):
+        return
+    if tree.args.get("from_") is not None and not any(contains_aggregate(output) for output in tree.expressions):
+        tree.set("expressions", [exp.alias_(constant(True, BOOL), tree.expressions[0].alias, copy=False)])
 
 
 def _column(name: str) -> exp.Column:

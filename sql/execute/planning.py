@@ -25,7 +25,7 @@ from dsdb.sql.execute.locking import plan_locking_select
 from dsdb.sql.execute.point import plan_point_select
 from dsdb.sql.execute.range_settings import ConfigurePlan
 from dsdb.sql.execute.result import Parameter, Result
-from dsdb.sql.execute.select import run_select
+from dsdb.sql.execute.select import QueryReport, run_select
 from dsdb.sql.execute.sequence_calls import has_sequence_calls, with_calls_made
 from dsdb.sql.execute.services import Execution, Plan
 from dsdb.sql.execute.session import SessionState
@@ -192,6 +192,7 @@ class QueryPlan:
     """A query by stages.  Over virtual tables alone it reads no rows of the store, and needs neither oracle nor lease."""
 
     is_writing = False
+    is_staged = True
 
     def __init__(self, plan: SelectPlan, *, as_of: str | None) -> None:
         if plan.virtual and as_of is not None:
@@ -199,14 +200,15 @@ class QueryPlan:
         self._plan = plan
         self.is_reading = bool(plan.leaves)
 
-    async def run(self, execution: Execution) -> Result:
-        """Run it; its rows stream."""
+    async def run(self, execution: Execution, report: QueryReport | None = None) -> Result:
+        """Run it; its rows stream.  report: is told what was done."""
         services = execution.services
         if self.is_reading:
             await execution.settle_catalog()
         virtual_rows = partial(system_rows, execution)
         given = execution.session.inputs.tables
-        return await run_select(self._plan, execution.parameters, execution.txn, services.runner, services.engine, virtual_rows, given)
+        runner, engine = services.runner, services.engine
+        return await run_select(self._plan, execution.parameters, execution.txn, runner, engine, virtual_rows, given, report)
 
 
 class SequencePlan:

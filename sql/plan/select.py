@@ -31,6 +31,7 @@ from dsdb.sql.bind.query_state import Environment, QueryState
 from dsdb.sql.bind.scalar import BindContext, contains_aggregate
 from dsdb.sql.execute.result import ResultColumn
 from dsdb.sql.given_tables import is_given
+from dsdb.sql.plan.join_keys import KeyEdge, key_edges
 from dsdb.sql.plan.partial import LeafTail, PartialQuery, SplitQuery, split
 from dsdb.sql.plan.spans import KeyAccess, key_access
 from dsdb.sql.ports import CatalogSnapshot
@@ -87,7 +88,8 @@ class SelectPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A planned query.
 
     columns: of the result; leaves: in the order of their input names; gateway: the bound query over them, or None if the only leaf
-    streams; virtual, given: what else that query reads; limit, offset: bound, of a streaming plan (the gateway's query has its own inside).
+    streams; virtual, given: what else that query reads; edges: by which leaves may wait for others' keys; limit, offset: bound, of a
+    streaming plan (the gateway's query has its own inside).
     """
 
     columns: tuple[ResultColumn, ...]
@@ -95,6 +97,7 @@ class SelectPlan(msgspec.Struct, frozen=True, kw_only=True):
     gateway: exp.Query | None
     virtual: tuple[VirtualInput, ...] = ()
     given: tuple[GivenInput, ...] = ()
+    edges: tuple[KeyEdge, ...] = ()
     limit: exp.Expr | None = None
     offset: exp.Expr | None = None
 
@@ -143,7 +146,8 @@ def plan_bound(state: QueryState, bound: BoundQuery) -> SelectPlan:
     leaves = tuple(_gathered_leaf(source, used, parts) for source in at_leaves)
     virtual = tuple(_virtual_input(source, used) for source in state.sources if is_virtual(source.table))
     given = tuple(_given_input(source, used) for source in state.sources if is_given(source.table))
-    return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree, virtual=virtual, given=given)
+    edges = key_edges(bound.tree, at_leaves)
+    return SelectPlan(columns=columns, leaves=leaves, gateway=bound.tree, virtual=virtual, given=given, edges=edges)
 
 
 def _is_at_gateway(source: BaseSource) -> bool:

@@ -13,6 +13,7 @@ Invariants:
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import TypeAlias
 
 import msgspec
@@ -21,6 +22,7 @@ from sqlglot import exp
 from dsdb.sql.bind.bound import type_of
 from dsdb.sql.errors import NumericOutOfRangeError
 from dsdb.sql.evaluate import compile_scalar, is_evaluable
+from dsdb.sql.ports import ColumnBound
 from dsdb.sql.rows import TableRows, rows_of
 from dsdb.sql.schema import TableDescriptor
 from dsdb.sql.types import SqlType, TypeName
@@ -48,7 +50,8 @@ class KeyAccess(msgspec.Struct, frozen=True, kw_only=True):
     """How a conjunction narrows a primary index.
 
     equal: for each pinned key column, in key order, its possible values; lower, upper: of the next key column; is_point: all key
-    columns are pinned, so that each combination is one row at most; residual: the conditions that remain.
+    columns are pinned, so that each combination is one row at most; residual: the conditions that remain; bounding: those of them
+    that bound a column.
     """
 
     table: TableDescriptor
@@ -56,6 +59,7 @@ class KeyAccess(msgspec.Struct, frozen=True, kw_only=True):
     lower: tuple[_Limit, ...]
     upper: tuple[_Limit, ...]
     residual: tuple[exp.Expr, ...]
+    bounding: "tuple[_Condition, ...]" = ()
 
     @property
     def is_point(self) -> bool:
@@ -66,6 +70,22 @@ class KeyAccess(msgspec.Struct, frozen=True, kw_only=True):
         """Give the combinations of the pinned columns' values, without those that hold a NULL; in no order, perhaps repeated."""
         choices = [[found for value in values if (found := value((), parameters)) is not None] for values in self.equal]
         return list(itertools.product(*choices))
+
+    def bounds(self, parameters: Sequence[Datum]) -> tuple[ColumnBound, ...]:
+        """Give bounds of columns beside the key's, which blocks of rows may be judged by; the conditions are tested all the same."""
+        found = []
+        for condition in self.bounding:
+            column = self.table.columns[condition.position]
+            values = [_boundable(value((), parameters), column.type) for value in condition.values]
+            if any(value is None for value in values):
+                continue
+            least, most = min(values), max(values)  # type: ignore[type-var]  # all of the column's kind
+            low = None if condition.operator.startswith("<") else least
+            high = None if condition.operator.startswith(">") else most
+            is_decimal = column.type.name is TypeName.DECIMAL
+            sides = [str(side) if is_decimal and side is not None else side for side in (low, high)]
+            found.append(ColumnBound(column.column_id, sides[0], sides[1], is_decimal))  # type: ignore[arg-type]  # int or str, as checked
+        return tuple(found)
 
     def spans(self, parameters: Sequence[Datum]) -> tuple[Span, ...]:
         """Give the spans for these parameters.  Raises NumericOutOfRangeError on a value that no key can hold."""
@@ -116,7 +136,8 @@ def key_access(table: TableDescriptor, conjuncts: Sequence[exp.Expr], columns: M
                 limits.append(_Limit(bounding.values[0], bounding.operator.endswith("=")))
         break
     residual = tuple(conjunct for index, conjunct in enumerate(conjuncts) if index not in taken)
-    return KeyAccess(table=table, equal=tuple(equal), lower=tuple(lower), upper=tuple(upper), residual=residual)
+    rest = tuple(condition for index, condition in enumerate(conditions) if index not in taken and condition is not None)
+    return KeyAccess(table=table, equal=tuple(equal), lower=tuple(lower), upper=tuple(upper), residual=residual, bounding=rest)
 
 
 def spans_of(
@@ -184,6 +205,18 @@ def _keeps_order(source: SqlType, target: SqlType) -> bool:
 def _is_comparable(value: exp.Expr, column_type: SqlType) -> bool:
     """Say whether a side has no columns, can be computed here, and gives datums of the column's kind."""
     return value.find(exp.Column) is None and type_of(value).kind is column_type.kind and is_evaluable(value)
+
+
+def _boundable(value: Datum, column_type: SqlType) -> Datum:
+    """Give a value that blocks know bounds of, None for others: their order must be the one of SQL."""
+    name = column_type.name
+    if isinstance(value, bool) or (name is TypeName.DECIMAL and column_type.precision is None):
+        return None
+    if isinstance(value, Decimal):
+        return value if value.is_finite() else None
+    if isinstance(value, int):
+        return value if column_type.is_integer or name in (TypeName.DATE, TypeName.TIMESTAMP, TypeName.TIMESTAMPTZ) else None
+    return value if isinstance(value, str) and name in (TypeName.TEXT, TypeName.VARCHAR) else None
 
 
 def _stored(value: Datum, column_type: SqlType) -> Datum:

@@ -8,7 +8,7 @@ Invariants:
 - A LIMIT reaches a leaf only where every row that the leaf gives is a row of the result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 from sqlglot import exp
@@ -21,21 +21,30 @@ from dsdb.sql.execute.result import arrow_type
 from dsdb.sql.functions.decimals import ENGINE_SCALE, PRECISION_MAX
 from dsdb.sql.plan.partial import LeafTail, PartialQuery
 from dsdb.sql.plan.select import RAW_SUFFIX, LeafPlan, SelectPlan
-from dsdb.sql.ports import LeafStage, TableScan
+from dsdb.sql.ports import KeySet, LeafStage, TableScan
 from dsdb.sql.rows import rows_of
 from dsdb.sql.types import NUMERIC
 from dsdb.storage.datum import Datum
 
 INPUT = "input"
 """What a leaf's query calls its scan."""
+NO_KEYS: Mapping[str, pa.Array] = {}
 
 
-def leaf_stage(leaf: LeafPlan, parameters: Sequence[Datum], *, limit: int | None = None) -> LeafStage:
-    """Give the stage of a leaf for these parameters.  limit: rows of its result that are enough.
+def leaf_stage(
+    leaf: LeafPlan, parameters: Sequence[Datum], *, limit: int | None = None, keys: Mapping[str, pa.Array] = NO_KEYS
+) -> LeafStage:
+    """Give the stage of a leaf for these parameters.
+
+    limit: rows of its result that are enough; keys: by engine name of a column, the values that it must have, of a leaf without a tail.
 
     Raises SqlError's about a parameter's value.
     """
-    query = leaf_query(leaf, parameters)
+    query = leaf_query(leaf, parameters, is_bare_wanted=bool(keys))
+    for column_name in keys:
+        assert query is not None, "as wanted"
+        chosen = exp.Select(expressions=[exp.column("k")], from_=exp.From(this=exp.Table(this=exp.to_identifier(_keys_name(column_name)))))
+        query.where(exp.In(this=exp.column(column_name), query=chosen.subquery(copy=False)), copy=False)
     scan_limit = None
     if limit is not None and not leaf.filters:
         scan_limit = limit
@@ -48,19 +57,34 @@ def leaf_stage(leaf: LeafPlan, parameters: Sequence[Datum], *, limit: int | None
         columns=tuple(layout.columns[position] for _, position in leaf.columns),
         names=tuple(name for name, _ in leaf.columns),
         limit=scan_limit,
+        bounds=leaf.access.bounds(parameters),
     )
-    return LeafStage(scan=scan, sql=None if query is None else query.sql(dialect="duckdb"))
+    sets = tuple(KeySet(_keys_name(column_name), _streamed(values)) for column_name, values in keys.items())
+    return LeafStage(scan=scan, sql=None if query is None else query.sql(dialect="duckdb"), keys=sets)
 
 
-def leaf_query(leaf: LeafPlan, parameters: Sequence[Datum]) -> exp.Select | None:
-    """Give the query of a leaf, or None if its scan is its result."""
+def _keys_name(column_name: str) -> str:
+    return f"keys_{column_name}"
+
+
+def _streamed(values: pa.Array) -> bytes:
+    table = pa.table({"k": values})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def leaf_query(leaf: LeafPlan, parameters: Sequence[Datum], *, is_bare_wanted: bool = False) -> exp.Select | None:
+    """Give the query of a leaf, or None if its scan is its result, unless that is wanted as a query too."""
     numerics = [name for name, position in leaf.columns if leaf.is_numeric(position)]
     if leaf.partial is not None:
         return _partial_query(leaf, leaf.partial, numerics, parameters)
     outputs: list[exp.Expr]
     if leaf.outputs is None:
         outputs = [exp.column(name) for name in leaf.shipped]
-        if not leaf.filters and not numerics and leaf.tail is None:
+        if not leaf.filters and not numerics and leaf.tail is None and not is_bare_wanted:
             return None
     else:
         if not leaf.filters and all(isinstance(output.this, exp.Column) for output in leaf.outputs):

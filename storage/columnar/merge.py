@@ -90,6 +90,21 @@ class Request(NamedTuple):
     bounds: Sequence[Bounds] = ()
     delta_rows: int = DELTA_CHUNK_ROWS
     """Entries of the delta that are read at once, and rows of it over a block that one region has, about."""
+    tally: "Tally | None" = None
+
+
+class Tally:
+    """Counts the blocks that a scan met."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.pruned = 0
+        """Blocks whose current rows all lie outside of the bounds."""
+
+    def count(self, *, is_asked: bool) -> None:
+        """Count one block."""
+        self.read += is_asked
+        self.pruned += not is_asked
 
 
 # ---- Regions ------------------------------------------------------------------------------------------------------------------------
@@ -103,6 +118,8 @@ def regions(blocks: Blocks, request: Request) -> Iterator[Region]:
     stream = LayerStream(_settled(blocks, request), cut_layer(request.writes, *span))
     at = span.start
     for entry in blocks.entries(span):
+        if request.tally is not None and entry.rows:
+            request.tally.count(is_asked=may_match(entry, request.bounds))
         for over in stream.below(entry.first_key):
             yield _between(over, key_after(over[0][-1]))
         behind = min(key_after(entry.last_key), span.end)

@@ -226,7 +226,7 @@ class LocalRunner:
         ):
             self.connection.execute(setting)
 
-    async def run(self, stage: LeafStage, txn: LocalTransaction) -> AsyncIterator[pa.RecordBatch]:
+    async def run(self, stage: LeafStage, txn: LocalTransaction, report: object = None) -> AsyncIterator[pa.RecordBatch]:
         self.stages.append(stage)
         scan = stage.scan
         ts = await txn.read_timestamp()
@@ -246,6 +246,9 @@ class LocalRunner:
         cursor.close()
         for batch in table.to_batches():
             yield batch
+
+    def seen_rows(self, spans: Sequence[Span]) -> int | None:
+        return None
 
     async def placement(self, spans: Sequence[Span]) -> list[tuple[int, int]]:
         return [(1, len(spans))]

@@ -11,7 +11,7 @@ from dsdb.sql.execute.engine import EngineLimits, QueryEngine
 from dsdb.sql.execute.result import rows_of_batch
 from dsdb.sql.execute.select import run_select
 from dsdb.sql.parse import parse_statements
-from dsdb.sql.plan.explain import explain_select
+from dsdb.sql.plan.explain import explain_stages, text_lines
 from dsdb.sql.plan.select import SelectPlan, plan_select
 from dsdb.sql.ports import LeafStage
 from dsdb.sql.rows import Row, primary_key, row_value
@@ -139,7 +139,7 @@ class TwoNodeRunner:
         self.stages: list[LeafStage] = []
         self.closed = 0
 
-    async def run(self, stage: LeafStage, txn: LocalTransaction) -> AsyncIterator[pa.RecordBatch]:
+    async def run(self, stage: LeafStage, txn: LocalTransaction, report: object = None) -> AsyncIterator[pa.RecordBatch]:
         self.stages.append(stage)
         scan = stage.scan
         ts = await txn.read_timestamp()
@@ -151,11 +151,16 @@ class TwoNodeRunner:
                 if stage.sql is None:
                     yield batch
                     continue
-                found = await self._engine.run(stage.sql, {"input": pa.Table.from_batches([batch])})
+                inputs = {"input": pa.Table.from_batches([batch])}
+                inputs |= {keys.name: pa.ipc.open_stream(keys.data).read_all() for keys in stage.keys}
+                found = await self._engine.run(stage.sql, inputs)
                 for part in found.to_batches():
                     yield part
         finally:
             self.closed += 1
+
+    def seen_rows(self, spans: Sequence[Any]) -> int | None:
+        return None
 
     async def placement(self, spans: Sequence[Any]) -> list[tuple[int, int]]:
         return [(1, len(spans)), (2, len(spans))]
@@ -203,7 +208,8 @@ class SelectSession:
         return plan, rows
 
     async def explain(self, sql: str, *parameters: tuple[SqlType, Datum]) -> list[str]:
-        return await explain_select(self.plan(sql, parameters), [*(value for _, value in parameters), NOW], self.runner)  # type: ignore[arg-type]
+        values = [*(value for _, value in parameters), NOW]
+        return text_lines(await explain_stages(self.plan(sql, parameters), values, self.runner))  # type: ignore[arg-type]
 
 
 def shown(plan: SelectPlan, rows: Sequence[Row]) -> list[str]:

@@ -88,7 +88,10 @@ def test_what_a_query_gathers_is_bounded() -> None:
 class FailingRunner:
     """ports.StageRunner whose second leaf fails while the others wait for ever."""
 
-    async def run(self, stage: LeafStage, txn: object) -> AsyncIterator[pa.RecordBatch]:
+    def seen_rows(self, spans: object) -> int | None:
+        return None
+
+    async def run(self, stage: LeafStage, txn: object, report: object = None) -> AsyncIterator[pa.RecordBatch]:
         if "c5" in stage.scan.names:
             raise RangeUnavailableError("range 7 has no leaseholder")
         await trio.sleep_forever()
