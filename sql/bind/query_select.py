@@ -4,7 +4,7 @@
 
 Invariants:
 - Each output column has a new engine name, and each clause behind the SELECT list that means an output column says that name.
-- WHERE's conjuncts are consumed once: as filters of a source, or in the query.
+- WHERE's conjuncts are consumed once: as filters of a source, or in the query; what follows from them may act early beside them.
 
 Not here: set operations, VALUES, WITH (`query`).
 """
@@ -19,6 +19,7 @@ from dsdb.sql.bind.conjuncts import conjuncts_of
 from dsdb.sql.bind.query_from import bind_from, push_down, scope_of
 from dsdb.sql.bind.query_functions import take_series
 from dsdb.sql.bind.query_group import Grouper, Grouping, grouped_column, is_same
+from dsdb.sql.bind.query_implied import implied
 from dsdb.sql.bind.query_names import output_name
 from dsdb.sql.bind.query_scope import BoundQuery, FromItem, QueryScope, RelationColumn
 from dsdb.sql.bind.query_state import Clause, Environment, QueryState, refuse_clauses
@@ -58,6 +59,7 @@ def bind_select(state: QueryState, select: exp.Select, environment: Environment)
     scope = scope_of(item, environment)
     where = select.args.get("where")
     conditions = conjuncts_of(state.condition(where.this, scope, Clause.WHERE)) if where else []
+    conditions += [more for condition in conditions for more in implied(condition, item.filterable)]
     conditions = push_down(conditions, item.filterable)
     select, scope, series = take_series(state, select, scope)
     items = _items(state, select, scope)
