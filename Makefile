@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover ranges ingest fuzz-wire lag clean
+.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover ranges ingest bench-tpch fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,11 @@ ranges: $(STAMP)
 ingest: $(VENV)/.installed-bench
 	$(BIN)/python -m bench.ingest $(if $(ROWS),--rows $(ROWS)) $(if $(SOURCE),--source $(SOURCE)) $(if $(SHUFFLED),--shuffled) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PEERS),--peers $(PEERS)) $(if $(MEMORY_LIMIT),--memory-limit $(MEMORY_LIMIT))
+
+# make bench-tpch [SF=1] [ROUNDS=3] [QUERIES=1,5,18] [NODES=3] [PEERS=duckdb,postgres]: the 22 queries, checked, beside others
+bench-tpch: $(VENV)/.installed-bench
+	$(BIN)/python -m bench.tpch --sf $(or $(SF),1) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(QUERIES),--queries $(QUERIES)) \
+		$(if $(NODES),--nodes $(NODES)) $(if $(PEERS),--peers $(PEERS))
 
 # make failover [KILLS=20]: how long writes pause when a node is killed
 failover: $(STAMP)
