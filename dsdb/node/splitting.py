@@ -30,8 +30,10 @@ BATCH = 64
 """Keys between two writings of addressing entries: a transaction of at most twice as many rows."""
 AT_ONCE = 8
 """Splits under way for one statement: each waits for a command of its range, and for the election of a new one."""
-TRIES = 5
-"""For one key: whoever is in the way has split the range."""
+TRIES = 20
+"""For one key: whoever is in the way has split the range, or changes its replicas, or lays blocks, which takes a while."""
+PAUSE_MIN_S, PAUSE_MAX_S = 0.01, 1.0
+"""Before the second try, and at most: 20 tries take 14 s."""
 META_TRIES = 5
 """An entry that another writes at the same time is there after the second."""
 
@@ -93,6 +95,7 @@ class RangeSplits:
 
     async def _split_at(self, key: bytes, right: RangeId) -> tuple[RangeDescriptor, ...]:
         """Make a key the start of a range, and give what was made; nothing if it is one.  Raises PortError, SqlError."""
+        pause_s = PAUSE_MIN_S
         for _ in range(TRIES):
             try:
                 if (await self._router.lookup(key)).start_key == key:
@@ -100,7 +103,9 @@ class RangeSplits:
                 reply = await self._router.send(key, lambda desc: SplitRequest(desc.range_id, key, right))
             except KvError as error:
                 if isinstance(error.detail, InvalidRequest | RangeKeyMismatch):
-                    continue  # somebody else has split it there; the next look-up will say so
+                    await trio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PAUSE_MAX_S)
+                    continue  # somebody else has split it there, as the next look-up will say; or it is being changed
                 raise _unavailable(error) from error
             assert isinstance(reply, SplitReply)
             for desc in (reply.left, reply.right):
