@@ -54,7 +54,7 @@ FAULTS = (
 )
 
 
-FOLDS = 0.7
+FOLDS = 0.4
 """Part of the seeds that fold."""
 
 
