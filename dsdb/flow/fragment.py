@@ -1,8 +1,6 @@
 """A fragment: one leaf stage on one node, over the pieces of ranges that this node serves.
 
-    for each piece: engine snapshot under the read latch ─▶ rows, or columnar blocks ─▶ Arrow ─▶ the stage's SQL ─▶ batches, streamed
-                      ▲               what the transaction has buffered lies over them ┘
-                      └── a foreign intent in the way: settle it, and freeze the rest of the piece anew
+    for each piece: `scanning` ─▶ Arrow ─▶ the stage's SQL ─▶ batches, streamed
 
 Invariants:
 - Each batch says up to which key of which piece its rows go, so that a fragment that breaks off is taken up elsewhere at the same
@@ -13,47 +11,30 @@ Invariants:
 """
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing
-from decimal import Decimal
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
-import trio
 
+from dsdb.flow.scanning import Piece, Scanner, ScanSource, layouts_of
 from dsdb.kv.errors import KvError, KvErrorDetail
 from dsdb.kv.ids import AttemptId, RangeId
 from dsdb.rpc import Method, MethodKind
 from dsdb.sql.execute.engine import QueryEngine
-from dsdb.sql.ports import ColumnBound, FragmentCounts, LeafStage, TableScan
-from dsdb.storage.columnar.entry import Bounds
-from dsdb.storage.columnar.merge import Columns, Step, Tally
-from dsdb.storage.columnar.overlay import Layer
-from dsdb.storage.keys import Span, key_after
-from dsdb.storage.mvcc import Intent, IntentsFoundError
-from dsdb.storage.rowcodec import RowLayout, decode_batches
+from dsdb.sql.ports import FragmentCounts, LeafStage, TableScan
+from dsdb.storage.rowcodec import decode_batches
 from dsdb.storage.timestamp import Timestamp
 from dsdb.txn import Overlay
 
-BATCH_ROWS = 16_384
-"""Rows gathered before a batch leaves, and before a row-wise query runs for the first time."""
+FIRST_QUERY_ROWS = 16_384
+"""Rows gathered before a row-wise query runs for the first time."""
 QUERY_ROWS = 262_144
 """Rows gathered before a row-wise query runs again, after some doublings: an engine call costs a millisecond or two."""
 QUERY_BYTES = 32 << 20
-ALONE_ROWS = BATCH_ROWS // 4
-"""A chunk of so many rows is not copied together with others."""
-BATCH_BYTES = 2 << 20
-"""The same in bytes of row values: some batches wait at the gateway, and rows may be wide."""
 ENGINE_INPUT = "input"
 """What a stage's query calls its scan."""
-
-
-class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """The part of a stage's spans that lies in one range."""
-
-    range_id: RangeId
-    span: Span
 
 
 class FragmentRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -85,15 +66,6 @@ _ENCODE_HEADER = msgspec.msgpack.Encoder().encode
 _DECODE_HEADER = msgspec.msgpack.Decoder(FragmentHeader).decode
 
 
-class Chunk(NamedTuple):
-    """Some rows of a piece, decoded."""
-
-    batch: pa.RecordBatch | None
-    size_bytes: int
-    end: bytes
-    """All rows below this key were given."""
-
-
 class FragmentOutput(NamedTuple):
     """A step of a fragment: rows (or None), and how far in which piece; with a key to go on after, all pieces before it are done."""
 
@@ -107,53 +79,18 @@ class FragmentOutput(NamedTuple):
 class Meter:
     """Counts what a fragment does."""
 
-    def __init__(self) -> None:
-        self.tally = Tally()
-        self.rows_read = 0
+    def __init__(self, scanner: Scanner) -> None:
+        self.scanner = scanner
         self.rows_given = 0
         self.engine_s = 0.0
         self._begun = time.perf_counter()
 
     def counts(self) -> FragmentCounts:
         """Give what was counted so far."""
+        scanner = self.scanner
         return FragmentCounts(
-            self.rows_read, self.rows_given, self.tally.read, self.tally.pruned, time.perf_counter() - self._begun, self.engine_s
+            scanner.rows_read, self.rows_given, scanner.tally.read, scanner.tally.pruned, time.perf_counter() - self._begun, self.engine_s
         )
-
-
-class PieceSnapshot(Protocol):
-    """The rows of a span at a timestamp, pinned."""
-
-    @property
-    def has_blocks(self) -> bool:
-        """Say whether to ask for batches: some rows may lie in columnar blocks."""
-
-    def chunks(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Give keys and values, in key order.  Raises IntentsFoundError in place of a chunk; those before it stand."""
-
-    def batches(self, columns: Columns, writes: Layer, bounds: Sequence[Bounds], tally: Tally) -> Iterator[Step]:
-        """Give Arrow, in key order, of the rows with `writes` over them.  Raises IntentsFoundError, as `chunks` does.
-
-        bounds: rows outside of them may be left out.
-        """
-
-
-class ScanSource(Protocol):
-    """What a fragment asks of this node's store."""
-
-    async def scan_snapshot(
-        self, range_id: RangeId, span: Span, ts: Timestamp, attempt: AttemptId | None = None, *, any_replica: bool = False
-    ) -> AbstractContextManager[PieceSnapshot]:
-        """Pin a span of a range that this store leads, after the latches that matter; any_replica: or that is resolved here.
-
-        Raises KvError.
-        """
-
-    def reads_past(self, range_id: RangeId, ts: Timestamp) -> bool:
-        """Say whether the replica here, whoever leads, answers reads of the past at `ts`."""
-
-    async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
-        """Get foreign intents that a pinned span met out of the way of reads at `ts`.  Raises KvError."""
 
 
 class FragmentRunner:
@@ -169,7 +106,10 @@ class FragmentRunner:
 
     async def run(self, request: FragmentRequest) -> AsyncGenerator[FragmentOutput, None]:
         """Give the fragment's steps, the last one with its counts.  Raises KvError, SqlError."""
-        meter, sql = Meter(), request.stage.sql
+        sql = request.stage.sql
+        # The engine takes dictionaries as they are; what goes to the gateway is plain.
+        scanner = Scanner(self._source, request.stage.scan, request.ts, request.attempt, request.overlay, dictionaries=sql is not None)
+        meter = Meter(scanner)
         if sql is None:
             steps = self._run_scan(request, meter)
         else:
@@ -185,7 +125,7 @@ class FragmentRunner:
         """Give the rows as they are, up to the limit."""
         limit, given = request.stage.scan.limit, 0
         for number, piece in enumerate(request.pieces):
-            async with aclosing(self._scan(request, piece, meter)) as scanned:
+            async with aclosing(meter.scanner.batches(piece)) as scanned:
                 async for batch, resume in scanned:
                     if limit is not None and given + batch.num_rows >= limit:
                         yield FragmentOutput(batch.slice(0, limit - given), number, resume)
@@ -214,9 +154,9 @@ class FragmentRunner:
         """Run a row-wise query over cuts of the rows, small ones first: whoever wants few rows gets them soon."""
         batches: list[pa.RecordBatch] = []
         rows = size = 0
-        enough, has_run = BATCH_ROWS, False
+        enough, has_run = FIRST_QUERY_ROWS, False
         for number, piece in enumerate(request.pieces):
-            async with aclosing(self._chunks(request, piece, meter)) as chunks:
+            async with aclosing(meter.scanner.chunks(piece)) as chunks:
                 async for batch, size_bytes, end in chunks:
                     if batch is not None:
                         batches.append(batch)
@@ -236,7 +176,7 @@ class FragmentRunner:
     async def _run_whole(self, request: FragmentRequest, sql: str, meter: Meter) -> AsyncGenerator[FragmentOutput, None]:
         batches = []
         for piece in request.pieces:
-            async with aclosing(self._chunks(request, piece, meter)) as chunks:
+            async with aclosing(meter.scanner.chunks(piece)) as chunks:
                 async for batch, _, _ in chunks:
                     if batch is not None:
                         batches.append(batch)
@@ -244,53 +184,6 @@ class FragmentRunner:
             yield FragmentOutput(part, 0, request.pieces[0].span.start)
         for number in range(len(request.pieces)):
             yield FragmentOutput(None, number, None)
-
-    async def _scan(self, request: FragmentRequest, piece: Piece, meter: Meter) -> AsyncGenerator[tuple[pa.RecordBatch, bytes], None]:
-        """Give a piece's rows as batches, each with the key after its last row; at least one batch, that may be empty."""
-        scan = request.stage.scan
-        waiting: list[pa.RecordBatch] = []
-        rows = size = 0
-        resume = piece.span.start
-        async with aclosing(self._chunks(request, piece, meter)) as chunks:
-            async for batch, size_bytes, end in chunks:
-                if batch is not None:
-                    if waiting and batch.num_rows >= ALONE_ROWS:
-                        yield _joined(waiting, scan.names), resume
-                        waiting, rows, size = [], 0, 0
-                    waiting.append(batch)
-                    rows += batch.num_rows
-                    size += size_bytes
-                resume = end
-                if rows >= BATCH_ROWS or size >= BATCH_BYTES or (scan.limit is not None and rows >= scan.limit):
-                    yield _joined(waiting, scan.names), resume
-                    waiting, rows, size = [], 0, 0
-        if not waiting:
-            waiting.append(decode_batches([], _layouts_of(scan), scan.columns))
-        yield _joined(waiting, scan.names), piece.span.end
-
-    async def _chunks(self, request: FragmentRequest, piece: Piece, meter: Meter) -> AsyncGenerator[Chunk, None]:
-        """Give a piece's rows, with what is buffered over them, in chunks."""
-        rest = piece.span
-        while not rest.is_empty:
-            in_the_way: list[tuple[bytes, Intent]] = []
-            any_replica = request.attempt is None
-            pinned = await self._source.scan_snapshot(piece.range_id, rest, request.ts, request.attempt, any_replica=any_replica)
-            with pinned as snapshot:
-                chunks = _of_blocks(snapshot, request, rest, meter.tally) if snapshot.has_blocks else _of_rows(snapshot, request, rest)
-                while True:
-                    try:
-                        chunk = next(chunks, None)
-                    except IntentsFoundError as error:
-                        in_the_way = error.intents
-                        break
-                    if chunk is None:
-                        return
-                    if chunk.batch is not None:
-                        meter.rows_read += chunk.batch.num_rows
-                    yield chunk
-                    rest = Span(chunk.end, rest.end)
-                    await trio.lowlevel.checkpoint()
-            await self._source.settle_intents(piece.range_id, in_the_way, request.ts)
 
     async def _query(self, sql: str, request: FragmentRequest, batches: list[pa.RecordBatch], meter: Meter) -> list[pa.RecordBatch]:
         begun = time.perf_counter()
@@ -305,7 +198,7 @@ class FragmentRunner:
 def _engine_input(batches: list[pa.RecordBatch], scan: TableScan) -> pa.Table:
     """Put batches together; a column that is a dictionary in some of them only is plain in all."""
     if not batches:
-        batches = [decode_batches([], _layouts_of(scan), scan.columns)]
+        batches = [decode_batches([], layouts_of(scan), scan.columns)]
     types = [{column.type for column in columns} for columns in zip(*(batch.columns for batch in batches))]
     columns = []
     for at, found in enumerate(types):
@@ -329,50 +222,3 @@ def decode_chunk(chunk: bytes, schema: pa.Schema | None) -> tuple[FragmentOutput
     assert schema is not None, "the first batch of a fragment comes with its schema"
     batch = pa.ipc.read_record_batch(buffer.slice(schema_end), schema)
     return FragmentOutput(batch, header.piece, header.resume), schema
-
-
-def _of_rows(snapshot: PieceSnapshot, request: FragmentRequest, span: Span) -> Iterator[Chunk]:
-    scan, layouts = request.stage.scan, _layouts_of(request.stage.scan)
-    start = span.start
-    for found in snapshot.chunks():
-        end = key_after(found[0][-1])
-        yield _decoded(*_merged(request.overlay, Span(start, end), *found), layouts, scan, end)
-        start = end
-    yield _decoded(*_merged(request.overlay, Span(start, span.end), [], []), layouts, scan, span.end)
-
-
-def _of_blocks(snapshot: PieceSnapshot, request: FragmentRequest, span: Span, tally: Tally) -> Iterator[Chunk]:
-    scan = request.stage.scan
-    writes = request.overlay.clipped([span])
-    # The engine takes dictionaries as they are; what goes to the gateway is plain.
-    columns = Columns(scan.columns, _layouts_of(scan), dictionaries=request.stage.sql is not None)
-    bounds = [_stored_bounds(bound) for bound in scan.bounds]
-    for batch, end in snapshot.batches(columns, (list(writes.keys), list(writes.values)), bounds, tally):
-        yield Chunk(batch, 0 if batch is None else batch.nbytes, end)
-
-
-def _stored_bounds(bound: ColumnBound) -> Bounds:
-    low, high = ((Decimal(side) if bound.is_decimal and side is not None else side) for side in (bound.low, bound.high))
-    return Bounds(column_id=bound.column_id, low=low, high=high)
-
-
-def _layouts_of(scan: TableScan) -> dict[int, RowLayout]:
-    return {layout.layout_id: layout for layout in scan.layouts}
-
-
-def _decoded(keys: list[bytes], values: list[bytes], layouts: dict[int, RowLayout], scan: TableScan, end: bytes) -> Chunk:
-    return Chunk(decode_batches(values, layouts, scan.columns), sum(map(len, values)), end) if keys else Chunk(None, 0, end)
-
-
-def _merged(overlay: Overlay, span: Span, keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Put what is buffered in a span over its rows."""
-    buffered = overlay.clipped([span])
-    if not buffered.keys:
-        return keys, values
-    rows = buffered.merged(list(zip(keys, values)))
-    return [key for key, _ in rows], [value for _, value in rows]
-
-
-def _joined(batches: list[pa.RecordBatch], names: tuple[str, ...]) -> pa.RecordBatch:
-    joined = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-    return joined.rename_columns(list(names))

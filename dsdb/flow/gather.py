@@ -20,8 +20,9 @@ import pyarrow as pa
 import trio
 
 from dsdb.env import Clock
-from dsdb.flow.fragment import FRAGMENT, FragmentOutput, FragmentRequest, FragmentRunner, Piece, decode_chunk
+from dsdb.flow.fragment import FRAGMENT, FragmentOutput, FragmentRequest, FragmentRunner, decode_chunk
 from dsdb.flow.leaders import Leaders
+from dsdb.flow.scanning import Piece
 from dsdb.kv.errors import InvalidRequest, KvError, NotLeaseholder, RangeKeyMismatch, RangeNotFound, Unavailable
 from dsdb.kv.ids import NodeId
 from dsdb.kv.requests import DescribeReply, DescribeRequest

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from dsdb.flow.fragment import BATCH_BYTES, FragmentRequest, FragmentRunner, Piece
+from dsdb.flow.fragment import FragmentRequest, FragmentRunner
+from dsdb.flow.scanning import BATCH_BYTES, Piece
 from dsdb.kv.ids import RangeId
 from dsdb.sql.execute.engine import QueryEngine
 from dsdb.sql.ports import LeafStage, TableScan
