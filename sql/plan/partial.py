@@ -74,7 +74,8 @@ def split(tree: exp.Query, sources: Sequence[BaseSource]) -> SplitQuery:
     # From the inside out: a block that is split copies the queries in its expressions.
     for block in reversed(list(tree.find_all(exp.Select))):
         found = _only_source(block, by_name)
-        if found is None:
+        if found is None or found[0].input_name in partials:
+            # A block around one that was split has no rows of the table before it, but groups.
             continue
         source, columns = found
         if _is_aggregating(block):
