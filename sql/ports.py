@@ -97,13 +97,15 @@ class LeafStage(msgspec.Struct, frozen=True, kw_only=True):
     """A stage that runs where the rows lie: a scan, then one query of the engine's dialect over it, named `input`.
 
     sql: e.g. `SELECT c1, sum(c2) FROM input WHERE c3 > 5 GROUP BY 1`; None gives the scan's batches as they are.
-    is_rowwise: the query only filters and projects, so it may run over any cut of the rows, piece by piece, and stream.
+    is_rowwise: the query may run over any cut of the rows, piece by piece, and stream.
+    is_partial: what it gives of a cut is put together with what it gives of others, so that large cuts are better.
     ordered: batches must come in key order (else in any order).
     """
 
     scan: TableScan
     sql: str | None = None
     is_rowwise: bool = True
+    is_partial: bool = False
     ordered: bool = False
     keys: tuple[KeySet, ...] = ()
     """More tables that the query reads."""

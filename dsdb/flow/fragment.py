@@ -30,9 +30,10 @@ from dsdb.txn import Overlay
 
 FIRST_QUERY_ROWS = 16_384
 """Rows gathered before a row-wise query runs for the first time."""
-QUERY_ROWS = 262_144
-"""Rows gathered before a row-wise query runs again, after some doublings: an engine call costs a millisecond or two."""
-QUERY_BYTES = 32 << 20
+QUERY_ROWS = 1_048_576
+"""Rows gathered before a row-wise query runs again, after some steps: the engine takes half the time for one call as for four."""
+QUERY_ROWS_STEP = 4
+QUERY_BYTES = 64 << 20
 ENGINE_INPUT = "input"
 """What a stage's query calls its scan."""
 
@@ -151,10 +152,10 @@ class FragmentRunner:
             yield b"".join(parts)
 
     async def _run_cuts(self, request: FragmentRequest, sql: str, meter: Meter) -> AsyncGenerator[FragmentOutput, None]:
-        """Run a row-wise query over cuts of the rows, small ones first: whoever wants few rows gets them soon."""
+        """Run a row-wise query over cuts of the rows, small ones first: whoever wants few rows gets them soon, but not parts of a whole."""
         batches: list[pa.RecordBatch] = []
         rows = size = 0
-        enough, has_run = FIRST_QUERY_ROWS, False
+        enough, has_run = QUERY_ROWS if request.stage.is_partial else FIRST_QUERY_ROWS, False
         for number, piece in enumerate(request.pieces):
             async with aclosing(meter.scanner.chunks(piece)) as chunks:
                 async for batch, size_bytes, end in chunks:
@@ -167,7 +168,7 @@ class FragmentRunner:
                     for part in await self._query(sql, request, batches, meter):
                         yield FragmentOutput(part, number, None)
                     yield FragmentOutput(None, number, end)
-                    batches, rows, size, has_run, enough = [], 0, 0, True, min(enough * 2, QUERY_ROWS)
+                    batches, rows, size, has_run, enough = [], 0, 0, True, min(enough * QUERY_ROWS_STEP, QUERY_ROWS)
         if batches or not has_run:
             for part in await self._query(sql, request, batches, meter):
                 yield FragmentOutput(part, len(request.pieces) - 1, None)

@@ -118,8 +118,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Rows in one ScanReply, whatever was asked for."""
     garbage_chunk_rows: int = 8_192
     """Versions that one garbage collection command looks at: about 10 ms of work."""
-    block_cache_bytes: int = 64 << 20
-    """Decompressed parts of columnar blocks that a store keeps for its reads: of lineitem, some 1.2 million rows."""
+    block_cache_bytes: int = 256 << 20
+    """Decompressed parts of columnar blocks that a store keeps for its reads: of lineitem, some 5 million rows."""
     folds: bool = True
     """Whether old versions are folded into columnar blocks."""
     fold_look_s: float = 1.0

@@ -2,53 +2,81 @@
 
     nation (1 of 25 rows) ─▶ supplier (400 of 10,000) ─▶ lineitem (240,000 of 6,000,000)
 
-A leaf waits for smaller ones that something narrows; how many rows they have is known from earlier stages over the same spans, so
-that a query over tables that nobody has read yet runs all leaves at once.
+The leaf that is expected to give the fewest rows is read first; a leaf that joins with it then gives fewer by as much as the first one
+was narrowed, and so on.  How many rows a leaf reads is known from earlier stages over the same spans, so that a query over tables that
+nobody has read yet runs all leaves at once; which share of them pass its conditions is guessed by their kinds [Selinger et al., "Access
+path selection in a relational database management system", 1979].
 
 Invariants:
-- Waiting makes no circle: leaves wait for those before them by (rows, place in the query) only.
+- Waiting makes no circle: leaves wait only for those that were placed before them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from sqlglot import exp
 
 from dsdb.sql.plan.join_keys import KeyEdge
-from dsdb.sql.plan.select import LeafPlan, SelectPlan
+from dsdb.sql.plan.select import SelectPlan
 
 WAITING_ROWS_MIN = 50_000
 """Of a query whose largest leaf has fewer rows, all are read at once."""
-KEYS_MAX = 250_000
+KEYS_MAX = 500_000
 """More keys are not worth sending."""
+NARROWED_SHARE = 0.7
+"""A leaf that is expected to give more of its rows than this tells others too little to be waited for."""
+
+_SHARE_OF_EQUAL = 0.1
+_SHARE_OF_OTHERS = 1 / 3
 
 
 def waiting_leaves(plan: SelectPlan, rows: Mapping[str, int | None]) -> dict[str, list[KeyEdge]]:
     """Say by which edges each leaf that waits does.  rows: of each leaf's spans, None if that is not known."""
-    leaves = {leaf.input_name: leaf for leaf in plan.leaves}
-    ranks = {name: (known, place) for place, name in enumerate(leaves) if (known := rows[name]) is not None}
-    if not ranks or max(ranks.values())[0] < WAITING_ROWS_MIN:
+    leaves = {leaf.input_name: leaf for leaf in plan.leaves if rows[leaf.input_name] is not None}
+    read = {name: max(rows[name] or 0, 1) for name in leaves}
+    if max(read.values(), default=0) < WAITING_ROWS_MIN:
         return {}
+    own = {name: read[name] * passing_share(leaf.filters) for name, leaf in leaves.items()}
+    expected = dict(own)
     waits: dict[str, list[KeyEdge]] = {}
-    for name in sorted(ranks, key=lambda name: ranks[name]):
-        if leaves[name].tail is not None or leaves[name].partial is not None:
+    left = list(leaves)
+    while left:
+        name = min(left, key=lambda name: expected[name])
+        left.remove(name)
+        share = expected[name] / read[name]
+        if share > NARROWED_SHARE or expected[name] > 2 * KEYS_MAX:
             continue
-        found = [
-            edge
-            for edge in plan.edges
-            if edge.target == name
-            and edge.source in ranks
-            and ranks[edge.source] < ranks[name]
-            and (_is_narrowed(leaves[edge.source]) or edge.source in waits)
-        ]
-        if found:
-            waits[name] = found
+        for edge in plan.edges:
+            if edge.source == name and edge.target in left and leaves[edge.target].tail is None and leaves[edge.target].partial is None:
+                waits.setdefault(edge.target, []).append(edge)
+                expected[edge.target] = min(expected[edge.target], own[edge.target] * share)
     return waits
 
 
-def _is_narrowed(leaf: LeafPlan) -> bool:
-    access = leaf.access
-    return bool(access.residual or access.equal or access.lower or access.upper)
+def passing_share(conditions: Sequence[exp.Expr]) -> float:
+    """Guess which share of rows pass all of some bound conditions."""
+    return math.prod(map(_share, conditions))
+
+
+def _share(node: exp.Expr) -> float:
+    match node:
+        case exp.Paren():
+            return _share(node.this)
+        case exp.And():
+            return _share(node.this) * _share(node.expression)
+        case exp.Or():
+            return min(_share(node.this) + _share(node.expression), 1.0)
+        case exp.Not():
+            return 1 - _share(node.this)
+        case exp.NEQ():
+            return 1 - _SHARE_OF_EQUAL
+        case exp.EQ():
+            return _SHARE_OF_EQUAL
+        case exp.In() if not node.args.get("query"):
+            return min(_SHARE_OF_EQUAL * max(len(node.expressions), 1), 0.5)
+    return _SHARE_OF_OTHERS
 
 
 def join_keys(edges: Sequence[KeyEdge], gathered: Mapping[str, pa.Table]) -> dict[str, pa.Array]:

@@ -60,7 +60,7 @@ def leaf_stage(
         bounds=leaf.access.bounds(parameters),
     )
     sets = tuple(KeySet(_keys_name(column_name), _streamed(values)) for column_name, values in keys.items())
-    return LeafStage(scan=scan, sql=None if query is None else query.sql(dialect="duckdb"), keys=sets)
+    return LeafStage(scan=scan, sql=None if query is None else query.sql(dialect="duckdb"), is_partial=leaf.partial is not None, keys=sets)
 
 
 def _keys_name(column_name: str) -> str:
