@@ -120,6 +120,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Versions that one garbage collection command looks at: about 10 ms of work."""
     block_cache_bytes: int = 256 << 20
     """Decompressed parts of columnar blocks that a store keeps for its reads: of lineitem, some 5 million rows."""
+    stretches_bytes: int = 128 << 20
+    """Rows over columnar blocks that a store keeps as its scans need them, where nothing is written."""
     folds: bool = True
     """Whether old versions are folded into columnar blocks."""
     fold_look_s: float = 1.0

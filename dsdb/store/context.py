@@ -10,6 +10,7 @@ from dsdb.kv.ids import RangeId, StoreId
 from dsdb.kv.intents import Pusher, TxnMeta
 from dsdb.storage.columnar.block import BlockCache, Blocks
 from dsdb.storage.columnar.rows import DeltaRows, FoldedRows
+from dsdb.storage.columnar.stretches import Stretches
 from dsdb.storage.engine.port import Engine, EngineSnapshot
 from dsdb.storage.errors import StorageError
 from dsdb.storage.timestamp import MIN_TIMESTAMP, Timestamp
@@ -46,6 +47,9 @@ class StoreContext:
         self.timestamps = timestamps
         self.liveness = liveness
         self._block_cache = BlockCache(config.block_cache_bytes)
+        self.stretches = Stretches(config.stretches_bytes)
+        """What lies over blocks, where nothing is written."""
+        engine.watch(self.stretches.noting)
         self.blocks = Blocks(engine, self._block_cache)
         """The columnar blocks of the engine as it is; for the event loop alone, and not across a wait."""
         self.delta_rows, self.folded_rows = DeltaRows(engine), FoldedRows(self.blocks)
@@ -78,9 +82,14 @@ class StoreContext:
         self.intents: IntentSettler = _Nobody()
         """Finds out what becomes of foreign intents; set by the node."""
 
-    def blocks_of(self, snapshot: EngineSnapshot) -> Blocks:
-        """Give the columnar blocks of an engine snapshot, read through the store's cache: for the event loop alone."""
-        return Blocks(snapshot, self._block_cache)
+    def blocks_of(self, snapshot: EngineSnapshot, number: int | None = None) -> Blocks:
+        """Give the columnar blocks of an engine snapshot, read through the store's cache: for the event loop alone.
+
+        number: of `stretches`, taken before the snapshot was, for a reader of many rows.
+        """
+        if number is None:
+            return Blocks(snapshot, self._block_cache)
+        return Blocks(snapshot, self._block_cache, stretches=self.stretches, number=number)
 
 
 class _Nobody:

@@ -215,8 +215,9 @@ class Serving:
         return self._freeze(replica, span, View(ts, attempt, dict(replica.passable), dict(replica.committed)))
 
     def _freeze(self, replica: Replica, span: Span, view: View) -> SnapshotScan:
+        number = self._context.stretches.number
         snapshot = self._context.engine.snapshot()
-        return SnapshotScan(snapshot, span, view, self._context.blocks_of(snapshot) if replica.has_blocks else None)
+        return SnapshotScan(snapshot, span, view, self._context.blocks_of(snapshot, number) if replica.has_blocks else None)
 
     async def settle_intents(self, range_id: RangeId, intents: list[tuple[bytes, Intent]], ts: Timestamp) -> None:
         """Get intents that a frozen span met at `ts` out of the way of its next part.  Raises KvError."""

@@ -32,6 +32,7 @@ from dsdb.storage.columnar.entry import (
     mark_at,
 )
 from dsdb.storage.columnar.keyrun import KeyRun
+from dsdb.storage.columnar.stretches import Stretches
 from dsdb.storage.datum import Datum
 from dsdb.storage.engine.port import Family, Reader
 from dsdb.storage.errors import CorruptionError
@@ -120,8 +121,19 @@ class BlockCache:
 class Blocks:
     """The blocks of a reader's state."""
 
-    def __init__(self, reader: Reader, cache: BlockCache | None = None, *, checks_sums: bool = False) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        cache: BlockCache | None = None,
+        *,
+        checks_sums: bool = False,
+        stretches: Stretches | None = None,
+        number: int = 0,
+    ) -> None:
+        """stretches: what is known of the rows over blocks; number: it had before the reader's state was frozen."""
         self.reader = reader
+        self.stretches = stretches
+        self.number = number
         self._cache = cache
         self._checks_sums = checks_sums
         """Whether chunks are compared with their checksums: a sixth of a scan.  Whoever rewrites blocks does; readers trust the engine's

@@ -15,7 +15,7 @@ Invariants:
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from dsdb.storage import mvcc
 from dsdb.storage.columnar.block import Blocks
 from dsdb.storage.columnar.entry import BlockEntry, Bounds, may_match
 from dsdb.storage.columnar.overlay import Layer, LayerStream, Settler, cut_layer, layered
+from dsdb.storage.columnar.stretches import Settled, size_of
 from dsdb.storage.datum import Datum
 from dsdb.storage.keys import Span, key_after
 from dsdb.storage.rowarrow import LayoutColumn, arrow_type, batch_of, field_name
@@ -38,6 +39,8 @@ REGIONS_AT_ONCE_MAX = 32
 """Regions whose rows from the delta are decoded together: decoding costs some 0.4 ms for any number of rows."""
 OVERLAY_ROWS_MAX = 16_384
 """Rows from the delta that are decoded together, or those of one region more."""
+KEPT_ROWS_MAX = 4 * DELTA_CHUNK_ROWS
+"""Rows over a block of which all are kept; where there are more, the block will be folded soon."""
 SELECTED = "selected"
 """Name of the column of a selection; no stored column has it."""
 NO_WRITES: Layer = ([], [])
@@ -58,6 +61,8 @@ class Region(NamedTuple):
     """Whether every row over the block stands in the place of one in `rows`, a slice."""
     end: bytes
     """The first key behind the stretch."""
+    decoded: dict[Any, pa.Array] | None = None
+    """Columns of the rows over the block that were decoded, of a region that is kept."""
 
     @property
     def block_row_count(self) -> int:
@@ -115,21 +120,60 @@ def regions(blocks: Blocks, request: Request) -> Iterator[Region]:
     span = request.span
     if span.is_empty:
         return
-    stream = LayerStream(_settled(blocks, request), cut_layer(request.writes, *span))
     at = span.start
     for entry in blocks.entries(span):
-        if request.tally is not None and entry.rows:
-            request.tally.count(is_asked=may_match(entry, request.bounds))
-        for over in stream.below(entry.first_key):
-            yield _between(over, key_after(over[0][-1]))
-        behind = min(key_after(entry.last_key), span.end)
-        for over, is_last in _portions(stream, behind, request.delta_rows):
-            end = behind if is_last else key_after(over[0][-1])
-            yield _of_block(blocks, entry, request, Span(at, end), over)
-            at = end
-    for over in stream.below(None):
+        end = min(key_after(entry.last_key), span.end)
+        yield from _stretch(blocks, entry, request._replace(span=Span(at, end), writes=cut_layer(request.writes, at, end)))
+        at = end
+    rest = request._replace(span=Span(at, span.end))
+    for over in LayerStream(_settled(blocks, rest, Settler(request.view)), cut_layer(request.writes, *rest.span)).below(None):
         yield _between(over, key_after(over[0][-1]))
     yield _between(NO_WRITES, span.end)
+
+
+def _stretch(blocks: Blocks, entry: BlockEntry, request: Request) -> Iterator[Region]:
+    """Give the regions of a stretch that ends with a block, or within it; as they are kept, or else settled, and kept if they may be."""
+    stretches, (start, end), ts = blocks.stretches, request.span, request.view.ts
+    is_asked = entry.rows > 0 and may_match(entry, request.bounds)
+    if request.tally is not None and entry.rows:
+        request.tally.count(is_asked=is_asked)
+    if stretches is None or request.writes[0] or not (start <= entry.first_key and entry.last_key < end):
+        yield from _settle(blocks, entry, request, Settler(request.view))
+        return
+    stretch = stretches.stretch(start, end, entry)
+    kept: Sequence[Region] | None = stretches.find(stretch, blocks.number, ts)
+    if kept is not None:
+        yield from kept if is_asked else map(_without_block, kept)
+        return
+    may_keep, settler, rows, size_bytes = is_asked and entry.max_ts <= ts, Settler(request.view), 0, 0
+    made: list[Region] = []
+    for region in _settle(blocks, entry, request, settler):
+        rows += len(region.over[0])
+        may_keep = may_keep and rows <= KEPT_ROWS_MAX
+        if may_keep:
+            region = region._replace(decoded={})
+            made.append(region)
+            size_bytes += size_of(*region.over)
+        yield region
+    if may_keep and settler.is_plain:
+        stretches.keep(stretch, blocks.number, Settled(settler.newest, made, size_bytes))
+
+
+def _without_block(region: Region) -> Region:
+    """Give what lies over a block that is not asked for."""
+    return region._replace(rows=_EMPTY, places=np.zeros(len(region.over[0]), np.int64), is_replacing=False)
+
+
+def _settle(blocks: Blocks, entry: BlockEntry, request: Request, settler: Settler) -> Iterator[Region]:
+    stream = LayerStream(_settled(blocks, request, settler), request.writes)
+    at, end = request.span
+    for over in stream.below(entry.first_key):
+        at = key_after(over[0][-1])
+        yield _between(over, at)
+    for over, is_last in _portions(stream, end, request.delta_rows):
+        behind = end if is_last else key_after(over[0][-1])
+        yield _of_block(blocks, entry, request, Span(at, behind), over)
+        at = behind
 
 
 def _portions(stream: LayerStream, bound: bytes, rows_max: int) -> Iterator[tuple[Layer, bool]]:
@@ -143,8 +187,7 @@ def _portions(stream: LayerStream, bound: bytes, rows_max: int) -> Iterator[tupl
     yield over, True
 
 
-def _settled(blocks: Blocks, request: Request) -> Iterator[Layer]:
-    settler = Settler(request.view)
+def _settled(blocks: Blocks, request: Request, settler: Settler) -> Iterator[Layer]:
     for keys, stored in mvcc.entries(blocks.reader, request.span, reverse=False, chunk_rows=request.delta_rows):
         yield settler.take(keys, stored)
 
@@ -337,14 +380,21 @@ def _groups(found: Iterator[Region], at_once_max: int) -> Iterator[list[Region]]
 
 
 def _decoded(chosen: Sequence[Region], columns: Columns, dictionaries: frozenset[int]) -> list[list[pa.Array]]:
-    """Decode the rows over blocks of several regions at once; give their columns, region by region."""
-    arrays = _decoded_whole(chosen, columns, dictionaries)
-    out, at = [], 0
-    for region in chosen:
-        rows = len(region.over[1])
-        out.append([array.slice(at, rows) for array in arrays])
+    """Decode the rows over blocks of several regions at once, but for what was decoded before; give their columns, region by region."""
+    wanted = [(column, column.column_id in dictionaries, columns.defaults.get(column.column_id)) for column in columns.target]
+    fresh = [region for region in chosen if region.over[0] and not (region.decoded and all(key in region.decoded for key in wanted))]
+    arrays, at = _decoded_whole(fresh, columns, dictionaries), 0
+    found: dict[int, list[pa.Array]] = {}
+    for region in fresh:
+        rows = len(region.over[0])
+        own = found[id(region)] = [array.slice(at, rows) for array in arrays]
         at += rows
-    return out
+        if region.decoded is not None:
+            region.decoded.update(zip(wanted, own))
+    return [
+        found[id(region)] if id(region) in found else [region.decoded[key] for key in wanted] if region.over[0] and region.decoded else []
+        for region in chosen
+    ]
 
 
 def _decoded_whole(chosen: Sequence[Region], columns: Columns, dictionaries: frozenset[int]) -> list[pa.Array]:

@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
+from dsdb.storage.timestamp import Timestamp
 from dsdb.storage.versions import (
     INTENT,
     NO_USER_KEY,
@@ -23,9 +24,13 @@ from dsdb.storage.versions import (
     is_in_the_way,
     is_visible,
     suffix_of,
+    suffix_ts,
     user_key_of,
     version_suffix,
 )
+
+_SUFFIX_END = b"\xff" * (SUFFIX_BYTES + 1)
+"""Behind all suffixes."""
 
 Layer: TypeAlias = tuple[list[bytes], list[bytes | None]]
 """Keys, ascending, and of each its stored row value, or None: deleted."""
@@ -40,6 +45,14 @@ class Settler:
         """The least suffix of a version at or below the timestamp."""
         self._settled = NO_USER_KEY
         """The last key that was given."""
+        self.is_plain = True
+        """Whether no intent was met, and no version above the timestamp: whoever reads later sees the same."""
+        self._least_suffix = _SUFFIX_END
+
+    @property
+    def newest(self) -> Timestamp:
+        """Give the timestamp of the newest version that was met; 0 if there was none."""
+        return Timestamp(0) if self._least_suffix == _SUFFIX_END else Timestamp(suffix_ts(self._least_suffix))
 
     def take(self, engine_keys: Sequence[bytes], stored: Sequence[bytes]) -> Layer:
         """Give what a chunk of entries, newest first, settles."""
@@ -49,10 +62,11 @@ class Settler:
             len(set(keys)) == len(keys)
             and max(stored) < INTENT
             and min(stored)[:1] == b"\x00"
-            and min(map(suffix_of, engine_keys)) >= self._oldest_visible
+            and (least := min(map(suffix_of, engine_keys))) >= self._oldest_visible
             and keys[0] != self._settled
         ):
             self._settled = keys[-1]
+            self._least_suffix = min(self._least_suffix, least)
             return keys, [value[1:] if value[0] == 0 else None for value in stored]
         return self._take_singly(keys, engine_keys, stored)
 
@@ -61,6 +75,11 @@ class Settler:
         values: list[bytes | None] = []
         in_the_way: list[tuple[bytes, Intent]] = []
         for key, engine_key, entry in zip(keys, engine_keys, stored):
+            suffix = engine_key[-SUFFIX_BYTES:]
+            if entry[:1] == INTENT or suffix < self._oldest_visible:
+                self.is_plain = False
+            elif suffix < self._least_suffix:
+                self._least_suffix = suffix
             if key == self._settled:
                 continue
             if entry[:1] == INTENT:
@@ -68,7 +87,7 @@ class Settler:
                 if intent is None:
                     continue
                 value = intent.value
-            elif engine_key[-SUFFIX_BYTES:] >= self._oldest_visible:
+            elif suffix >= self._oldest_visible:
                 value = decode_version(engine_key, entry).value
             else:
                 continue

@@ -10,13 +10,14 @@ Invariants:
 - `crash` keeps a prefix of the batches written, and all of those that were synced: what a power loss leaves of a log.
 """
 
+import contextlib
 import random
 import weakref
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
 from dsdb.storage.engine.batch import Change, RecordedBatch
-from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Family, KeysAndValues, WriteBatch
+from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Family, Journal, KeysAndValues, WriteBatch
 from dsdb.storage.errors import StorageError
 
 _PUT, _DELETE = Change.PUT, Change.DELETE
@@ -187,8 +188,13 @@ class MemoryEngine(_MemoryReader):
         self._snapshots: weakref.WeakValueDictionary[int, MemorySnapshot] = weakref.WeakValueDictionary()
         """Snapshots that may be held, by number, so that their order is that of their making."""
         self._snapshots_made = 0
+        self._journal: Journal = contextlib.nullcontext
         self._unsynced: list[list[tuple[Family, bytes, bytes | None]]] = []
         """For each batch since the last sync, oldest first: what its changes overwrote, in their order."""
+
+    def watch(self, journal: Journal) -> None:
+        """Tell a journal of all writes from now on."""
+        self._journal = journal
 
     def new_batch(self) -> RecordedBatch:
         """Make an empty batch."""
@@ -199,6 +205,16 @@ class MemoryEngine(_MemoryReader):
         assert isinstance(batch, RecordedBatch), type(batch)
         assert not batch.is_written, "a batch is written once"
         self._require()
+        with self._journal(batch):
+            overwritten = self._apply(batch)
+        for snapshot in self._held_snapshots():
+            for family, key, before in overwritten:
+                snapshot.note(family, key, before)
+        self._unsynced.append(overwritten)
+        batch.is_written = True
+
+    def _apply(self, batch: RecordedBatch) -> list[tuple[Family, bytes, bytes | None]]:
+        """Change what a batch changes; give what was there before, in the order of the changes."""
         overwritten: list[tuple[Family, bytes, bytes | None]] = []
         for change, family, key, value in batch.changes:
             data = self._families[family]
@@ -210,11 +226,7 @@ class MemoryEngine(_MemoryReader):
                 data.delete(key)
             else:
                 overwritten += [(family, doomed, before) for doomed, before in data.delete_between(key, value)]
-        for snapshot in self._held_snapshots():
-            for family, key, before in overwritten:
-                snapshot.note(family, key, before)
-        self._unsynced.append(overwritten)
-        batch.is_written = True
+        return overwritten
 
     def sync(self) -> None:
         """Make all earlier writes survive `crash`."""

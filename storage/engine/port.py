@@ -13,8 +13,9 @@ Raises: the errors of `dsdb.storage.errors`, nothing else.
 """
 
 import enum
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeAlias
 
 
 class Family(enum.Enum):
@@ -40,6 +41,10 @@ KeysAndValues: TypeAlias = tuple[list[bytes], list[bytes]]
 
 SCAN_CHUNK_ROWS = 2048
 """Rows in a chunk of a scan: about 2 ms of work for the caller, well below the 20 ms for which anything may hold the GIL."""
+
+
+Journal: TypeAlias = Callable[[Any], AbstractContextManager[object]]
+"""Given a batch of the engine's before anybody can see it; what it gives is left when the batch can be seen, or was refused."""
 
 
 class WriteBatch(Protocol):
@@ -94,6 +99,9 @@ class EngineSnapshot(Reader, Protocol):
 
 class Engine(Reader, Protocol):
     """A store's disk."""
+
+    def watch(self, journal: Journal) -> None:
+        """Tell a journal of all writes from now on, one at a time, in the thread that writes; it takes the place of an earlier one."""
 
     def new_batch(self) -> WriteBatch:
         """Make an empty batch."""

@@ -18,6 +18,7 @@ Invariants:
 Not here: versions of keys (`dsdb.storage.mvcc`); identity and format of a store directory (`dsdb.store`).
 """
 
+import contextlib
 import threading
 import weakref
 from bisect import bisect_left
@@ -31,7 +32,7 @@ import rocksdict
 from rocksdict import Rdict, ReadOptions
 
 from dsdb.storage.engine.batch import Change, RecordedBatch
-from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Family, KeysAndValues, WriteBatch
+from dsdb.storage.engine.port import SCAN_CHUNK_ROWS, Family, Journal, KeysAndValues, WriteBatch
 from dsdb.storage.engine.rocksdb_options import DELTA_PREFIX_BYTES, database_options, family_options
 from dsdb.storage.errors import CorruptionError, DiskError, DiskFullError, StorageError, StoreFormatError, StoreLockedError, WriteStallError
 
@@ -404,6 +405,7 @@ class RocksEngine:
         """The state since the last write."""
         self._snapshots: weakref.WeakSet[RocksSnapshot] = weakref.WeakSet()
         self._scans = _OpenScans()
+        self._journal: Journal = contextlib.nullcontext
         self._stalls = 0
         """Batches refused because RocksDB would have waited."""
 
@@ -458,10 +460,9 @@ class RocksEngine:
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Read a key; None if it is not there."""
+        source = self._source(family)
         try:
-            return cast(bytes | None, self._source(family).get(key))
-        except StorageError:
-            raise
+            return cast(bytes | None, source.get(key))
         except Exception as error:  # rocksdict raises bare Exception
             raise classify(error) from None
 
@@ -469,10 +470,9 @@ class RocksEngine:
         """Read many keys at once; releases the GIL."""
         if not keys:
             return []
+        source = self._source(family)
         try:
-            return cast(list[bytes | None], self._source(family).get(list(keys)))
-        except StorageError:
-            raise
+            return cast(list[bytes | None], source.get(list(keys)))
         except Exception as error:  # rocksdict raises bare Exception
             raise classify(error) from None
 
@@ -492,6 +492,10 @@ class RocksEngine:
         """Read the last key of [start, end)."""
         self._open_database()
         return self._current.last(family, start, end)
+
+    def watch(self, journal: Journal) -> None:
+        """Tell a journal of all writes from now on."""
+        self._journal = journal
 
     def new_batch(self) -> RecordedBatch:
         """Make an empty batch."""
@@ -513,7 +517,7 @@ class RocksEngine:
             else:
                 rocks_batch.delete_range(key, value, handles[family])
         try:
-            with self._write_lock:
+            with self._write_lock, self._journal(batch):
                 if self._current.holders:
                     self._current.freeze()
                 database.write(rocks_batch, self._write_options)
@@ -529,10 +533,9 @@ class RocksEngine:
 
     def sync(self) -> None:
         """Make all earlier writes durable.  Blocks without the GIL."""
+        database = self._open_database()
         try:
-            self._open_database().flush_wal(True)
-        except StorageError:
-            raise
+            database.flush_wal(True)
         except Exception as error:  # rocksdict raises bare Exception
             # After a failed sync nobody knows what is on the disk, whatever the reason was.
             raise DiskError(str(error)) from None

@@ -17,6 +17,7 @@ from dsdb.storage.columnar.fold import fold
 from dsdb.storage.columnar.merge import Columns, Request
 from dsdb.storage.columnar.overlay import cut_layer, layered
 from dsdb.storage.columnar.plain import plain_entries
+from dsdb.storage.columnar.stretches import Stretches
 from dsdb.storage.datum import Datum, Kind
 from dsdb.storage.engine.memory import MemoryEngine
 from dsdb.storage.engine.port import Engine, WriteBatch
@@ -72,9 +73,16 @@ class World(NamedTuple):
     """All versions as rows."""
     tiers: Engine
     cache: BlockCache
+    stretches: Stretches
+
+    @classmethod
+    def made(cls, plain: Engine, tiers: Engine, *, cache_bytes: int, kept_bytes: int = 30_000) -> "World":
+        stretches = Stretches(kept_bytes)
+        tiers.watch(stretches.noting)
+        return cls(plain, tiers, BlockCache(cache_bytes), stretches)
 
     def blocks(self) -> Blocks:
-        return Blocks(self.tiers, self.cache)
+        return Blocks(self.tiers, self.cache, stretches=self.stretches, number=self.stretches.number)
 
 
 keys = st.sampled_from(KEYS)
@@ -323,7 +331,7 @@ model_test = settings(max_examples=100, deadline=None, suppress_health_check=[He
 @model_test
 @given(st.lists(steps, min_size=1, max_size=14), st.lists(questions, min_size=1, max_size=6))
 def test_tiers_answer_as_a_plain_list_does(program: list[tuple], asked: list[Question]) -> None:  # type: ignore[type-arg]
-    history = History(World(MemoryEngine(), MemoryEngine(), BlockCache(20_000)))
+    history = History(World.made(MemoryEngine(), MemoryEngine(), cache_bytes=20_000))
     for at, step in enumerate([("write all", 17), *program]):
         history.apply(step)
         upkeep.verify(history.world.blocks(), SPAN)
@@ -380,7 +388,7 @@ def _ask_for_changes(history: History, question: Question) -> None:
 def test_a_long_history_on_rocksdb(tmp_path_factory: pytest.TempPathFactory) -> None:
     chance = random.Random(5)
     engine = RocksEngine.open(tmp_path_factory.mktemp("columnar") / "store", create=True)
-    history = History(World(MemoryEngine(), engine, BlockCache(50_000)))
+    history = History(World.made(MemoryEngine(), engine, cache_bytes=50_000))
     for number in range(60):
         history.apply(("write all", number) if number % 7 == 0 else ("write", [(chance.choice(KEYS), number)]))
         history.apply(("fold", number % 5, 1 + number % 3, 3, 2 + number % 4))
