@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover ranges ingest bench-tpch fuzz-wire lag clean
+.PHONY: setup demo test lint model sim sim-many mutants differential bench crash chaos failover ranges ingest bench-tpch fuzz fuzz-wire lag clean
 
 setup: $(STAMP)
 
@@ -94,6 +94,10 @@ differential: $(STAMP)
 # make mutants [NAMES="tombstones low water"]: planted faults that the simulators must find; see docs/testing.md
 mutants: $(STAMP)
 	$(BIN)/python -m tests.sim.mutants $(NAMES)
+
+# make fuzz [MINUTES=5] [SEED=1]: generated schemas and queries, on three nodes, in all physical conditions; see docs/testing.md
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.differential.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 fuzz-wire: $(STAMP)
 	$(BIN)/python -m tests.wire.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

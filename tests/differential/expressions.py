@@ -6,7 +6,7 @@ EXCLUDED says what is not generated, and why; everything else of these types and
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tests.differential.tables import TABLES, literal, quoted
 
@@ -327,9 +327,9 @@ class Expressions:
         self.columns = columns
 
     @staticmethod
-    def columns_of(alias: str, table: str) -> list[tuple[str, str]]:
+    def columns_of(alias: str, table: str, tables: Mapping[str, Mapping[str, str]] = TABLES) -> list[tuple[str, str]]:
         """Give a table's columns, each with its family."""
-        return [(f"{alias}.{column}", COLUMN_TYPES[type_]) for column, type_ in TABLES[table].items()]
+        return [(f"{alias}.{column}", COLUMN_TYPES[type_]) for column, type_ in tables[table].items()]
 
     def make(self, family: str, depth: int) -> str:
         """Make an expression of a family, at most so deep."""

@@ -67,10 +67,10 @@ class Postgres:
 
 
 class Dsdb:
-    """An embedded node of dsdb."""
+    """dsdb: an embedded node in memory, or what a URL or a directory names."""
 
-    def __init__(self) -> None:
-        self.connection = dsdb.connect(autocommit=True)
+    def __init__(self, target: str | None = None) -> None:
+        self.connection = dsdb.connect(autocommit=True) if target is None else dsdb.connect(target, autocommit=True)
 
     def run(self, sql: str) -> Outcome:
         try:

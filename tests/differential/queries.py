@@ -6,6 +6,7 @@ Tables are written `@name`, so that one query can be run over the whole tables a
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import msgspec
 
@@ -85,9 +86,14 @@ class Query(msgspec.Struct, frozen=True):
 class Queries:
     """Makes queries from one seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | str, tables: Mapping[str, Mapping[str, str]] = TABLES) -> None:
         self.rng = random.Random(seed)
+        self._tables = tables
         self._aliases = 0
+
+    def _over(self, columns: list[tuple[str, str]]) -> Expressions:
+        """Give what makes expressions over columns."""
+        return Expressions(self.rng, columns)
 
     def make(self) -> Query:
         """Make a query."""
@@ -162,7 +168,7 @@ class Queries:
         wanted = [rng.choice(["int4", "text", "numeric", "date", "float8"]) for _ in range(2)]
         listed = ", ".join(f"{inner_scope.make(family, 2)} AS k{number}" for number, family in enumerate(wanted))
         body = f"SELECT {listed} FROM {inner}{self._where(inner_scope)}"
-        scope = Expressions(rng, [(f"q.k{number}", family) for number, family in enumerate(wanted)])
+        scope = self._over([(f"q.k{number}", family) for number, family in enumerate(wanted)])
         items = self._items(scope, rng.randint(1, 3))
         source = "q" if rng.random() < 0.5 else f"({body}) AS q"
         head = f"WITH q AS ({body}) " if source == "q" else ""
@@ -175,14 +181,14 @@ class Queries:
         count = min(tables_max, rng.choice([1, 1, 1, 2, 2, 3]))
         text, columns = "", list[tuple[str, str]]()
         for number in range(count):
-            table = rng.choice(list(TABLES))
+            table = rng.choice(list(self._tables))
             alias = f"{table[0]}{self._aliases}"
             self._aliases += 1
-            mine = Expressions.columns_of(alias, table)
+            mine = Expressions.columns_of(alias, table, self._tables)
             item = f"{table}@@ AS {alias}"
             text = f"{text} {self._join(columns, mine)}".replace("@table", item) if number else item
             columns += mine
-        return text, Expressions(rng, columns)
+        return text, self._over(columns)
 
     def _join(self, left: list[tuple[str, str]], right: list[tuple[str, str]]) -> str:
         rng = self.rng
@@ -195,7 +201,7 @@ class Queries:
         first, second = rng.choice(pairs)
         extra = ""
         if rng.random() < 0.3 and kind != "FULL JOIN":
-            extra = f" AND {Expressions(rng, left + right).make('bool', 1)}"
+            extra = f" AND {self._over(left + right).make('bool', 1)}"
         return f"{kind} @table ON {first} = {second}{extra}"
 
     def _where(self, scope: Expressions) -> str:
