@@ -119,11 +119,13 @@ class AimedQueries(Queries):
     def __init__(self, seed: int | str, tables: Mapping[str, Mapping[str, str]]) -> None:
         super().__init__(seed, tables)
         self._withs: list[str] = []
+        self._known: list[tuple[str, list[str]]] = []
+        """Names of WITH, each with the families of its columns."""
         self._deep = 0
 
     def make(self) -> Query:
         """Make a query."""
-        self._aliases, self._withs, self._deep = 0, [], 0
+        self._aliases, self._withs, self._known, self._deep = 0, [], [], 0
         body, columns = self._block(2)
         # A block in parentheses is whole.
         found = Query(body) if body.startswith("(") else self._tail(body, len(columns))
@@ -168,13 +170,17 @@ class AimedQueries(Queries):
         if depth <= 0 or self._deep > 2 or rng.random() < 0.75:
             table, alias = rng.choice(list(self._tables)), self._alias("r")
             return f"{table}@@ AS {alias}", Expressions.columns_of(alias, table, self._tables)
-        body, columns = self._nested_block(depth - 1)
         alias = self._alias("q")
+        if self._known and rng.random() < 0.5:
+            name, columns = rng.choice(self._known)
+            return f"{name} AS {alias}", [(f"{alias}.o{number}", family) for number, family in enumerate(columns)]
+        body, columns = self._nested_block(depth - 1)
         named = [(f"{alias}.o{number}", family) for number, family in enumerate(columns)]
         names = ", ".join(f"o{number}" for number in range(len(columns)))
         if self._deep == 0 and rng.random() < 0.3:
             name = self._alias("w")
             self._withs.append(f"{name} ({names}) AS ({body})")
+            self._known.append((name, columns))
             return f"{name} AS {alias}", named
         return f"({body}) AS {alias} ({names})", named
 
@@ -230,6 +236,8 @@ class AimedQueries(Queries):
     def _rows(self) -> tuple[str, list[str]]:
         source, scope = self.source()
         items, families = self._outputs(scope, self.rng.randint(1, 4))
+        if self.rng.random() < 0.15:
+            items[0], families[0] = f"({self._subquery_test(scope)})", "bool"
         return f"SELECT {', '.join(items)} FROM {source}{self._where_of(scope)}", families
 
     def _first_rows(self) -> tuple[str, list[str]]:
@@ -279,6 +287,8 @@ class AimedQueries(Queries):
                     f"{keys[0][0]} IS NOT NULL AND count(*) >= 1",
                 )
             )
+        if rng.random() < 0.12:
+            values.append((f"rank() OVER (ORDER BY {self.aggregate(scope)[0]}{rng.choice(_DIRECTIONS)})", "int8"))
         outputs = [*keys, *values]
         if form == "{}" and rng.random() < 0.2 and len(outputs) > 1:
             outputs = outputs[1:]

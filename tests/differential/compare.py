@@ -29,9 +29,14 @@ def difference(theirs: Outcome, ours: Outcome, order: Sequence[int] = (), *, is_
             return f"rows {left} | {right}"
     for left, right in zip(theirs.rows, ours.rows):
         kept = [n for n in order if n not in loose]
-        if [left[n] for n in kept] != [right[n] for n in kept]:
+        if any(_place(left[n], theirs.types[n]) != _place(right[n], theirs.types[n]) for n in kept):
             return f"order {left} | {right}"
     return ""
+
+
+def _place(value: str | None, type_: TypeName) -> str | Decimal | None:
+    """Give what a value is ordered by: decimals of one value may be spelled with more zeros or fewer."""
+    return Decimal(value) if value is not None and type_ is TypeName.DECIMAL else value
 
 
 def _lost(left: Sequence[Values], right: Sequence[Values]) -> str:

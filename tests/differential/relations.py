@@ -25,6 +25,7 @@ _AGAIN = {
     "min": "min({})",
     "max": "max({})",
     "bool_or": "bool_or({})",
+    "bool_and": "bool_and({})",
 }
 
 
@@ -58,6 +59,7 @@ class Relations:
     def _source(self) -> tuple[str, Simple]:
         while True:
             self._queries._withs.clear()
+            self._queries._known.clear()
             source, scope = self._queries.source(self.rng.choice((1, 1, 2, 3)))
             if not self._queries._withs:
                 return source, scope
@@ -92,6 +94,7 @@ class Relations:
         rng = self.rng
         column, family = rng.choice(scope.columns)
         ways = [("count(*)", "count"), (f"count({column})", "count"), (f"bool_or({scope.simple()})", "bool_or")]
+        ways += [(f"bool_and({scope.simple()})", "bool_and"), (f"bool_and({column} IS NOT NULL)", "bool_and")]
         if family != "bool":
             ways += [(f"min({column})", "min"), (f"max({column})", "max")]
         ways += [(f"sum({text})", "sum_int" if of != "numeric" else "sum") for text, of in scope.of("int4", "int2", "numeric")]

@@ -14,6 +14,7 @@ from unittest import mock
 from dsdb.flow import fragment, scanning
 from dsdb.node import parts
 from dsdb.sql.execute import waiting
+from dsdb.storage.columnar import chunk
 from dsdb.store.config import StoreConfig
 
 BLOCK_ROWS = 8
@@ -43,6 +44,7 @@ def small_sizes() -> Iterator[None]:
             (fragment, "QUERY_ROWS", 12),
             (scanning, "BATCH_ROWS", 5),
             (scanning, "ALONE_ROWS", 3),
+            (chunk, "DICTIONARY_SHARE", 1),
             (waiting, "WAITING_ROWS_MIN", 1),
             (waiting, "NARROWED_SHARE", 1.0),
         ):
