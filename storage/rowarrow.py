@@ -71,6 +71,8 @@ def field_name(column_id: int) -> str:
     return f"c{column_id}"
 
 
+NARROW_PRECISION_MAX = 18
+"""Digits of a decimal of 64 bits."""
 _INTS = {2: pa.int16(), 4: pa.int32(), 8: pa.int64()}
 _FLOATS = {4: pa.float32(), 8: pa.float64()}
 _PLAIN_TYPES = {
@@ -101,6 +103,19 @@ def arrow_type(column: LayoutColumn) -> pa.DataType:
         case kind if kind in _PLAIN_TYPES:
             return _PLAIN_TYPES[kind]
     raise ValueRangeError(f"no such column: {column}")
+
+
+def narrow_type(data_type: pa.DataType) -> pa.DataType:
+    """Give the type of 64 bits for decimals that fit it, and any other type as it is."""
+    if pa.types.is_decimal128(data_type) and data_type.precision <= NARROW_PRECISION_MAX:
+        return pa.decimal64(data_type.precision, data_type.scale)
+    return data_type
+
+
+def as_narrow_type(array: pa.Array) -> pa.Array:
+    """Give an array of the type that `narrow_type` gives."""
+    wanted = narrow_type(array.type)
+    return array if wanted == array.type else array.cast(wanted)
 
 
 def plain_spelling(value: decimal.Decimal) -> str:

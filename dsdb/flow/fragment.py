@@ -108,8 +108,7 @@ class FragmentRunner:
     async def run(self, request: FragmentRequest) -> AsyncGenerator[FragmentOutput, None]:
         """Give the fragment's steps, the last one with its counts.  Raises KvError, SqlError."""
         sql = request.stage.sql
-        # The engine takes dictionaries as they are; what goes to the gateway is plain.
-        scanner = Scanner(self._source, request.stage.scan, request.ts, request.attempt, request.overlay, dictionaries=sql is not None)
+        scanner = Scanner(self._source, request.stage.scan, request.ts, request.attempt, request.overlay, for_engine=sql is not None)
         meter = Meter(scanner)
         if sql is None:
             steps = self._run_scan(request, meter)
@@ -197,7 +196,7 @@ class FragmentRunner:
 
 
 def _engine_input(batches: list[pa.RecordBatch], scan: TableScan) -> pa.Table:
-    """Put batches together; a column that is a dictionary in some of them only is plain in all."""
+    """Put batches together; a column that is a dictionary or narrow in some of them only is plain in all."""
     if not batches:
         batches = [decode_batches([], layouts_of(scan), scan.columns)]
     types = [{column.type for column in columns} for columns in zip(*(batch.columns for batch in batches))]
@@ -205,9 +204,15 @@ def _engine_input(batches: list[pa.RecordBatch], scan: TableScan) -> pa.Table:
     for at, found in enumerate(types):
         arrays = [batch.column(at) for batch in batches]
         if len(found) > 1:
-            arrays = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
+            arrays = [_plain(array) for array in arrays]
         columns.append(pa.chunked_array(arrays))
     return pa.Table.from_arrays(columns, list(scan.names))
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        return array.dictionary_decode()
+    return array.cast(pa.decimal128(array.type.precision, array.type.scale)) if pa.types.is_decimal64(array.type) else array
 
 
 def decode_chunk(chunk: bytes, schema: pa.Schema | None) -> tuple[FragmentOutput, pa.Schema | None]:

@@ -100,16 +100,19 @@ class Scanner:
         attempt: AttemptId | None,
         overlay: Overlay,
         *,
-        dictionaries: bool = False,
+        for_engine: bool = False,
     ) -> None:
-        """attempt: in whose name it reads; overlay: what the transaction has buffered; dictionaries: texts may be given as such."""
+        """attempt: in whose name it reads; overlay: what the transaction has buffered.
+
+        for_engine: columns may be of the types that cost least (dictionaries, decimals of 64 bits), not the same in all batches.
+        """
         self._source = source
         self._scan = scan
         self._layouts = layouts_of(scan)
         self._ts = ts
         self._attempt = attempt
         self._overlay = overlay
-        self._dictionaries = dictionaries
+        self._for_engine = for_engine
         self.tally = Tally()
         """The blocks that were met."""
         self.rows_read = 0
@@ -173,7 +176,7 @@ class Scanner:
     def _of_blocks(self, snapshot: PieceSnapshot, span: Span) -> Iterator[Chunk]:
         scan = self._scan
         writes = self._overlay.clipped([span])
-        columns = Columns(scan.columns, self._layouts, dictionaries=self._dictionaries)
+        columns = Columns(scan.columns, self._layouts, dictionaries=self._for_engine, as_narrow=self._for_engine)
         bounds = [_stored_bounds(bound) for bound in scan.bounds]
         for batch, end in snapshot.batches(columns, (list(writes.keys), list(writes.values)), bounds, self.tally):
             yield Chunk(batch, 0 if batch is None else batch.nbytes, end)

@@ -37,7 +37,7 @@ from dsdb.storage.datum import Datum
 from dsdb.storage.engine.port import Family, Reader
 from dsdb.storage.errors import CorruptionError
 from dsdb.storage.keys import KEY_MAX, Span
-from dsdb.storage.rowarrow import LayoutColumn, arrow_type, batch_of, cast_array, field_name, repeated
+from dsdb.storage.rowarrow import LayoutColumn, arrow_type, as_narrow_type, batch_of, cast_array, field_name, repeated
 from dsdb.storage.rowbatch import HeadShape
 from dsdb.storage.rowcodec import codec_for
 
@@ -246,11 +246,13 @@ class Blocks:
         defaults: Mapping[int, Datum],
         patch: tuple[npt.NDArray[np.int64], Sequence[pa.Array]] | None = None,
         dictionaries: frozenset[int] = frozenset(),
+        *,
+        as_narrow: bool = False,
     ) -> list[pa.Array]:
         """Give columns of the current rows, of exactly the target's types; with some rows replaced, by one array a column.
 
         A column that a row's layout does not have is its default, or NULL.  dictionaries: ids of those to give as dictionaries, which
-        must be stored so.
+        must be stored so; as_narrow: decimals by `narrow_type`.
         """
         zones = [_zones_of(entry, column.column_id) for column in target]
         chunks = self.chunks(entry, [zone.slot for found in zones for zone in found])
@@ -259,10 +261,12 @@ class Blocks:
         for index, (column, found) in enumerate(zip(target, zones)):
             values = None if patch is None else Patch(patch[0], patch[1][index])
             if len(found) == 1 and found[0].column == column and all(column in layout.columns for layout in entry.layouts):
-                arrays.append(chunks[found[0].slot].array(values, as_dictionary=column.column_id in dictionaries))
+                arrays.append(chunks[found[0].slot].array(values, as_dictionary=column.column_id in dictionaries, as_narrow=as_narrow))
             else:
                 by_column = {zone.column: chunks[zone.slot].array() for zone in found}
                 array = _of_layouts(entry, places, column, by_column, defaults.get(column.column_id))
+                if as_narrow:
+                    array = as_narrow_type(array)
                 arrays.append(array if values is None else replaced(array, values))
         return arrays
 

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dsdb.storage.errors import CorruptionError, ValueRangeError
+from dsdb.storage.rowarrow import narrow_type
 
 Numbers = npt.NDArray[Any]
 
@@ -270,8 +271,11 @@ class Chunk:
             np.add(self._numbers, base, out=out, casting="unsafe")
         return out
 
-    def array(self, patch: Patch | None = None, *, as_dictionary: bool = False) -> pa.Array:
-        """Give the column, with some values replaced.  as_dictionary: that of a DICTIONARY as dictionary(int32, its type)."""
+    def array(self, patch: Patch | None = None, *, as_dictionary: bool = False, as_narrow: bool = False) -> pa.Array:
+        """Give the column, with some values replaced.
+
+        as_dictionary: that of a DICTIONARY as dictionary(int32, its type); as_narrow: decimals by `narrow_type`, also those of the patch.
+        """
         if patch is not None and len(patch.places) == 0:
             patch = None
         if self.encoding is Encoding.DICTIONARY:
@@ -280,8 +284,11 @@ class Chunk:
         if self.encoding is Encoding.TEXT:
             offsets, data = self._text(patch)
             return pa.Array.from_buffers(self.type, self.rows, [validity, pa.py_buffer(offsets), data])
-        values = self._raw(patch) if self.encoding is Encoding.RAW else self._widened(patch)
-        return pa.Array.from_buffers(self.type, self.rows, [validity, pa.py_buffer(values)])
+        if self.encoding is Encoding.RAW:
+            self._require(not as_narrow or narrow_type(self.type) == self.type)
+            return pa.Array.from_buffers(self.type, self.rows, [validity, pa.py_buffer(self._raw(patch))])
+        data_type = narrow_type(self.type) if as_narrow else self.type
+        return pa.Array.from_buffers(data_type, self.rows, [validity, pa.py_buffer(self._widened(patch, data_type))])
 
     def _validity(self, patch: Patch | None) -> pa.Buffer | None:
         if patch is None:
@@ -292,13 +299,13 @@ class Chunk:
         valid[patch.places] = patch.values.is_valid().to_numpy(zero_copy_only=False)
         return pa.py_buffer(np.packbits(valid, bitorder="little"))
 
-    def _widened(self, patch: Patch | None) -> Numbers:
-        if pa.types.is_boolean(self.type):
+    def _widened(self, patch: Patch | None, data_type: pa.DataType) -> Numbers:
+        if pa.types.is_boolean(data_type):
             flags = self.integers(_UNSIGNED[1])
             if patch is not None:
                 flags[patch.places] = patch.values.fill_null(False).to_numpy(zero_copy_only=False)
             return np.packbits(flags, bitorder="little")
-        width = _fixed_width(self.type)
+        width = _fixed_width(data_type)
         if width == 16:
             halves = np.empty((self.rows, 2), np.int64)
             low = halves[:, 0].view(np.uint64)

@@ -28,7 +28,7 @@ from dsdb.storage.columnar.overlay import Layer, LayerStream, Settler, cut_layer
 from dsdb.storage.columnar.stretches import Settled, size_of
 from dsdb.storage.datum import Datum
 from dsdb.storage.keys import Span, key_after
-from dsdb.storage.rowarrow import LayoutColumn, arrow_type, batch_of, field_name
+from dsdb.storage.rowarrow import LayoutColumn, arrow_type, as_narrow_type, batch_of, field_name, narrow_type
 from dsdb.storage.rowcodec import RowLayout, decode_batches
 from dsdb.storage.versions import IntentsFoundError, View
 
@@ -273,6 +273,8 @@ class Columns(NamedTuple):
     """By column id, for rows whose layout does not have the column."""
     dictionaries: bool = False
     """Give a text column as dictionary(int32, …), where all blocks that are read have it so; else as plain text, which costs more."""
+    as_narrow: bool = False
+    """Give decimals by `narrow_type`."""
 
 
 def scan_steps(blocks: Blocks, request: Request, columns: Columns, *, at_once_max: int = REGIONS_AT_ONCE_MAX) -> Iterator[Step]:
@@ -313,7 +315,7 @@ def scan_selected(blocks: Blocks, request: Request, columns: Columns) -> Iterato
     for chosen in _groups(regions(blocks, request), REGIONS_AT_ONCE_MAX):
         for region in chosen:
             if region.entry is not None and region.block_row_count:
-                arrays = blocks.columns(region.entry, columns.target, columns.defaults, None, dictionaries)
+                arrays = blocks.columns(region.entry, columns.target, columns.defaults, None, dictionaries, as_narrow=columns.as_narrow)
                 yield pa.record_batch([*arrays, _selection(region, region.entry.rows)], names=names)
         over = _decoded_whole(chosen, columns, dictionaries)
         if over:
@@ -333,7 +335,7 @@ def schema_of(blocks: Blocks, request: Request, columns: Columns) -> pa.Schema:
     dictionaries = _dictionaries(blocks, request, columns)
     fields = []
     for column in columns.target:
-        data_type = arrow_type(column)
+        data_type = narrow_type(arrow_type(column)) if columns.as_narrow else arrow_type(column)
         fields.append(
             (field_name(column.column_id), pa.dictionary(pa.int32(), data_type) if column.column_id in dictionaries else data_type)
         )
@@ -381,7 +383,9 @@ def _groups(found: Iterator[Region], at_once_max: int) -> Iterator[list[Region]]
 
 def _decoded(chosen: Sequence[Region], columns: Columns, dictionaries: frozenset[int]) -> list[list[pa.Array]]:
     """Decode the rows over blocks of several regions at once, but for what was decoded before; give their columns, region by region."""
-    wanted = [(column, column.column_id in dictionaries, columns.defaults.get(column.column_id)) for column in columns.target]
+    wanted = [
+        (column, column.column_id in dictionaries, columns.as_narrow, columns.defaults.get(column.column_id)) for column in columns.target
+    ]
     fresh = [region for region in chosen if region.over[0] and not (region.decoded and all(key in region.decoded for key in wanted))]
     arrays, at = _decoded_whole(fresh, columns, dictionaries), 0
     found: dict[int, list[pa.Array]] = {}
@@ -401,10 +405,10 @@ def _decoded_whole(chosen: Sequence[Region], columns: Columns, dictionaries: fro
     values = [value for region in chosen for value in region.over[1] if value is not None]
     if not values:
         return []
-    batch = decode_batches(values, columns.layouts, columns.target, columns.defaults)
-    return [
-        array.dictionary_encode() if column.column_id in dictionaries else array for array, column in zip(batch.columns, columns.target)
-    ]
+    arrays = decode_batches(values, columns.layouts, columns.target, columns.defaults).columns
+    if columns.as_narrow:
+        arrays = [as_narrow_type(array) for array in arrays]
+    return [array.dictionary_encode() if column.column_id in dictionaries else array for array, column in zip(arrays, columns.target)]
 
 
 def _rendered(blocks: Blocks, region: Region, over: list[pa.Array], columns: Columns, dictionaries: frozenset[int]) -> pa.RecordBatch:
@@ -413,7 +417,7 @@ def _rendered(blocks: Blocks, region: Region, over: list[pa.Array], columns: Col
     if region.entry is None or region.block_row_count == 0:
         return batch_of(over, names, over_rows)
     patch = (region.places, over) if region.is_replacing and over_rows else None
-    arrays = blocks.columns(region.entry, columns.target, columns.defaults, patch, dictionaries)
+    arrays = blocks.columns(region.entry, columns.target, columns.defaults, patch, dictionaries, as_narrow=columns.as_narrow)
     if isinstance(region.rows, slice) and (region.is_replacing or not over_rows):
         low, high = region.rows.start, region.rows.stop
         if high - low < region.entry.rows:

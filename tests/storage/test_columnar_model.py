@@ -301,7 +301,7 @@ def _unless_collected(version: mvcc.Version | None, threshold: int) -> mvcc.Vers
 
 
 def _ask_arrow(world: World, question: Question, request: Request, expected: list[tuple[bytes, bytes]]) -> None:
-    columns = Columns(TARGET, LAYOUTS, DEFAULTS, question.dictionaries)
+    columns = Columns(TARGET, LAYOUTS, DEFAULTS, question.dictionaries, as_narrow=question.dictionaries)
     batches = list(merge.scan(world.blocks(), request, columns, limit=question.limit))
     schema = merge.schema_of(world.blocks(), request, columns)
     assert all(batch.num_rows and batch.schema == schema for batch in batches)
