@@ -44,8 +44,11 @@ def _lost(left: Sequence[Values], right: Sequence[Values]) -> str:
 
 
 def _sorted(outcome: Outcome, loose: set[int]) -> list[Values]:
-    def key(row: Values) -> list[tuple[bool, str]]:
-        return [(value is None, _rounded(value) if n in loose and value is not None else value or "") for n, value in enumerate(row)]
+    """Sort rows by their values, the loose ones rounded, and those that are then the same by all their digits."""
+
+    def key(row: Values) -> tuple[list[tuple[bool, str]], list[float]]:
+        rounded = [(value is None, _rounded(value) if n in loose and value is not None else value or "") for n, value in enumerate(row)]
+        return rounded, [float(row[n] or 0) for n in sorted(loose)]
 
     return sorted(outcome.rows, key=key)
 
