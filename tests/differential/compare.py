@@ -54,7 +54,8 @@ def _sorted(outcome: Outcome, loose: set[int]) -> list[Values]:
 
 
 def _rounded(value: str) -> str:
-    return f"{float(value):.5g}"
+    # Not −0: which of two equal zeros DISTINCT keeps is open.
+    return f"{float(value) + 0.0:.5g}"
 
 
 def _same(left: Values, right: Values, types: Sequence[TypeName], loose: set[int]) -> bool:

@@ -21,3 +21,9 @@ def test_large_values_that_are_nearly_the_same_are_paired() -> None:
     first = _outcome(TypeName.DECIMAL, "123456789018", "123456789020")
     assert not difference(first, _outcome(TypeName.DECIMAL, "123456789020", "123456789018"), is_quotient=True)
     assert difference(first, _outcome(TypeName.DECIMAL, "123456789020", "123456789019"), is_quotient=True)
+
+
+def test_zeros_of_both_signs_are_one_value() -> None:
+    first = _outcome(TypeName.DOUBLE, "-1", "-0", "0.5")
+    assert not difference(first, _outcome(TypeName.DOUBLE, "0", "-1", "0.5"))
+    assert difference(first, _outcome(TypeName.DOUBLE, "0", "1", "0.5"))
